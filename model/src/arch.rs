@@ -1,0 +1,158 @@
+//! The closed list of networks: the three autoencoders of chapter 17 of Géron's "Hands-On Machine Learning"
+//! (2nd edition), each on its own page.
+
+mod conv;
+mod denoising;
+mod recurrent;
+
+use std::fmt;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor};
+use burn::tensor::{Device, Tensor};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+pub use conv::Conv;
+pub use denoising::Denoising;
+pub use recurrent::Recurrent;
+
+use crate::layers::{Initializer, Noise};
+
+/// Rows and columns of an image of the data set.
+pub const IMAGE_SIDE: usize = 28;
+/// Pixels of an image of the data set: 28 * 28.
+pub const N_PIXELS: usize = IMAGE_SIDE * IMAGE_SIDE;
+
+/// Which network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// Convolutions down to 64x3x3 and transposed ones back up.
+    Conv,
+    /// LSTMs that read an image row by row into 30 values and write it back.
+    Recurrent,
+    /// Dense layers down to 30 values, trained to undo noise on the input.
+    Denoising,
+}
+
+impl Architecture {
+    /// All of them, in the book's order.
+    pub const ALL: [Self; 3] = [Self::Conv, Self::Recurrent, Self::Denoising];
+
+    /// The name as typed and published.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Conv => "conv",
+            Self::Recurrent => "recurrent",
+            Self::Denoising => "denoising",
+        }
+    }
+
+    /// What the book does to the input in training.
+    pub fn book_noise(self) -> Noise {
+        match self {
+            Self::Conv | Self::Recurrent => Noise::None,
+            Self::Denoising => Noise::Gaussian { deviation: 0.2 },
+        }
+    }
+
+    /// The book's learning rate.
+    pub fn book_learning_rate(self) -> f32 {
+        match self {
+            Self::Conv | Self::Denoising => 1.0,
+            Self::Recurrent => 0.1,
+        }
+    }
+
+    /// How often the book goes through the training images.
+    pub fn book_epochs(self) -> u32 {
+        match self {
+            Self::Conv => 5,
+            Self::Recurrent | Self::Denoising => 10,
+        }
+    }
+
+    /// The layers in order: name, output shape of one image of 28x28, and the tensors' prefix if it has parameters.
+    pub fn layers(self) -> &'static [LayerRow] {
+        match self {
+            Self::Conv => conv::LAYERS,
+            Self::Recurrent => recurrent::LAYERS,
+            Self::Denoising => denoising::LAYERS,
+        }
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// A line of a network's summary.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerRow {
+    /// What the layer is, as Keras calls it, with its activation.
+    pub kind: &'static str,
+    /// Shape of its output for one image of 28x28.
+    pub output: &'static [usize],
+    /// What its tensors' names start with; empty for a layer without parameters.
+    pub tensors: &'static str,
+}
+
+/// One of the three networks, its parameters on a device.
+#[derive(Debug, Clone)]
+pub enum Network {
+    /// See [`Conv`].
+    Conv(Conv),
+    /// See [`Recurrent`].
+    Recurrent(Recurrent),
+    /// See [`Denoising`].
+    Denoising(Denoising),
+}
+
+impl Network {
+    /// A network with its initial values drawn from the seed.
+    pub fn new(architecture: Architecture, seed: u64, device: &Device) -> Self {
+        let mut initializer = Initializer::new(seed, device);
+        match architecture {
+            Architecture::Conv => Self::Conv(Conv::new(&mut initializer)),
+            Architecture::Recurrent => Self::Recurrent(Recurrent::new(&mut initializer)),
+            Architecture::Denoising => Self::Denoising(Denoising::new(&mut initializer)),
+        }
+    }
+
+    /// Images [batch, rows, 28] → reconstructions before the sigmoid, of the same shape. The recurrent network takes
+    /// any number of rows, the others 28.
+    pub fn logits(&self, images: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Conv(network) => network.logits(images),
+            Self::Recurrent(network) => network.logits(images),
+            Self::Denoising(network) => network.logits(images),
+        }
+    }
+
+    /// Images [batch, rows, 28] → codes [batch, code size], each flattened in channel, row, column order.
+    pub fn code(&self, images: Tensor<3>) -> Tensor<2> {
+        match self {
+            Self::Conv(network) => network.code(images),
+            Self::Recurrent(network) => network.code(images),
+            Self::Denoising(network) => network.code(images),
+        }
+    }
+
+    pub(crate) fn visit(&self, visitor: &mut impl ModuleVisitor) {
+        match self {
+            Self::Conv(network) => network.visit(visitor),
+            Self::Recurrent(network) => network.visit(visitor),
+            Self::Denoising(network) => network.visit(visitor),
+        }
+    }
+
+    pub(crate) fn map(self, mapper: &mut impl ModuleMapper) -> Self {
+        match self {
+            Self::Conv(network) => Self::Conv(network.map(mapper)),
+            Self::Recurrent(network) => Self::Recurrent(network.map(mapper)),
+            Self::Denoising(network) => Self::Denoising(network.map(mapper)),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The recurrent autoencoder: 122,548 parameters. It reads an image row by row and takes any number of rows.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::{IMAGE_SIDE, LayerRow};
+use crate::layers::{Dense, Initializer, Lstm, Sequence};
+
+/// Values of a code.
+const N_CODE: usize = 30;
+
+/// Two LSTMs that read, one that writes.
+#[derive(Module, Debug)]
+pub struct Recurrent {
+    encoder: Encoder,
+    decoder: Decoder,
+}
+
+#[derive(Module, Debug)]
+struct Encoder {
+    lstm1: Lstm,
+    lstm2: Lstm,
+}
+
+#[derive(Module, Debug)]
+struct Decoder {
+    lstm1: Lstm,
+    dense: Dense,
+}
+
+impl Recurrent {
+    pub(super) fn new(initializer: &mut Initializer) -> Self {
+        Self {
+            encoder: Encoder {
+                lstm1: Lstm::new(IMAGE_SIDE, 100, initializer),
+                lstm2: Lstm::new(100, N_CODE, initializer),
+            },
+            decoder: Decoder {
+                lstm1: Lstm::new(N_CODE, 100, initializer),
+                dense: Dense::new(100, IMAGE_SIDE, initializer),
+            },
+        }
+    }
+
+    /// [batch, rows, 28] → [batch, 30]: what the second LSTM says after the last row.
+    pub(super) fn code(&self, images: Tensor<3>) -> Tensor<2> {
+        let [n_samples, n_rows, _] = images.dims();
+        assert!(n_rows > 0, "a sequence has at least one row");
+        let rows: Sequence = (0..n_rows)
+            .map(|row| images.clone().narrow(1, row, 1).reshape([n_samples, IMAGE_SIDE])) // [batch, 28]
+            .collect();
+        let hidden = self.encoder.lstm1.forward(&rows); // rows x [batch, 100]
+        let mut codes = self.encoder.lstm2.forward(&hidden); // rows x [batch, 30]
+        codes.pop().expect("one output for each row, and there is a row")
+    }
+
+    /// [batch, rows, 28] → [batch, rows, 28].
+    pub(super) fn logits(&self, images: Tensor<3>) -> Tensor<3> {
+        let [_, n_rows, _] = images.dims();
+        let code = self.code(images);
+        let hidden = self.decoder.lstm1.forward_repeated(code, n_rows); // rows x [batch, 100]
+        let hidden: Tensor<3> = Tensor::stack(hidden, 1); // [batch, rows, 100]
+        self.decoder.dense.forward(hidden)
+    }
+}
+
+pub(super) const LAYERS: &[LayerRow] = &[
+    LayerRow { kind: "LSTM", output: &[28, 100], tensors: "encoder.lstm1" },
+    LayerRow { kind: "LSTM, last output", output: &[30], tensors: "encoder.lstm2" },
+    LayerRow { kind: "RepeatVector", output: &[28, 30], tensors: "" },
+    LayerRow { kind: "LSTM", output: &[28, 100], tensors: "decoder.lstm1" },
+    LayerRow { kind: "TimeDistributed Dense, sigmoid", output: &[28, 28], tensors: "decoder.dense" },
+];

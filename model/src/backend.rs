@@ -1,0 +1,323 @@
+//! Which library computes, and on what: the only file that names a backend.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Device;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// A library that computes tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Pure Rust on the CPU; nothing to install.
+    Flex,
+    /// LibTorch: CPU, CUDA, or Metal (MPS).
+    Tch,
+    /// CUDA kernels compiled at run time (CubeCL).
+    Cuda,
+}
+
+impl Backend {
+    /// Those compiled in, the preferred one first.
+    pub const COMPILED: &'static [Self] = &[
+        #[cfg(feature = "flex")]
+        Self::Flex,
+        #[cfg(feature = "tch")]
+        Self::Tch,
+        #[cfg(feature = "cuda")]
+        Self::Cuda,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::Tch => "tch",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// What a backend computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Processor {
+    /// The machine's own processors.
+    Cpu,
+    /// The NVIDIA GPU of this number, counted from 0.
+    Cuda(usize),
+    /// Apple's GPU.
+    Mps,
+}
+
+impl fmt::Display for Processor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => out.write_str("cpu"),
+            Self::Cuda(index) => write!(out, "cuda:{index}"),
+            Self::Mps => out.write_str("mps"),
+        }
+    }
+}
+
+impl FromStr for Processor {
+    type Err = BackendError;
+
+    fn from_str(text: &str) -> Result<Self, BackendError> {
+        let error = || BackendError::UnknownDevice { found: text.to_owned() };
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "mps" => Ok(Self::Mps),
+            _ => {
+                let index = text.strip_prefix("cuda:").ok_or_else(error)?;
+                index.parse().map(Self::Cuda).map_err(|_| error())
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Processor {
+    type Error = BackendError;
+
+    fn try_from(text: String) -> Result<Self, BackendError> {
+        text.parse()
+    }
+}
+
+impl From<Processor> for String {
+    fn from(processor: Processor) -> Self {
+        processor.to_string()
+    }
+}
+
+/// A backend or device that cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// Not a device's name.
+    #[error("expected a device as `cpu`, `cuda:N` or `mps`, found `{found}`; write for example `cuda:0`")]
+    UnknownDevice {
+        /// What was given.
+        found: String,
+    },
+    /// The program was built without it.
+    #[error(
+        "the backend `{backend}` was not compiled in; build with `--features {backend}`, or use one of: {}",
+        compiled()
+    )]
+    NotCompiled {
+        /// What was asked for.
+        backend: Backend,
+    },
+    /// The backend cannot use such a device at all.
+    #[error("the backend `{backend}` does not compute on `{device}`; {advice}")]
+    Unsupported {
+        /// What was asked for.
+        backend: Backend,
+        /// What was asked for.
+        device: Processor,
+        /// What to write instead.
+        advice: &'static str,
+    },
+    /// The device is not there, or its driver is not.
+    #[error("no device `{device}` for the backend `{backend}`: {reason}")]
+    NoDevice {
+        /// What was asked for.
+        backend: Backend,
+        /// What was asked for.
+        device: Processor,
+        /// What was found, and what is missing.
+        reason: String,
+    },
+}
+
+fn compiled() -> String {
+    Backend::COMPILED.iter().map(|backend| format!("`{backend}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Opens a device for tensors without autodiff.
+///
+/// # Errors
+/// If the backend was not compiled in, does not know such a device, or the device or its driver is missing.
+pub fn open(backend: Backend, processor: Processor) -> Result<Device, BackendError> {
+    if !Backend::COMPILED.contains(&backend) {
+        return Err(BackendError::NotCompiled { backend });
+    }
+    match (backend, processor) {
+        #[cfg(feature = "flex")]
+        (Backend::Flex, Processor::Cpu) => Ok(Device::flex()),
+        #[cfg(feature = "tch")]
+        (Backend::Tch, Processor::Cpu) => Ok(Device::libtorch()),
+        #[cfg(feature = "tch")]
+        (Backend::Tch, Processor::Cuda(index)) => libtorch::open_cuda(index),
+        #[cfg(feature = "tch")]
+        (Backend::Tch, Processor::Mps) => libtorch::open_mps(),
+        #[cfg(feature = "cuda")]
+        (Backend::Cuda, Processor::Cuda(index)) => cubecl::open_cuda(index),
+        (Backend::Cuda, _) => {
+            Err(BackendError::Unsupported { backend, device: processor, advice: "write `--device cuda:0`" })
+        }
+        _ => Err(BackendError::Unsupported {
+            backend,
+            device: processor,
+            advice: "write `--device cpu`, or use the backend `tch` or `cuda`",
+        }),
+    }
+}
+
+/// The device for work that does not matter for speed: layouts, initial values.
+///
+/// # Panics
+/// If the program was built with a GPU backend alone and no GPU is there.
+pub fn reference_device() -> Device {
+    let backend = *Backend::COMPILED.first().expect("the program is built with at least one backend");
+    let processor = if backend == Backend::Cuda { Processor::Cuda(0) } else { Processor::Cpu };
+    open(backend, processor).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Bounds the threads that a backend computes with on the CPU; none given, all of the machine's. To be called once,
+/// before the first tensor.
+pub fn set_threads(n_threads: Option<std::num::NonZeroUsize>) {
+    let Some(n_threads) = n_threads else { return };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads.get()).build_global();
+    if let Err(error) = pool {
+        tracing::warn!(%error, "the number of threads stays as it was set before");
+    }
+    #[cfg(feature = "tch")]
+    libtorch::set_threads(n_threads.get());
+}
+
+/// Names what results are equal in every bit on: the backend and its version, the device, and the CPU's widest vectors.
+pub fn compute_class(backend: Backend, processor: Processor) -> String {
+    let library = match backend {
+        Backend::Flex => "flex-0.22",
+        Backend::Tch => "tch-0.22",
+        Backend::Cuda => "cuda-0.22",
+    };
+    let kind = match processor {
+        Processor::Cpu => vector_level(),
+        Processor::Cuda(_) => "cuda",
+        Processor::Mps => "mps",
+    };
+    format!("{library}/{}/{kind}", std::env::consts::ARCH)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn vector_level() -> &'static str {
+    if is_x86_feature_detected!("avx512f") {
+        "avx512"
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        "avx2"
+    } else {
+        "sse2"
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn vector_level() -> &'static str {
+    "generic"
+}
+
+#[cfg(feature = "tch")]
+mod libtorch {
+    //! LibTorch's own questions: how many GPUs, which threads.
+
+    use burn::tensor::Device;
+
+    use super::{Backend, BackendError, Processor};
+
+    pub(super) fn open_cuda(index: usize) -> Result<Device, BackendError> {
+        let n_found = tch::Cuda::device_count();
+        if usize::try_from(n_found).unwrap_or(0) > index {
+            return Ok(Device::libtorch_cuda(index));
+        }
+        let reason = if tch::Cuda::is_available() || n_found > 0 {
+            format!("{n_found} CUDA device(s) found; the highest is cuda:{}", n_found - 1)
+        } else {
+            "no CUDA device found; it needs an NVIDIA GPU, its driver, and a LibTorch built for CUDA".to_owned()
+        };
+        Err(BackendError::NoDevice { backend: Backend::Tch, device: Processor::Cuda(index), reason })
+    }
+
+    pub(super) fn open_mps() -> Result<Device, BackendError> {
+        if tch::utils::has_mps() {
+            return Ok(Device::libtorch_mps());
+        }
+        let reason = "it needs a Mac with Apple silicon and a LibTorch built for it".to_owned();
+        Err(BackendError::NoDevice { backend: Backend::Tch, device: Processor::Mps, reason })
+    }
+
+    pub(super) fn set_threads(n_threads: usize) {
+        let n_threads = i32::try_from(n_threads).unwrap_or(i32::MAX);
+        tch::set_num_threads(n_threads);
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cubecl {
+    //! Whether CubeCL finds a driver and a GPU.
+
+    use burn::tensor::{Device, DeviceType};
+
+    use super::{Backend, BackendError, Processor};
+
+    pub(super) fn open_cuda(index: usize) -> Result<Device, BackendError> {
+        let no_device =
+            |reason| BackendError::NoDevice { backend: Backend::Cuda, device: Processor::Cuda(index), reason };
+        // The loader panics where the driver's library is missing; that is an answer, not a fault.
+        let devices = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec()).map_err(|_| {
+            no_device(
+                "the NVIDIA driver (libcuda.so.1) could not be loaded; install it, or use `--backend flex`".to_owned(),
+            )
+        })?;
+        match devices.len() {
+            0 => Err(no_device("no CUDA device found; it needs an NVIDIA GPU and its driver".to_owned())),
+            n_found if n_found <= index => {
+                Err(no_device(format!("{n_found} CUDA device(s) found; the highest is cuda:{}", n_found - 1)))
+            }
+            _ => Ok(Device::cuda(index)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for text in ["cpu", "cuda:0", "cuda:3", "mps"] {
+            assert_eq!(text.parse::<Processor>().expect(text).to_string(), text);
+        }
+        for text in ["gpu", "cuda:", "cuda:-1", "cuda:x", ""] {
+            assert_eq!(text.parse::<Processor>(), Err(BackendError::UnknownDevice { found: text.to_owned() }));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let check = |backend, processor, part: &str| {
+            let text = open(backend, processor).expect_err("it is not there").to_string();
+            assert!(text.contains(part), "`{text}` does not say `{part}`");
+        };
+        if !Backend::COMPILED.contains(&Backend::Tch) {
+            check(Backend::Tch, Processor::Cpu, "build with `--features tch`");
+        }
+        if !Backend::COMPILED.contains(&Backend::Cuda) {
+            check(Backend::Cuda, Processor::Cuda(0), "build with `--features cuda`");
+        }
+        if Backend::COMPILED.contains(&Backend::Flex) {
+            check(Backend::Flex, Processor::Cuda(0), "does not compute on `cuda:0`");
+        }
+        if Backend::COMPILED.contains(&Backend::Tch) {
+            check(Backend::Tch, Processor::Cuda(99), "CUDA device");
+        }
+    }
+}

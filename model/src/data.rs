@@ -1,0 +1,180 @@
+//! The images that are trained on: where they come from, how they are split, which of them make up a shard.
+
+mod fetch;
+mod idx;
+mod sampler;
+mod source;
+mod synthetic;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+pub use fetch::{FILES, FetchError, FetchProgress, FetchReport, MIRRORS, RemoteFile, fetch};
+pub use idx::{IdxError, Pixels};
+pub use sampler::{Order, Sampler};
+pub use source::{DataChoice, cache_folder, open};
+
+use crate::arch::{IMAGE_SIDE, N_PIXELS};
+use crate::gradients::Images;
+
+/// Which images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// The training file without its last twelfth: 55,000 of Fashion-MNIST.
+    Train,
+    /// The last twelfth of the training file: 5,000.
+    Valid,
+    /// The test file: 10,000.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// What each class is, in the order of the labels.
+pub const CLASS_NAMES: [&str; 10] =
+    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
+
+/// Images and labels of one file pair.
+#[derive(Debug)]
+struct Labelled {
+    pixels: Pixels,
+    labels: Vec<u8>,
+}
+
+/// A data set in memory: pixels as bytes, mapped from the file where that is not compressed.
+#[derive(Debug)]
+pub struct Dataset {
+    name: String,
+    training_file: Labelled,
+    test_file: Labelled,
+}
+
+impl Dataset {
+    /// What the data set is and where it came from, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many images a split has.
+    pub fn n_images(&self, split: Split) -> usize {
+        self.labels(split).len()
+    }
+
+    /// The labels of a split, each below 10.
+    pub fn labels(&self, split: Split) -> &[u8] {
+        let (file, range) = self.place(split);
+        &file.labels[range]
+    }
+
+    /// The pixels of a split: [images, 28, 28].
+    pub fn pixels(&self, split: Split) -> &[u8] {
+        let (file, range) = self.place(split);
+        &file.pixels.as_slice()[range.start * N_PIXELS..range.end * N_PIXELS]
+    }
+
+    /// Gathers images by their places in the split, as values from 0 to 1.
+    ///
+    /// # Panics
+    /// If a place is not below [`Dataset::n_images`].
+    pub fn gather(&self, split: Split, places: &[u32]) -> Images {
+        let pixels = self.pixels(split);
+        let mut values = Vec::with_capacity(places.len() * N_PIXELS);
+        for &place in places {
+            let start = place as usize * N_PIXELS;
+            values.extend(pixels[start..start + N_PIXELS].iter().map(|&pixel| f32::from(pixel) / 255.0));
+        }
+        Images { values, shape: [places.len(), IMAGE_SIDE, IMAGE_SIDE] }
+    }
+
+    /// The blake3 of all pixels and labels: equal for equal data, wherever it came from.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for file in [&self.training_file, &self.test_file] {
+            hasher.update(file.pixels.as_slice());
+            hasher.update(&file.labels);
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    fn place(&self, split: Split) -> (&Labelled, std::ops::Range<usize>) {
+        let n_file = self.training_file.labels.len();
+        let n_train = n_file - n_file / 12; // 60,000 - 5,000 = 55,000
+        match split {
+            Split::Train => (&self.training_file, 0..n_train),
+            Split::Valid => (&self.training_file, n_train..n_file),
+            Split::Test => (&self.test_file, 0..self.test_file.labels.len()),
+        }
+    }
+}
+
+/// Data that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file is not there.
+    #[error(
+        "expected `{name}` or `{name}.gz` in {folder}, found neither; run `autoencoder data fetch --dir {folder}`, or \
+         name another folder with `--data`", folder = folder.display()
+    )]
+    Missing {
+        /// The file's name, uncompressed.
+        name: &'static str,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file holds something else than it should.
+    #[error("{}: {source}", path.display())]
+    Idx {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: IdxError,
+    },
+    /// Images and labels do not go together.
+    #[error("expected as many labels as images, found {n_images} images in {} and {n_labels} labels in {}", images.display(), labels.display())]
+    Counts {
+        /// The file of images.
+        images: PathBuf,
+        /// The file of labels.
+        labels: PathBuf,
+        /// Images found.
+        n_images: usize,
+        /// Labels found.
+        n_labels: usize,
+    },
+    /// Too few images to train, validate and test.
+    #[error("expected at least 12 images for training and 1 for the test, found {n_images} in {}", path.display())]
+    TooFew {
+        /// The file of images.
+        path: PathBuf,
+        /// Images found.
+        n_images: usize,
+    },
+    /// The data set could not be downloaded.
+    #[error("{0}")]
+    Fetch(#[from] FetchError),
+    /// There is nowhere to download to.
+    #[error(
+        "this user has no cache folder to download to; name one with `--data DIR` after `autoencoder data fetch --dir DIR`"
+    )]
+    NoCacheFolder,
+}

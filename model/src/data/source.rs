@@ -1,0 +1,196 @@
+//! Where a data set is looked for, and what happens where it is not found.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::fetch::{FILES, FetchProgress, MIRRORS, fetch};
+use super::idx::{Pixels, read_images, read_labels};
+use super::{DataError, Dataset, Labelled, synthetic};
+
+/// The environment variable that names the data set for `auto` and `fashion-mnist`.
+const VARIABLE: &str = "TELAR_DATA";
+/// The project's own folder for data, looked at from where the program is started.
+const LOCAL_FOLDER: &str = "data";
+
+/// Which data set is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataChoice {
+    /// Fashion-MNIST wherever it is found, else downloaded, else synthetic garments.
+    Auto,
+    /// Fashion-MNIST wherever it is found, else downloaded.
+    FashionMnist,
+    /// Garments that the program draws itself.
+    Synthetic,
+    /// The files in a folder.
+    Folder(PathBuf),
+}
+
+impl FromStr for DataChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "fashion-mnist" => Self::FashionMnist,
+            "synthetic" => Self::Synthetic,
+            folder => Self::Folder(PathBuf::from(folder)),
+        })
+    }
+}
+
+impl fmt::Display for DataChoice {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => out.write_str("auto"),
+            Self::FashionMnist => out.write_str("fashion-mnist"),
+            Self::Synthetic => out.write_str("synthetic"),
+            Self::Folder(folder) => folder.display().fmt(out),
+        }
+    }
+}
+
+/// The user's folder for the downloaded data set, if the system has such folders.
+pub fn cache_folder() -> Option<PathBuf> {
+    dirs::cache_dir().map(|folder| folder.join("telar").join("fashion-mnist"))
+}
+
+/// Opens the data set asked for; downloads it if that is allowed and needed.
+///
+/// # Errors
+/// If files are missing, damaged or do not go together, or the download fails. `auto` falls back to synthetic garments
+/// only where there is no network; a damaged file is always an error.
+pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Dataset, DataError> {
+    match choice {
+        DataChoice::Folder(folder) => open_folder(folder),
+        DataChoice::Synthetic => Ok(synthetic_garments()),
+        DataChoice::FashionMnist => open_fashion_mnist(progress),
+        DataChoice::Auto => match std::env::var(VARIABLE).as_deref() {
+            Ok("synthetic") => Ok(synthetic_garments()),
+            _ => open_fashion_mnist(progress).or_else(|error| match error {
+                DataError::Fetch(error) if error.is_offline() => {
+                    tracing::warn!("NOT FASHION-MNIST: it is in neither ${VARIABLE}, {LOCAL_FOLDER}/ nor the cache");
+                    tracing::warn!(%error, "and there is no network to download it");
+                    tracing::warn!("going on with SYNTHETIC garments; no figure compares with the book's");
+                    Ok(synthetic_garments())
+                }
+                error => Err(error),
+            }),
+        },
+    }
+}
+
+fn open_fashion_mnist(progress: &mut dyn FetchProgress) -> Result<Dataset, DataError> {
+    let is_folder = |value: &String| !matches!(value.as_str(), "" | "auto" | "fashion-mnist");
+    if let Some(folder) = std::env::var(VARIABLE).ok().filter(is_folder) {
+        // Who names a folder means it: nothing else is tried.
+        return open_folder(Path::new(&folder));
+    }
+    let cache = cache_folder();
+    let places = [Some(PathBuf::from(LOCAL_FOLDER)), cache.clone()];
+    if let Some(folder) = places.into_iter().flatten().find(|folder| is_whole(folder)) {
+        return open_folder(&folder);
+    }
+    let folder = cache.ok_or(DataError::NoCacheFolder)?;
+    fetch(&folder, &FILES, &MIRRORS.map(str::to_owned), progress)?;
+    open_folder(&folder)
+}
+
+fn synthetic_garments() -> Dataset {
+    const SEED: u64 = 0; // one data set, always the same
+    let (n_training, n_test) = (60_000, 10_000); // as many as Fashion-MNIST has
+    let (mut pixels, mut labels) = synthetic::garments(SEED, n_training + n_test);
+    let test_file = Labelled {
+        pixels: Pixels::from_vec(pixels.split_off(n_training * crate::arch::N_PIXELS)),
+        labels: labels.split_off(n_training),
+    };
+    let training_file = Labelled { pixels: Pixels::from_vec(pixels), labels };
+    Dataset { name: "synthetic garments".to_owned(), training_file, test_file }
+}
+
+/// The files' names without `.gz`: images and labels for training, images and labels for the test.
+const NAMES: [[&str; 2]; 2] =
+    [["train-images-idx3-ubyte", "train-labels-idx1-ubyte"], ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]];
+
+fn is_whole(folder: &Path) -> bool {
+    NAMES.as_flattened().iter().all(|name| find(folder, name).is_some())
+}
+
+/// The file itself if it is there, else its compressed form.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    [name.to_owned(), format!("{name}.gz")].iter().map(|name| folder.join(name)).find(|path| path.is_file())
+}
+
+fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
+    let [training_file, test_file] = [open_pair(folder, NAMES[0], 12)?, open_pair(folder, NAMES[1], 1)?];
+    Ok(Dataset { name: folder.display().to_string(), training_file, test_file })
+}
+
+fn open_pair(folder: &Path, [images, labels]: [&'static str; 2], n_images_min: usize) -> Result<Labelled, DataError> {
+    let place = |name| find(folder, name).ok_or_else(|| DataError::Missing { name, folder: folder.to_owned() });
+    let (images, labels) = (place(images)?, place(labels)?);
+    let file = Labelled { pixels: read_images(&images)?, labels: read_labels(&labels)? };
+    let n_images = file.pixels.as_slice().len() / crate::arch::N_PIXELS;
+    let n_labels = file.labels.len();
+    if n_images != n_labels {
+        return Err(DataError::Counts { images, labels, n_images, n_labels });
+    }
+    if n_images < n_images_min {
+        return Err(DataError::TooFew { path: images, n_images });
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest data set there can be: one validation image.
+    fn write_small(folder: &Path) {
+        for (names, n_images) in NAMES.iter().zip([12_u32, 1]) {
+            let pixels = vec![9; n_images as usize * crate::arch::N_PIXELS];
+            let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
+            std::fs::write(folder.join(names[0]), [header, pixels].concat()).expect("the folder can be written");
+            let header = [0x801, n_images].map(u32::to_be_bytes).concat();
+            let labels = vec![4; n_images as usize];
+            std::fs::write(folder.join(names[1]), [header, labels].concat()).expect("the folder can be written");
+        }
+    }
+
+    #[test]
+    fn plain_files_are_split_and_gathered() {
+        use super::super::Split;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write_small(folder.path());
+        let data = open_folder(folder.path()).expect("a whole data set");
+        let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
+        assert_eq!(counts, [11, 1, 1]);
+        let images = data.gather(Split::Train, &[3, 0]);
+        assert_eq!(images.shape, [2, 28, 28]);
+        assert!(images.values.iter().all(|&value| (value - 9.0 / 255.0).abs() < 1e-9));
+        assert_eq!(data.labels(Split::Test), [4]);
+    }
+
+    #[test]
+    fn a_data_set_that_does_not_fit_together_is_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let check = |part: &str| {
+            let text = open_folder(folder.path()).expect_err("something is wrong").to_string();
+            assert!(text.contains(part), "`{text}` does not say `{part}`");
+        };
+        check("expected `train-images-idx3-ubyte` or `train-images-idx3-ubyte.gz`");
+        write_small(folder.path());
+        std::fs::copy(folder.path().join(NAMES[1][1]), folder.path().join(NAMES[0][1])).expect("a copy");
+        check("found 12 images");
+        std::fs::copy(folder.path().join(NAMES[1][0]), folder.path().join(NAMES[0][0])).expect("a copy");
+        check("expected at least 12 images");
+    }
+
+    #[test]
+    fn synthetic_garments_come_in_the_sizes_of_the_real_ones() {
+        use super::super::Split;
+        let data = synthetic_garments();
+        let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
+        assert_eq!(counts, [55_000, 5_000, 10_000]);
+    }
+}

@@ -1,0 +1,62 @@
+//! What a program's end tells the one who started it. The numbers are those of BSD's `sysexits.h` where it has one.
+
+use crate::backend::BackendError;
+use crate::data::DataError;
+use crate::files::WriteError;
+use crate::layers::NoiseError;
+use crate::recipe::RecipeError;
+use crate::training::TrainingError;
+use crate::weights::WeightsError;
+
+/// Bad configuration.
+pub const CONFIGURATION: u8 = 64;
+/// Bad data: images, labels, weights.
+pub const DATA: u8 = 65;
+/// Something needed is not there: a GPU, the network.
+pub const UNAVAILABLE: u8 = 69;
+/// The program's own fault.
+pub const INTERNAL: u8 = 70;
+/// A file cannot be written.
+pub const CANNOT_WRITE: u8 = 73;
+/// The run diverged.
+pub const DIVERGED: u8 = 74;
+
+/// The exit code of an error, by the first of its causes that is known.
+pub fn code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of_cause).unwrap_or(INTERNAL)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<DataError>() {
+        return Some(match error {
+            DataError::Fetch(error) => code_of_fetch(error),
+            DataError::NoCacheFolder => UNAVAILABLE,
+            _ => DATA,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<crate::data::FetchError>() {
+        return Some(code_of_fetch(error));
+    }
+    if let Some(error) = cause.downcast_ref::<BackendError>() {
+        return Some(if matches!(error, BackendError::NoDevice { .. }) { UNAVAILABLE } else { CONFIGURATION });
+    }
+    if let Some(error) = cause.downcast_ref::<TrainingError>() {
+        return Some(if matches!(error, TrainingError::Write(_)) { CANNOT_WRITE } else { DIVERGED });
+    }
+    let is_configuration = cause.is::<RecipeError>() || cause.is::<NoiseError>();
+    let known = [
+        (is_configuration, CONFIGURATION),
+        (cause.is::<WeightsError>(), DATA),
+        (cause.is::<WriteError>(), CANNOT_WRITE),
+    ];
+    known.iter().find(|(is_it, _)| *is_it).map(|&(_, code)| code)
+}
+
+fn code_of_fetch(error: &crate::data::FetchError) -> u8 {
+    use crate::data::FetchError;
+    match error {
+        FetchError::Write { .. } => CANNOT_WRITE,
+        FetchError::Corrupted { .. } => DATA,
+        _ => UNAVAILABLE,
+    }
+}

@@ -1,0 +1,16 @@
+//! The layers of the three networks in Keras' meaning, where Burn has none of it: parameters in the published layout,
+//! one bias per LSTM, the cropped transposed convolution, noise on the input. Each knows its initialisers.
+
+mod conv;
+mod dense;
+mod initializer;
+mod lstm;
+mod noise;
+mod selu;
+
+pub use conv::{Conv, ConvTranspose, Crop};
+pub use dense::Dense;
+pub use initializer::Initializer;
+pub use lstm::{Lstm, Sequence};
+pub use noise::{Noise, NoiseError};
+pub use selu::selu;

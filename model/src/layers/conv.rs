@@ -1,0 +1,66 @@
+//! Convolutions with a 3x3 kernel: the plain one that keeps the size, and the transposed one that doubles it.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::module::{conv_transpose2d, conv2d};
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+
+use super::Initializer;
+
+const KERNEL: usize = 3;
+
+/// A 3x3 convolution, stride 1, *same* padding.
+#[derive(Module, Debug)]
+pub struct Conv {
+    weight: Param<Tensor<4>>, // [out, in, 3, 3]
+    bias: Param<Tensor<1>>,   // [out]
+}
+
+impl Conv {
+    /// A layer from `n_in` to `n_out` channels: kernel Glorot-uniform, bias 0.
+    pub fn new(n_in: usize, n_out: usize, initializer: &mut Initializer) -> Self {
+        Self { weight: initializer.glorot_uniform([n_out, n_in, KERNEL, KERNEL]), bias: initializer.zeros([n_out]) }
+    }
+
+    /// [batch, in, height, width] → [batch, out, height, width].
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1); // stride, padding, dilation, groups
+        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+    }
+}
+
+/// What of a transposed convolution's full output of 2n + 1 rows and columns is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crop {
+    /// All of it (Keras' *valid*): n → 2n + 1.
+    Valid,
+    /// The first 2n rows and columns (Keras' *same*): n → 2n. It is not the same as a padding of 1 with an output
+    /// padding of 1, which keeps the last 2n.
+    Same,
+}
+
+/// A 3x3 transposed convolution, stride 2.
+#[derive(Module, Debug)]
+pub struct ConvTranspose {
+    weight: Param<Tensor<4>>, // [in, out, 3, 3]
+    bias: Param<Tensor<1>>,   // [out]
+}
+
+impl ConvTranspose {
+    /// A layer from `n_in` to `n_out` channels: kernel Glorot-uniform, bias 0.
+    pub fn new(n_in: usize, n_out: usize, initializer: &mut Initializer) -> Self {
+        Self { weight: initializer.glorot_uniform([n_in, n_out, KERNEL, KERNEL]), bias: initializer.zeros([n_out]) }
+    }
+
+    /// [batch, in, n, m] → [batch, out, 2n, 2m], or one row and column more for [`Crop::Valid`].
+    pub fn forward(&self, x: Tensor<4>, crop: Crop) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        // stride, padding, output padding, dilation, groups
+        let options = ConvTransposeOptions::new([2, 2], [0, 0], [0, 0], [1, 1], 1);
+        let full = conv_transpose2d(x, self.weight.val(), Some(self.bias.val()), options); // [batch, out, 2n+1, 2m+1]
+        match crop {
+            Crop::Valid => full,
+            Crop::Same => full.narrow(2, 0, 2 * height).narrow(3, 0, 2 * width),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Noise on a network's input, in training only: drawn on the host, so that every backend gets the same bits.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+
+use crate::random::{Stream, generator, unit_f32};
+
+/// What is done to the input in training.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Noise {
+    /// The input as it is.
+    None,
+    /// Adds numbers from a normal distribution with mean 0 (Keras' `GaussianNoise`); nothing is clipped.
+    Gaussian {
+        /// Standard deviation, in units of the input (pixels from 0 to 1); finite, above 0.
+        deviation: f32,
+    },
+    /// Sets values to 0, and scales the others by 1 / (1 − rate) (Keras' `Dropout`).
+    Dropout {
+        /// The share of values set to 0, above 0 and below 1.
+        rate: f32,
+    },
+}
+
+impl Noise {
+    /// Applies the noise to values of any shape, drawing from the stream named.
+    pub fn apply(self, values: &mut [f32], seed: u64, stream: Stream) {
+        match self {
+            Self::None => {}
+            Self::Gaussian { deviation } => {
+                let mut generator = generator(seed, stream);
+                for value in values {
+                    let normal: f32 = StandardNormal.sample(&mut generator);
+                    *value += deviation * normal;
+                }
+            }
+            Self::Dropout { rate } => {
+                let mut generator = generator(seed, stream);
+                let scale = 1.0 / (1.0 - rate);
+                for value in values {
+                    let is_kept = unit_f32(&mut generator) >= rate;
+                    *value = if is_kept { *value * scale } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+/// A noise that cannot be had.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "expected noise as `none`, `gaussian:DEVIATION` with a deviation above 0, or `dropout:RATE` with a rate above 0 \
+     and below 1, found `{found}`; write for example `gaussian:0.2`"
+)]
+pub struct NoiseError {
+    /// What was given.
+    pub found: String,
+}
+
+impl FromStr for Noise {
+    type Err = NoiseError;
+
+    fn from_str(text: &str) -> Result<Self, NoiseError> {
+        let error = || NoiseError { found: text.to_owned() };
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let (kind, number) = text.split_once(':').ok_or_else(error)?;
+        let number: f32 = number.parse().map_err(|_| error())?;
+        match kind {
+            "gaussian" if number.is_finite() && number > 0.0 => Ok(Self::Gaussian { deviation: number }),
+            "dropout" if number > 0.0 && number < 1.0 => Ok(Self::Dropout { rate: number }),
+            _ => Err(error()),
+        }
+    }
+}
+
+impl fmt::Display for Noise {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => out.write_str("none"),
+            Self::Gaussian { deviation } => write!(out, "gaussian:{deviation}"),
+            Self::Dropout { rate } => write!(out, "dropout:{rate}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Noise {
+    type Error = NoiseError;
+
+    fn try_from(text: String) -> Result<Self, NoiseError> {
+        text.parse()
+    }
+}
+
+impl From<Noise> for String {
+    fn from(noise: Noise) -> Self {
+        noise.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::ShardKey;
+
+    fn noisy(noise: Noise, shard: u32) -> Vec<f32> {
+        let mut values = vec![0.5; 40_000];
+        noise.apply(&mut values, 1, Stream::Noise(ShardKey { epoch: 0, step: 0, shard }));
+        values
+    }
+
+    #[test]
+    fn gaussian_noise_has_its_mean_and_deviation() {
+        let values = noisy(Noise::Gaussian { deviation: 0.2 }, 0);
+        let mean = values.iter().sum::<f32>() / 40_000.0;
+        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / 40_000.0;
+        assert!((mean - 0.5).abs() < 0.005, "{mean}");
+        assert!((variance.sqrt() - 0.2).abs() < 0.003, "{variance}");
+    }
+
+    #[test]
+    fn dropout_keeps_the_expected_value() {
+        let values = noisy(Noise::Dropout { rate: 0.25 }, 0);
+        let n_dropped = values.iter().filter(|&&value| value == 0.0).count();
+        assert!((9_700..10_300).contains(&n_dropped), "{n_dropped}");
+        assert!(values.iter().all(|&value| value == 0.0 || (value - 0.5 / 0.75).abs() < 1e-6));
+    }
+
+    #[test]
+    fn a_shard_has_its_own_noise_and_always_the_same() {
+        for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.5 }] {
+            assert_eq!(noisy(noise, 3), noisy(noise, 3));
+            assert_ne!(noisy(noise, 3), noisy(noise, 4));
+        }
+    }
+
+    #[test]
+    fn noise_is_read_as_it_is_written() {
+        for text in ["none", "gaussian:0.2", "dropout:0.5"] {
+            assert_eq!(text.parse::<Noise>().expect(text).to_string(), text);
+        }
+        for text in ["", "gaussian", "gaussian:0", "gaussian:-1", "gaussian:NaN", "dropout:1", "salt:0.1", "dropout:"] {
+            assert_eq!(text.parse::<Noise>(), Err(NoiseError { found: text.to_owned() }));
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! What one machine needs to train alone: the three networks, their data, gradients, the update, files and pictures.
+//! Knows nothing of other machines.
+
+pub mod arch;
+pub mod backend;
+pub mod data;
+pub mod evaluation;
+pub mod exit;
+pub mod files;
+pub mod gradients;
+pub mod layers;
+pub mod loss;
+pub mod params;
+pub mod random;
+pub mod recipe;
+pub mod reduce;
+pub mod replica;
+pub mod report;
+pub mod sgd;
+pub mod training;
+pub mod weights;

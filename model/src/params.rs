@@ -1,0 +1,208 @@
+//! Parameters as one flat vector: the only place where their order is defined. The order is that in which the network's
+//! structs declare their fields, the names are the fields' paths, as published.
+
+use std::fmt;
+
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::arch::{Architecture, Network};
+use crate::backend::reference_device;
+
+/// Where each tensor lies in the flat vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamLayout {
+    entries: Vec<ParamEntry>,
+    n_params: usize,
+    fingerprint: LayoutFingerprint,
+}
+
+/// One tensor's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamEntry {
+    /// Published name, such as `encoder.dense1.weight`.
+    pub name: String,
+    /// Shape, the last axis closest together.
+    pub shape: Vec<usize>,
+    /// Position of the first value in the flat vector.
+    pub offset: usize,
+}
+
+impl ParamEntry {
+    /// The places of its values in the flat vector.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.shape.iter().product::<usize>()
+    }
+}
+
+/// Names a layout: equal for equal names, shapes and order, and for nothing else. Travels with every gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LayoutFingerprint(pub u64);
+
+impl fmt::Display for LayoutFingerprint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:016x}", self.0)
+    }
+}
+
+impl ParamLayout {
+    /// The layout of a network's parameters.
+    pub fn of(architecture: Architecture) -> Self {
+        let mut entries = EntryCollector::default();
+        Network::new(architecture, 0, &reference_device()).visit(&mut entries);
+        let EntryCollector { entries, n_params, .. } = entries;
+        let mut hasher = blake3::Hasher::new();
+        for entry in &entries {
+            hasher.update(format!("{} {:?}\n", entry.name, entry.shape).as_bytes());
+        }
+        let mut first = [0_u8; 8];
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        Self { entries, n_params, fingerprint: LayoutFingerprint(u64::from_le_bytes(first)) }
+    }
+
+    /// The tensors in order.
+    pub fn entries(&self) -> &[ParamEntry] {
+        &self.entries
+    }
+
+    /// Length of the flat vector.
+    pub fn n_params(&self) -> usize {
+        self.n_params
+    }
+
+    /// See [`LayoutFingerprint`].
+    pub fn fingerprint(&self) -> LayoutFingerprint {
+        self.fingerprint
+    }
+}
+
+/// The blake3 of the parameters, as little-endian f32 in layout order: the name of a run's result.
+pub fn params_blake3(params: &[f32]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for chunk in params.chunks(1024) {
+        let mut bytes = [0_u8; 4096]; // 1024 * 4
+        for (place, value) in bytes.chunks_exact_mut(4).zip(chunk) {
+            place.copy_from_slice(&value.to_le_bytes());
+        }
+        hasher.update(&bytes[..4 * chunk.len()]);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The initial parameters of a network, drawn from the seed: the same bits on every machine.
+pub fn initial_params(architecture: Architecture, seed: u64) -> Vec<f32> {
+    let mut values = ValueCollector { params: Vec::new() };
+    Network::new(architecture, seed, &reference_device()).visit(&mut values);
+    values.params
+}
+
+impl Network {
+    /// Takes its parameters from the flat vector in layout order, each copied once, onto the device.
+    ///
+    /// # Panics
+    /// If the vector has not the length of the network's layout.
+    #[must_use]
+    pub fn load(self, params: &[f32], device: &Device) -> Self {
+        let mut loader = Loader { rest: params, device };
+        let network = self.map(&mut loader);
+        assert!(loader.rest.is_empty(), "the vector is {} values longer than the network", loader.rest.len());
+        network
+    }
+}
+
+struct Loader<'a> {
+    rest: &'a [f32],
+    device: &'a Device,
+}
+
+impl ModuleMapper for Loader<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.shape();
+        let (values, rest) = self.rest.split_at(shape.num_elements());
+        self.rest = rest;
+        Param::from_tensor(Tensor::from_data(TensorData::new(values.to_vec(), shape), self.device))
+    }
+}
+
+/// Collects names and shapes, following the path of fields.
+#[derive(Default)]
+struct EntryCollector {
+    path: Vec<String>,
+    entries: Vec<ParamEntry>,
+    n_params: usize,
+}
+
+impl ModuleVisitor for EntryCollector {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let entry = ParamEntry { name: self.path.join("."), shape: param.dims().to_vec(), offset: self.n_params };
+        self.n_params = entry.range().end;
+        self.entries.push(entry);
+    }
+}
+
+struct ValueCollector {
+    params: Vec<f32>,
+}
+
+impl ModuleVisitor for ValueCollector {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let data = param.val().into_data();
+        self.params.extend_from_slice(data.as_slice().expect("parameters are f32"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_have_the_published_names_and_counts() {
+        let check = |architecture, n_params, first: &str, last: &str| {
+            let layout = ParamLayout::of(architecture);
+            assert_eq!(layout.n_params(), n_params);
+            assert_eq!(layout.entries()[0].name, first);
+            let end = layout.entries().last().expect("a network has parameters");
+            assert_eq!((end.name.as_str(), end.range().end), (last, n_params));
+        };
+        check(Architecture::Conv, 46_529, "encoder.conv1.weight", "decoder.deconv3.bias");
+        check(Architecture::Recurrent, 122_548, "encoder.lstm1.weight_ih", "decoder.dense.bias");
+        check(Architecture::Denoising, 163_814, "encoder.dense1.weight", "decoder.dense2.bias");
+    }
+
+    #[test]
+    fn loading_and_collecting_give_back_every_bit() {
+        for architecture in Architecture::ALL {
+            let device = reference_device();
+            let params: Vec<f32> = initial_params(architecture, 9).iter().rev().copied().collect();
+            let network = Network::new(architecture, 0, &device).load(&params, &device);
+            let mut values = ValueCollector { params: Vec::new() };
+            network.visit(&mut values);
+            assert!(values.params.iter().zip(&params).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert_eq!(values.params.len(), params.len());
+        }
+    }
+
+    #[test]
+    fn a_seed_names_its_initial_parameters() {
+        for architecture in Architecture::ALL {
+            let hash = |seed| params_blake3(&initial_params(architecture, seed));
+            assert_eq!(hash(1), hash(1));
+            assert_ne!(hash(1), hash(2));
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_names_one_layout() {
+        let fingerprints = Architecture::ALL.map(|architecture| ParamLayout::of(architecture).fingerprint());
+        assert_ne!(fingerprints[0], fingerprints[1]);
+        assert_ne!(fingerprints[1], fingerprints[2]);
+    }
+}

@@ -1,0 +1,115 @@
+//! Random streams as pure functions of what they are for: every draw in training is keyed by the run's seed and by
+//! its place (which tensor, which epoch, which shard of which step), never taken from a generator that others share.
+//! So the same shard gets the same noise on any worker, in any order, as often as it is computed.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// What a stream of random numbers is for. Two different values give independent streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Initial values of the parameter tensor number `tensor`, in layout order.
+    InitialValues {
+        /// Position in layout order.
+        tensor: u32,
+    },
+    /// The order of the training images in one epoch.
+    Order {
+        /// Epoch, counted from 0.
+        epoch: u32,
+    },
+    /// Noise on the input of one shard of one step.
+    Noise(ShardKey),
+    /// Noise on inputs that are only looked at: pictures.
+    Picture,
+}
+
+/// Names one shard of one step of a run; with the seed, all that its samples and its noise depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShardKey {
+    /// Epoch, counted from 0.
+    pub epoch: u32,
+    /// Step of the whole run, counted from 0: the number of updates applied before it.
+    pub step: u64,
+    /// Position of the shard in its step, counted from 0.
+    pub shard: u32,
+}
+
+/// The generator of one stream of a run.
+pub fn generator(seed: u64, stream: Stream) -> ChaCha8Rng {
+    let (tag, epoch, step, place): (u32, u32, u64, u32) = match stream {
+        Stream::InitialValues { tensor } => (1, 0, 0, tensor),
+        Stream::Order { epoch } => (2, epoch, 0, 0),
+        Stream::Noise(key) => (3, key.epoch, key.step, key.shard),
+        Stream::Picture => (4, 0, 0, 0),
+    };
+    let mut key = [0_u8; 32]; // 8 seed + 4 tag + 4 epoch + 8 step + 4 place + 4 zero
+    key[0..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..12].copy_from_slice(&tag.to_le_bytes());
+    key[12..16].copy_from_slice(&epoch.to_le_bytes());
+    key[16..24].copy_from_slice(&step.to_le_bytes());
+    key[24..28].copy_from_slice(&place.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
+}
+
+/// A number drawn uniformly from [0, 1), a multiple of 2⁻²⁴, so that every value is exact in f32.
+pub(crate) fn unit_f32(generator: &mut impl Rng) -> f32 {
+    const STEP: f32 = 1.0 / 16_777_216.0; // 2^-24
+    #[expect(clippy::cast_precision_loss, reason = "24 bits fit f32 exactly")]
+    let bits = (generator.next_u32() >> 8) as f32;
+    bits * STEP
+}
+
+/// A number drawn uniformly from 0..bound, without bias (Lemire, "Fast Random Integer Generation in an Interval", 2019).
+pub(crate) fn below(generator: &mut impl Rng, bound: u32) -> u32 {
+    assert!(bound > 0, "a range to draw from holds at least one number");
+    let threshold = bound.wrapping_neg() % bound;
+    loop {
+        // Ends with probability above one half in each turn.
+        let product = u64::from(generator.next_u32()) * u64::from(bound);
+        let [low, high] = [product & 0xFFFF_FFFF, product >> 32].map(|half| u32::try_from(half).unwrap_or(u32::MAX));
+        if low >= threshold {
+            return high;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_draws(seed: u64, stream: Stream) -> [u32; 4] {
+        let mut generator = generator(seed, stream);
+        std::array::from_fn(|_| generator.next_u32())
+    }
+
+    #[test]
+    fn a_stream_depends_on_every_part_of_its_key() {
+        let key = ShardKey { epoch: 1, step: 2, shard: 3 };
+        let streams = [
+            Stream::InitialValues { tensor: 3 },
+            Stream::Order { epoch: 1 },
+            Stream::Picture,
+            Stream::Noise(key),
+            Stream::Noise(ShardKey { epoch: 2, ..key }),
+            Stream::Noise(ShardKey { step: 3, ..key }),
+            Stream::Noise(ShardKey { shard: 2, ..key }),
+        ];
+        let mut seen: Vec<[u32; 4]> = streams.iter().map(|&stream| first_draws(7, stream)).collect();
+        seen.push(first_draws(8, Stream::Noise(key)));
+        assert_eq!(first_draws(7, Stream::Noise(key)), seen[3]);
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), streams.len() + 1);
+    }
+
+    #[test]
+    fn numbers_below_a_bound_are_below_it_and_cover_it() {
+        let mut generator = generator(1, Stream::Picture);
+        let mut counts = [0_u32; 7];
+        for _ in 0..7_000 {
+            counts[below(&mut generator, 7) as usize] += 1;
+        }
+        assert!(counts.iter().all(|&count| (850..1_150).contains(&count)), "{counts:?}");
+    }
+}

@@ -1,0 +1,97 @@
+//! The sum over a step's shards: along a fixed binary tree in shard order, so that neither the number of workers nor the
+//! order of arrival can change a bit of it.
+
+use crate::gradients::ShardResult;
+
+/// The additions of the tree over `n_shards`, in an order in which each operand is complete: `left += right`.
+///
+/// First neighbours, then neighbours of those, and so on; the sum ends in shard 0.
+pub fn tree_order(n_shards: usize) -> impl Iterator<Item = TreeNode> {
+    let strides = std::iter::successors(Some(1_usize), |stride| stride.checked_mul(2));
+    strides.take_while(move |&stride| stride < n_shards).flat_map(move |stride| {
+        (0..n_shards - stride).step_by(2 * stride).map(move |left| TreeNode { left, right: left + stride })
+    })
+}
+
+/// One addition of the tree: the sum kept at shard `right` is added to that kept at shard `left`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeNode {
+    /// Where the sum goes on.
+    pub left: usize,
+    /// Where it ends.
+    pub right: usize,
+}
+
+/// Adds a vector to another, element by element.
+///
+/// # Panics
+/// If their lengths differ.
+pub fn add_into(sum: &mut [f32], other: &[f32]) {
+    assert_eq!(sum.len(), other.len(), "gradients of one layout have one length");
+    for (sum, other) in sum.iter_mut().zip(other) {
+        *sum += other;
+    }
+}
+
+/// Adds all results of a step into the first, along the tree.
+///
+/// # Panics
+/// If there is no result.
+pub fn reduce(results: &mut [ShardResult]) -> &mut ShardResult {
+    for TreeNode { left, right } in tree_order(results.len()) {
+        let (head, tail) = results.split_at_mut(right);
+        add_into(&mut head[left].gradient_sum, &tail[0].gradient_sum);
+        head[left].sums.add(tail[0].sums);
+    }
+    results.first_mut().expect("a step has at least one shard")
+}
+
+/// Divides a sum over samples by their number, in place: the only division of a step.
+///
+/// # Panics
+/// If there are no samples.
+#[expect(clippy::cast_precision_loss, reason = "a global batch is far below 2^24 samples")]
+pub fn average(gradient_sum: &mut [f32], n_samples: u64) {
+    assert!(n_samples > 0, "a step has at least one sample");
+    let n_samples = n_samples as f32;
+    for value in gradient_sum {
+        *value /= n_samples;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::LossSums;
+
+    fn check(n_shards: usize, expected: &[(usize, usize)]) {
+        let found: Vec<_> = tree_order(n_shards).map(|node| (node.left, node.right)).collect();
+        assert_eq!(found, expected, "{n_shards} shards");
+    }
+
+    #[test]
+    fn the_tree_pairs_neighbours() {
+        check(0, &[]);
+        check(1, &[]);
+        check(2, &[(0, 1)]);
+        check(3, &[(0, 1), (0, 2)]);
+        check(4, &[(0, 1), (2, 3), (0, 2)]);
+        check(7, &[(0, 1), (2, 3), (4, 5), (0, 2), (4, 6), (0, 4)]);
+    }
+
+    #[test]
+    fn every_shard_is_added_once_and_in_the_order_of_the_tree() {
+        // Values whose sum depends on the order of the additions.
+        let values = [1e8_f32, 1.0, -1e8, 1.0, 3.0];
+        let mut results: Vec<_> = values
+            .iter()
+            .map(|&value| ShardResult {
+                gradient_sum: vec![value],
+                sums: LossSums { loss_sum: 1.0, correct_sum: 2, n_samples: 3 },
+            })
+            .collect();
+        let total = reduce(&mut results);
+        assert_eq!(total.gradient_sum[0].to_bits(), (((1e8_f32 + 1.0) + (-1e8_f32 + 1.0)) + 3.0).to_bits());
+        assert_eq!(total.sums, LossSums { loss_sum: 5.0, correct_sum: 10, n_samples: 15 });
+    }
+}

@@ -1,0 +1,145 @@
+//! The reference loop: one process trains alone, with the sampler, shards, reduction order and update that a cluster
+//! uses, so that the two can be compared bit for bit.
+
+use std::time::Instant;
+
+use burn::tensor::Device;
+
+use crate::data::{Dataset, Split};
+use crate::evaluation::Evaluator;
+use crate::files::WriteError;
+use crate::gradients::ShardResult;
+use crate::loss::LossSums;
+use crate::random::ShardKey;
+use crate::recipe::Recipe;
+use crate::reduce::{average, reduce};
+use crate::replica::Replica;
+use crate::report::{EpochRecord, StepRecord};
+use crate::weights::Weights;
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// An update was applied.
+    Step {
+        /// Its figures.
+        record: StepRecord,
+        /// The parameters after it, in layout order.
+        params: &'a [f32],
+    },
+    /// An epoch, or what was trained of it, was validated.
+    Epoch {
+        /// Its figures.
+        record: EpochRecord,
+        /// The weights after it.
+        weights: &'a Weights,
+    },
+}
+
+/// Whether a run goes on after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It does.
+    GoOn,
+    /// This was the last step: what is trained of the epoch is validated, and the run ends.
+    Stop,
+}
+
+/// Why training ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainingError {
+    /// The loss or the gradient is NaN or infinite.
+    #[error(
+        "the run diverged: at step {step}, in epoch {epoch}, the {what} of shard {shard} is not finite, at learning rate \
+         {learning_rate}; try a lower --learning-rate, or less --momentum"
+    )]
+    Diverged {
+        /// The step, counted from 1.
+        step: u64,
+        /// The epoch, counted from 1.
+        epoch: u32,
+        /// The shard, counted from 0.
+        shard: u32,
+        /// Loss or gradient.
+        what: &'static str,
+        /// The learning rate in force.
+        learning_rate: f32,
+    },
+    /// What listens could not write.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// Trains along the recipe from the weights given, and gives those at the end. `device` is without autodiff. Every event
+/// goes to `listen`, which may end the run.
+///
+/// # Errors
+/// If the run diverges, or `listen` fails.
+pub fn train(
+    recipe: &Recipe,
+    data: &Dataset,
+    device: &Device,
+    mut weights: Weights,
+    listen: &mut dyn FnMut(Event) -> Result<Next, TrainingError>,
+) -> Result<Weights, TrainingError> {
+    let n_samples = u32::try_from(data.n_images(Split::Train)).expect("an IDX file counts images in u32");
+    let n_params = weights.params.len();
+    let mut velocity = recipe.sgd.velocity(n_params);
+    let mut replica = Replica::new(recipe, device);
+    let mut buffers: Vec<Vec<f32>> = (0..recipe.shards.get()).map(|_| vec![0.0; n_params]).collect();
+    let mut n_steps: u64 = 0;
+
+    for epoch in 0..recipe.epochs.get() {
+        let epoch_begun = Instant::now();
+        let sampler = recipe.sampler(epoch, n_samples);
+        let mut epoch_sums = LossSums::default();
+        let mut next = Next::GoOn;
+        for step in 0..sampler.n_steps() {
+            let step_begun = Instant::now();
+            replica.load(&weights.params);
+            let mut results = Vec::with_capacity(buffers.len());
+            for (shard, buffer) in (0..).zip(buffers.drain(..)) {
+                let key = ShardKey { epoch, step: n_steps, shard };
+                let result = replica.shard_result(data, key, sampler.shard(step, shard as usize), buffer);
+                check_finite(&result, key, recipe)?;
+                results.push(result);
+            }
+            let total = reduce(&mut results);
+            average(&mut total.gradient_sum, total.sums.n_samples);
+            recipe.sgd.apply(&mut weights.params, &mut velocity, &total.gradient_sum);
+            let sums = total.sums;
+            buffers.extend(results.into_iter().map(|result| result.gradient_sum));
+
+            n_steps += 1;
+            epoch_sums.add(sums);
+            let record = StepRecord::new(n_steps, epoch + 1, &sums, step_begun.elapsed());
+            next = listen(Event::Step { record, params: &weights.params })?;
+            if recipe.max_steps == Some(n_steps) {
+                next = Next::Stop;
+            }
+            if next == Next::Stop {
+                break;
+            }
+        }
+        let seconds_training = epoch_begun.elapsed();
+        let validation = Evaluator::new(&weights, device).evaluate(data, Split::Valid);
+        let record = EpochRecord::new(n_steps, epoch + 1, &epoch_sums, &validation, seconds_training);
+        let after_epoch = listen(Event::Epoch { record, weights: &weights })?;
+        if next == Next::Stop || after_epoch == Next::Stop {
+            break;
+        }
+    }
+    Ok(weights)
+}
+
+fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<(), TrainingError> {
+    let what = if !result.sums.loss_sum.is_finite() {
+        "loss"
+    } else if !result.gradient_sum.iter().all(|value| value.is_finite()) {
+        "gradient"
+    } else {
+        return Ok(());
+    };
+    let learning_rate = recipe.sgd.learning_rate;
+    Err(TrainingError::Diverged { step: key.step + 1, epoch: key.epoch + 1, shard: key.shard, what, learning_rate })
+}
