@@ -1,0 +1,210 @@
+//! The command line, as it is typed.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use clap::{Args, Parser, Subcommand};
+
+use model::arch::Architecture;
+use model::backend::{self, Backend, BackendError, Processor};
+use model::data::{DataChoice, Split};
+use model::layers::Noise;
+use model::recipe::RecipeArgs;
+
+/// Trains the autoencoders of Géron's chapter 17 on Fashion-MNIST, in one process, and uses what was trained.
+#[derive(Parser, Debug)]
+#[command(
+    version,
+    after_help = "Example:\n  autoencoder train --arch denoising --run-dir runs/first\n  \
+    autoencoder reconstruct --weights runs/first/model.safetensors --out x.png"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show a network's layers and parameters
+    Summary(SummaryArgs),
+    /// Train a network along the book's recipe, or another
+    Train(Box<TrainArgs>),
+    /// Loss and rounded accuracy of trained weights
+    Evaluate(EvaluateArgs),
+    /// A picture of images and their reconstructions
+    Reconstruct(ReconstructArgs),
+    /// The codes of images, as a NumPy array
+    Encode(EncodeArgs),
+    /// The data set
+    Data(DataCommandArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct SummaryArgs {
+    /// Network to show
+    #[arg(long, env = "TELAR_ARCH", value_enum)]
+    pub arch: Architecture,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  autoencoder train --arch conv --epochs 2 --run-dir runs/quick\n\nThe first \
+    Ctrl-C ends the run after its step and keeps what is trained; a second one ends it at once.")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Parts into which each step is cut, computed one by one and added in order
+    #[arg(long, env = "TELAR_SHARDS", value_name = "N", default_value_t = 1, help_heading = "What is trained")]
+    pub shards: u32,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Folder for what comes out [default: the next free runs/ARCH-NNN]
+    #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
+    pub run_dir: Option<PathBuf>,
+    /// Name the parameters after every step in steps.jsonl
+    #[arg(long, env = "TELAR_HASH_STEPS", help_heading = "What comes out")]
+    pub hash_steps: bool,
+    /// Print JSON, a line for each epoch and one at the end
+    #[arg(long, help_heading = "What comes out")]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct EvaluateArgs {
+    /// Trained weights (.safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// Images to look at
+    #[arg(long, value_enum, default_value_t = Split::Test)]
+    pub split: Split,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ReconstructArgs {
+    /// Trained weights (.safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// Picture to write (.png)
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// How many images
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub images: u32,
+    /// Images to look at
+    #[arg(long, value_enum, default_value_t = Split::Valid)]
+    pub split: Split,
+    /// Noise on the input: none, gaussian:DEVIATION or dropout:RATE [default: denoising gaussian:0.2, others none]
+    #[arg(long, value_name = "NOISE")]
+    pub noise: Option<Noise>,
+    /// Seed of the noise
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct EncodeArgs {
+    /// Trained weights (.safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// Images to encode
+    #[arg(long, value_enum)]
+    pub split: Split,
+    /// Array to write (.npy), [images, code]; the labels go beside it, as NAME-labels.npy
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DataCommandArgs {
+    #[command(subcommand)]
+    pub command: DataCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum DataCommand {
+    /// Download Fashion-MNIST (30 MB), check it, and go on where an earlier download was cut off
+    Fetch(FetchArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct FetchArgs {
+    /// Folder for the files [default: the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Address below which the files lie, asked before the usual ones; may be given several times
+    #[arg(long, env = "TELAR_MIRROR", value_name = "URL")]
+    pub mirror: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which data set.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// A folder with the four IDX files, `fashion-mnist`, `synthetic`, or `auto`: Fashion-MNIST from $TELAR_DATA, data/,
+    /// the user's cache folder or the network, else synthetic garments
+    #[arg(long, value_name = "DATA", default_value = "auto")]
+    pub data: DataChoice,
+}
+
+/// What computes.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "What computes")]
+pub struct BackendArgs {
+    /// Library that computes [default: flex]
+    #[arg(long, env = "TELAR_BACKEND", value_enum)]
+    pub backend: Option<Backend>,
+    /// Device to compute on: cpu, cuda:N or mps [default: cpu, or cuda:0 for the backend cuda]
+    #[arg(long, env = "TELAR_DEVICE", value_name = "DEVICE")]
+    pub device: Option<Processor>,
+    /// Threads to compute with on the CPU [default: all]
+    #[arg(long, env = "TELAR_THREADS", value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// A device that is open, and what it is.
+pub struct OpenBackend {
+    pub backend: Backend,
+    pub processor: Processor,
+    pub device: Device,
+}
+
+impl BackendArgs {
+    /// Opens the device asked for.
+    pub fn open(&self) -> Result<OpenBackend, BackendError> {
+        let backend = self.backend.unwrap_or(Backend::Flex);
+        let usual = if backend == Backend::Cuda { Processor::Cuda(0) } else { Processor::Cpu };
+        let processor = self.device.unwrap_or(usual);
+        let device = backend::open(backend, processor)?;
+        backend::set_threads(self.threads);
+        Ok(OpenBackend { backend, processor, device })
+    }
+}

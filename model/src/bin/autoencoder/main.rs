@@ -1,0 +1,58 @@
+//! The tool for one machine: summary, train, evaluate, reconstruct, encode, data fetch.
+
+mod args;
+mod data;
+mod train;
+mod trained;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command, SummaryArgs};
+use model::report::{SummaryRow, summary};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(model::exit::code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Summary(args) => {
+            print_summary(&args);
+            Ok(())
+        }
+        Command::Train(args) => train::run(*args),
+        Command::Evaluate(args) => trained::evaluate(&args),
+        Command::Reconstruct(args) => trained::reconstruct(&args),
+        Command::Encode(args) => trained::encode(&args),
+        Command::Data(args) => data::run(args.command),
+    }
+}
+
+fn print_summary(args: &SummaryArgs) {
+    let rows = summary(args.arch);
+    if args.json {
+        let n_params: usize = rows.iter().map(|row| row.n_params).sum();
+        println!("{}", serde_json::json!({ "architecture": args.arch, "layers": rows, "n_params": n_params }));
+    } else {
+        println!("{}", SummaryRow::table(args.arch, &rows));
+    }
+}

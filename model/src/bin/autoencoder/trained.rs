@@ -1,0 +1,119 @@
+//! What trained weights are used for: evaluate, reconstruct, encode.
+
+use std::path::{Path, PathBuf};
+
+use npyz::WriterBuilder;
+use serde_json::json;
+
+use model::arch::N_PIXELS;
+use model::data::{Dataset, Split};
+use model::evaluation::Evaluator;
+use model::files::write_whole;
+use model::layers::Noise;
+use model::random::Stream;
+use model::recipe::RecipeError;
+use model::report::reconstruction_picture;
+use model::weights::Weights;
+
+use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs};
+
+pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
+    let weights = Weights::read(&args.weights)?;
+    let backend = args.backend.open()?;
+    let data = args.data.open()?;
+    let sums = Evaluator::new(&weights, &backend.device).evaluate(&data, args.split);
+    let (loss, accuracy) = (sums.loss(), sums.rounded_accuracy(N_PIXELS));
+    if args.json {
+        let line = json!({
+            "architecture": weights.architecture, "split": args.split, "data": data.name(), "n_samples": sums.n_samples,
+            "loss": loss, "rounded_accuracy": accuracy,
+        });
+        println!("{line}");
+    } else {
+        println!(
+            "{} on {} images ({}, {}): loss {loss:.4}, rounded accuracy {accuracy:.4}",
+            weights.architecture,
+            sums.n_samples,
+            args.split,
+            data.name(),
+        );
+    }
+    Ok(())
+}
+
+pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
+    let weights = Weights::read(&args.weights)?;
+    let backend = args.backend.open()?;
+    let data = args.data.open()?;
+    if args.images == 0 {
+        return Err(RecipeError::Zero { flag: "--images", example: 5 }.into());
+    }
+    let noise = args.noise.unwrap_or(weights.architecture.book_noise());
+    let evaluator = Evaluator::new(&weights, &backend.device);
+    let png = picture(&evaluator, &data, args.split, args.images, noise, args.seed);
+    write_whole(&args.out, &png)?;
+    if args.json {
+        let line = json!({
+            "architecture": weights.architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out,
+        });
+        println!("{line}");
+    } else {
+        let rows = if noise == Noise::None { "originals" } else { "originals, noisy inputs" };
+        println!("{}: {rows}, reconstructions", args.out.display());
+    }
+    Ok(())
+}
+
+/// Originals, noisy inputs if there is noise, and reconstructions of a split's first images, as PNG.
+pub fn picture(evaluator: &Evaluator, data: &Dataset, split: Split, n_images: u32, noise: Noise, seed: u64) -> Vec<u8> {
+    let n_images = n_images.min(u32::try_from(data.n_images(split)).unwrap_or(u32::MAX));
+    let places: Vec<u32> = (0..n_images).collect();
+    let originals = data.gather(split, &places);
+    let mut inputs = originals.clone();
+    noise.apply(&mut inputs.values, seed, Stream::Picture);
+    let reconstructions = evaluator.reconstruct(inputs.clone());
+    let mut rows: Vec<&[f32]> = vec![&originals.values];
+    if noise != Noise::None {
+        rows.push(&inputs.values);
+    }
+    rows.push(&reconstructions);
+    reconstruction_picture(&rows)
+}
+
+pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
+    let weights = Weights::read(&args.weights)?;
+    let backend = args.backend.open()?;
+    let data = args.data.open()?;
+    let codes = Evaluator::new(&weights, &backend.device).encode_split(&data, args.split);
+    let labels = data.labels(args.split);
+    let n_code = codes.len() / labels.len();
+    let labels_path = labels_path(&args.out);
+    let shape = [labels.len() as u64, n_code as u64];
+    write_whole(&labels_path, &npy(labels, &shape[..1])?)?;
+    write_whole(&args.out, &npy(&codes, &shape)?)?;
+    if args.json {
+        let line = json!({
+            "architecture": weights.architecture, "split": args.split, "data": data.name(), "shape": shape,
+            "out": args.out, "labels": labels_path,
+        });
+        println!("{line}");
+    } else {
+        println!("{}: {} codes of {n_code} values; labels in {}", args.out.display(), shape[0], labels_path.display());
+    }
+    Ok(())
+}
+
+/// `codes.npy` → `codes-labels.npy`.
+fn labels_path(codes: &Path) -> PathBuf {
+    let stem = codes.file_stem().unwrap_or_default().to_string_lossy();
+    codes.with_file_name(format!("{stem}-labels.npy"))
+}
+
+/// An array as the content of a `.npy` file.
+fn npy<T: npyz::AutoSerialize + Copy>(values: &[T], shape: &[u64]) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut writer = npyz::WriteOptions::new().default_dtype().shape(shape).writer(&mut bytes).begin_nd()?;
+    writer.extend(values.iter().copied())?;
+    writer.finish()?;
+    Ok(bytes)
+}
