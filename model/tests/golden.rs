@@ -1,0 +1,215 @@
+//! The networks against Keras, number for number: outputs, gradients, 25 steps of training, on every backend there is.
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::tensor::Device;
+use model::arch::{Architecture, N_PIXELS, Network};
+use model::backend;
+use model::data::{Dataset, Split};
+use model::evaluation::Evaluator;
+use model::gradients::{ShardResult, shard_result};
+use model::layers::Noise;
+use model::params::ParamLayout;
+use model::recipe::Recipe;
+use model::reduce::{average, reduce};
+use model::sgd::Sgd;
+use model::training::{Event, Next, train};
+use model::weights::Weights;
+use safetensors::SafeTensors;
+
+/// A file of golden vectors.
+struct Golden {
+    architecture: Architecture,
+    layout: ParamLayout,
+    learning_rate: f32,
+    tensors: HashMap<String, Vec<f32>>,
+}
+
+impl Golden {
+    fn read(architecture: Architecture) -> Self {
+        let path = format!("{}/tests/golden/{architecture}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let bytes = std::fs::read(Path::new(&path)).expect("golden vectors come with the project");
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+        let metadata = header.metadata().clone().expect("golden vectors have metadata");
+        let values =
+            |data: &[u8]| data.chunks_exact(4).map(|value| f32::from_le_bytes(value.try_into().unwrap())).collect();
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        Self {
+            architecture,
+            layout: ParamLayout::of(architecture),
+            learning_rate: metadata["lr"].parse().expect("a learning rate"),
+            tensors: file.iter().map(|(name, tensor)| (name.to_owned(), values(tensor.data()))).collect(),
+        }
+    }
+
+    /// `weights.NAME`, `grads.NAME` or `trained.NAME` for all names, in layout order.
+    fn params(&self, group: &str) -> Vec<f32> {
+        self.layout
+            .entries()
+            .iter()
+            .flat_map(|entry| self.tensors[&format!("{group}.{}", entry.name)].clone())
+            .collect()
+    }
+
+    fn value(&self, name: &str) -> f64 {
+        f64::from(self.tensors[name][0])
+    }
+
+    fn recipe(&self, shards: u32) -> Recipe {
+        let count = |value: u32| value.try_into().expect("above 0");
+        Recipe {
+            architecture: self.architecture,
+            epochs: count(1),
+            batch_size: count(32),
+            shards: count(shards),
+            sgd: Sgd { learning_rate: self.learning_rate, momentum: 0.0, nesterov: false },
+            noise: Noise::None,
+            shuffle: false,
+            seed: 0,
+            max_steps: Some(25),
+            init_from: None,
+        }
+    }
+}
+
+/// Largest difference of two vectors, relative to the largest value of the expected one.
+fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(f64::from(value.abs())));
+    let apart = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
+    // NaN is larger than any bound.
+    let worst =
+        found.iter().zip(expected).map(apart).fold(0.0, |worst: f64, apart| if apart <= worst { worst } else { apart });
+    worst / largest
+}
+
+fn assert_near(what: &str, found: &[f32], expected: &[f32], bound: f64) {
+    let difference = difference(found, expected);
+    assert!(difference <= bound, "{what}: {difference:.2e} apart, at most {bound:.0e} expected");
+}
+
+/// Checks each tensor of a flat vector by itself.
+fn assert_params_near(golden: &Golden, what: &str, found: &[f32], expected: &[f32], bound: f64) {
+    for entry in golden.layout.entries() {
+        assert_near(&format!("{what} of {}", entry.name), &found[entry.range()], &expected[entry.range()], bound);
+    }
+}
+
+/// Runs a check for every network on every backend.
+fn check(check: fn(&Golden, &Dataset, &Device, &str)) {
+    let Some(data) = common::fashion_mnist() else { return };
+    for (backend, processor) in common::backends() {
+        let device = backend::open(backend, processor).expect("a device that was there");
+        for architecture in Architecture::ALL {
+            let place = format!("{architecture} on {backend} {processor}");
+            check(&Golden::read(architecture), &data, &device, &place);
+        }
+    }
+}
+
+#[test]
+fn outputs_codes_and_losses_are_those_of_keras() {
+    check(|golden, data, device, place| {
+        let weights = Weights { architecture: golden.architecture, params: golden.params("weights") };
+        let evaluator = Evaluator::new(&weights, device);
+        let places: Vec<u32> = (0..32).collect();
+        let outputs = evaluator.reconstruct(data.gather(Split::Train, &places));
+        for (found, expected) in outputs.iter().zip(&golden.tensors["output"]) {
+            assert!((found - expected).abs() <= 1e-5, "output of {place}: {found}, {expected} expected");
+        }
+        let codes = evaluator.encode(data.gather(Split::Train, &places));
+        assert_near(&format!("code of {place}"), &codes, &golden.tensors["code"], 1e-5);
+    });
+}
+
+fn results(golden: &Golden, data: &Dataset, device: &Device, n_shards: usize) -> ShardResult {
+    let device = device.clone().autodiff();
+    let network = Network::new(golden.architecture, 0, &device).load(&golden.params("weights"), &device);
+    let sampler = golden.recipe(u32::try_from(n_shards).unwrap()).sampler(0, 55_000);
+    let mut results: Vec<_> = (0..n_shards)
+        .map(|shard| {
+            let images = data.gather(Split::Train, sampler.shard(0, shard));
+            shard_result(&network, images.clone(), images, vec![f32::NAN; golden.layout.n_params()], &device)
+        })
+        .collect();
+    let total = reduce(&mut results);
+    average(&mut total.gradient_sum, total.sums.n_samples);
+    total.clone()
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_keras() {
+    check(|golden, data, device, place| {
+        let found = results(golden, data, device, 1);
+        let loss = golden.value("loss");
+        assert!(
+            (found.sums.loss() / loss - 1.0).abs() <= 1e-5,
+            "loss of {place}: {}, {loss} expected",
+            found.sums.loss()
+        );
+        let accuracy = found.sums.rounded_accuracy(N_PIXELS);
+        let expected = golden.value("rounded_accuracy");
+        assert!((accuracy - expected).abs() <= 1e-6, "rounded accuracy of {place}: {accuracy}, {expected} expected");
+        assert_params_near(golden, &format!("gradient ({place})"), &found.gradient_sum, &golden.params("grads"), 1e-5);
+    });
+}
+
+#[test]
+fn a_batch_cut_into_shards_has_the_gradient_of_the_uncut_one() {
+    check(|golden, data, device, place| {
+        let whole = results(golden, data, device, 1);
+        for n_shards in [2, 3, 4, 8] {
+            let cut = results(golden, data, device, n_shards);
+            assert_eq!((cut.sums.n_samples, cut.sums.correct_sum), (32, whole.sums.correct_sum), "{place}");
+            assert!((cut.sums.loss() / whole.sums.loss() - 1.0).abs() <= 1e-6, "loss in {n_shards} shards of {place}");
+            let what = format!("gradient in {n_shards} shards ({place})");
+            assert_params_near(golden, &what, &cut.gradient_sum, &whole.gradient_sum, 1e-5);
+        }
+    });
+}
+
+/// Trains for the golden 25 steps, checks every loss and the validation, and gives how far the weights are apart.
+fn train_like_keras(golden: &Golden, data: &Dataset, device: &Device, n_shards: u32, place: &str) -> f64 {
+    let initial = Weights { architecture: golden.architecture, params: golden.params("weights") };
+    let (mut losses, mut last_epoch) = (Vec::new(), None);
+    let trained = train(&golden.recipe(n_shards), data, device, initial, &mut |event| {
+        match event {
+            Event::Step { record, .. } => losses.push(record.loss),
+            Event::Epoch { record, .. } => last_epoch = Some(record),
+        }
+        Ok(Next::GoOn)
+    });
+    let trained = trained.expect("the run does not diverge").params;
+
+    let expected_losses = &golden.tensors["sgd_losses"];
+    assert_eq!(losses.len(), expected_losses.len());
+    for (step, (found, &expected)) in losses.iter().zip(expected_losses).enumerate() {
+        let apart = (found / f64::from(expected) - 1.0).abs();
+        assert!(apart <= 1e-4, "loss of step {step} of {place}: {found}, {expected} expected");
+    }
+    let epoch = last_epoch.expect("the run ends with a validation");
+    let (loss, accuracy) = (golden.value("trained_val_loss"), golden.value("trained_val_rounded_accuracy"));
+    assert!((epoch.val_loss / loss - 1.0).abs() <= 1e-4, "validation of {place}: {}, {loss} expected", epoch.val_loss);
+    assert!((epoch.val_rounded_accuracy - accuracy).abs() <= 1e-4, "validation of {place}");
+
+    let expected = golden.params("trained");
+    let tensors = golden.layout.entries().iter();
+    tensors.map(|entry| difference(&trained[entry.range()], &expected[entry.range()])).fold(0.0, f64::max)
+}
+
+/// SELU's slope jumps at 0, and a pooling window may have two largest values: of the eight million activations of 25
+/// steps of `conv`, one or two lie within a last bit of such a place, so that the order of a sum decides on which side,
+/// and at learning rate 1 the two ways are up to 8e-4 of a weight apart. So each cut, and Keras, goes one of a few ways;
+/// every cut must have Keras' losses, and one must have gone Keras' way.
+#[test]
+fn training_for_25_steps_goes_as_in_keras() {
+    check(|golden, data, device, place| {
+        let cuts = [1, 2, 3, 4, 8];
+        let apart = cuts.map(|n_shards| train_like_keras(golden, data, device, n_shards, place));
+        let nearest = apart.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(nearest <= 1e-4, "trained weights of {place}: {apart:?} apart in {cuts:?} shards, 1e-4 expected");
+    });
+}
