@@ -1,0 +1,32 @@
+# For convenience; each recipe is a line that can be typed as well. `just` alone lists them.
+
+_default:
+    @just --list
+
+# Everything that a change has to pass
+ci:
+    .ci/run
+
+# Format, lints, and the types of the CUDA backend
+lint:
+    .ci/run lint
+
+# All tests on the default backend
+test:
+    .ci/run test
+
+# The golden tests with LibTorch
+test-tch:
+    .ci/run test-tch
+
+# Licences, banned and duplicated crates (needs cargo-deny)
+deny:
+    .ci/run deny
+
+# LibTorch for the feature `tch`, where only a Python package index is reached
+libtorch:
+    .ci/libtorch
+
+# The book's recipes over five seeds, compared with its table
+book:
+    python3 bench/book.py
