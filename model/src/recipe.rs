@@ -25,10 +25,10 @@ pub struct RecipeArgs {
     #[arg(long, env = "TELAR_BATCH_SIZE", value_name = "N", default_value_t = 32)]
     pub batch_size: u32,
     /// Learning rate of SGD [default: recurrent 0.1, others 1.0]
-    #[arg(long, env = "TELAR_LEARNING_RATE", value_name = "RATE")]
+    #[arg(long, env = "TELAR_LEARNING_RATE", value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f32>,
     /// Momentum of SGD, from 0 to below 1
-    #[arg(long, env = "TELAR_MOMENTUM", value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, env = "TELAR_MOMENTUM", value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
     pub momentum: f32,
     /// Look ahead along the momentum (Nesterov)
     #[arg(long, env = "TELAR_NESTEROV")]

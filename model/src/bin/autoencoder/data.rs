@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use model::data::{DataError, Dataset, FILES, FetchProgress, MIRRORS, cache_folder, fetch, open};
@@ -33,8 +32,8 @@ pub fn run(command: DataCommand) -> anyhow::Result<()> {
 
 impl DataArgs {
     /// Opens the data set asked for, showing a download if one is needed.
-    pub fn open(&self) -> anyhow::Result<Dataset> {
-        open(&self.data, &mut DownloadBar::default()).context("no data")
+    pub fn open(&self) -> Result<Dataset, DataError> {
+        open(&self.data, &mut DownloadBar::default())
     }
 }
 

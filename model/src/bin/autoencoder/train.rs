@@ -55,6 +55,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
             }
         }
         Ok::<_, TrainingError>(if stop.load(Ordering::Relaxed) { Next::Stop } else { Next::GoOn })
+    });
+    let trained = trained.inspect_err(|error| {
+        description["result"] = json!({ "step": n_steps, "error": error.to_string() });
+        // What ended the run is what the user has to hear of, not that it could not be noted down.
+        let _ = folder.write_description(&description);
     })?;
 
     let hash = params_blake3(&trained.params);

@@ -1,0 +1,392 @@
+//! The tool as its users see it: the program itself, started with flags, and what it says, writes and exits with.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use model::arch::Architecture;
+use model::data::Split;
+use model::params::initial_params;
+use model::weights::Weights;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The program with flags separated by spaces, without the caller's own settings.
+fn program(flags: &str) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("autoencoder"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
+    command.args(flags.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs to a good end and gives what was printed.
+fn succeed(flags: &str) -> String {
+    let output = program(flags).output().expect("the program starts");
+    assert!(output.status.success(), "`{flags}` failed: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn succeed_json(flags: &str) -> Value {
+    serde_json::from_str(succeed(flags).lines().last().expect("a line")).expect("JSON")
+}
+
+/// Runs to a bad end with the exit code and a sentence that holds every part.
+fn fail(flags: &str, exit_code: i32, parts: &[&str]) {
+    let output: Output = program(flags).output().expect("the program starts");
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit_code), "`{flags}` said: {error}");
+    for part in parts {
+        assert!(error.contains(part), "`{flags}` said `{error}`, which does not hold `{part}`");
+    }
+}
+
+/// The real data set where it is there, else a small one: what is tested here holds for both.
+fn data_folder(temporary: &Path) -> PathBuf {
+    common::fashion_mnist_folder().unwrap_or_else(|| {
+        let folder = temporary.join("data");
+        write_data(&folder);
+        folder
+    })
+}
+
+/// A small data set as plain files: 120 images for training and validation, 10 for the test.
+fn write_data(folder: &Path) {
+    fs::create_dir_all(folder).expect("a folder");
+    for (name, n_images) in [("train", 120_u32), ("t10k", 10)] {
+        let pixel = |place: u32| u8::try_from(place * place / 7 % 256).expect("below 256");
+        let pixels: Vec<u8> = (0..n_images * 784).map(pixel).collect();
+        let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
+        fs::write(folder.join(format!("{name}-images-idx3-ubyte")), [header, pixels].concat()).expect("a file");
+        let labels: Vec<u8> = (0..n_images).map(|place| u8::try_from(place % 10).expect("below 10")).collect();
+        let header = [0x801, n_images].map(u32::to_be_bytes).concat();
+        fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), [header, labels].concat()).expect("a file");
+    }
+}
+
+fn write_weights(path: &Path, architecture: Architecture) {
+    let weights = Weights { architecture, params: initial_params(architecture, 1) };
+    weights.write(path).expect("the folder can be written");
+}
+
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// A small data set of its own.
+    fn small_data(&self) -> String {
+        write_data(&self.folder.path().join("small"));
+        self.path("small")
+    }
+}
+
+#[test]
+fn summaries_count_the_book_s_parameters() {
+    for (arch, n_params) in [("conv", 46_529), ("recurrent", 122_548), ("denoising", 163_814)] {
+        assert_eq!(succeed_json(&format!("summary --arch {arch} --json"))["n_params"], n_params);
+    }
+    assert!(succeed("summary --arch denoising").contains("Parameters: 163,814"));
+}
+
+#[test]
+fn a_run_leaves_a_whole_folder_and_its_weights_are_of_use() {
+    let place = Place::new();
+    let data = place.small_data();
+    for (arch, n_code) in [("conv", 576), ("recurrent", 30), ("denoising", 30)] {
+        let run = place.path(arch);
+        let flags =
+            format!("train --arch {arch} --data {data} --epochs 2 --shards 4 --hash-steps --run-dir {run} --json");
+        let output = succeed(&flags);
+        let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let [first, second, end] = lines.as_slice() else { panic!("expected two epochs and an end, found {output}") };
+        assert_eq!((&first["record"]["epoch"], &second["record"]["step"]), (&1.into(), &8.into())); // 110 images: 4 steps
+
+        let run = PathBuf::from(run);
+        let read = |name: &str| fs::read_to_string(run.join(name)).expect(name);
+        let description: Value = serde_json::from_str(&read("run.json")).expect("JSON");
+        assert_eq!(description["recipe"]["shards"], 4);
+        assert_eq!(description["result"]["params_blake3"], end["params_blake3"]);
+        let steps: Vec<Value> =
+            read("steps.jsonl").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(steps.len(), 8);
+        assert_eq!((&steps[3]["n_samples"], &steps[7]["params_blake3"]), (&14.into(), &end["params_blake3"]));
+        assert_eq!(read("history.jsonl").lines().count(), 2);
+        let picture = image::open(run.join("reconstructions/epoch-02.png")).expect("a picture");
+        assert_eq!(picture.height(), if arch == "denoising" { 368 } else { 248 }); // 8 + rows * 120
+
+        let weights = run.join("model.safetensors").display().to_string();
+        let evaluated = succeed_json(&format!("evaluate --weights {weights} --split valid --data {data} --json"));
+        assert_eq!(evaluated["loss"], second["record"]["val_loss"]);
+        let codes = place.path("codes.npy");
+        let encoded =
+            succeed_json(&format!("encode --weights {weights} --split test --out {codes} --data {data} --json"));
+        assert_eq!(encoded["shape"], serde_json::json!([10, n_code]));
+        let file = fs::read(&codes).expect("codes");
+        assert_eq!(npyz::NpyFile::new(&file[..]).expect("an array").shape(), [10, n_code]);
+        let file = fs::read(place.path("codes-labels.npy")).expect("labels");
+        let labels = npyz::NpyFile::new(&file[..]).expect("an array");
+        assert_eq!(labels.into_vec::<u8>().expect("bytes"), (0..10).collect::<Vec<u8>>());
+        let out = place.path("x.png");
+        succeed(&format!("reconstruct --weights {weights} --out {out} --images 3 --noise dropout:0.3 --data {data}"));
+        let picture = image::open(out).expect("a picture");
+        assert_eq!((picture.width(), picture.height()), (368, 368));
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_bits_again_and_with_other_threads() {
+    let place = Place::new();
+    let data = data_folder(place.folder.path());
+    let hash = |flags: &str, name: &str| {
+        let run = place.path(name);
+        let flags = format!("train {flags} --max-steps 40 --data {} --run-dir {run} --json", data.display());
+        succeed_json(&flags)["params_blake3"].clone()
+    };
+    for arch in ["conv", "recurrent", "denoising"] {
+        // 128 images are enough for products that are cut over threads.
+        let flags = format!("--arch {arch} --batch-size 128");
+        let two = hash(&format!("{flags} --threads 2"), &format!("{arch}-2"));
+        assert_eq!(two, hash(&format!("{flags} --threads 2"), &format!("{arch}-again")), "{arch}, twice");
+        assert_eq!(two, hash(&format!("{flags} --threads 1"), &format!("{arch}-1")), "{arch}, on 1 and 2 threads");
+        assert_ne!(two, hash(&format!("{flags} --threads 2 --seed 7"), &format!("{arch}-7")), "{arch}, another seed");
+    }
+}
+
+#[test]
+fn training_starts_from_given_weights() {
+    let place = Place::new();
+    let (data, weights) = (place.small_data(), place.path("w.safetensors"));
+    write_weights(Path::new(&weights), Architecture::Denoising);
+    let hash = |flags: &str, run: &str| {
+        let run = place.path(run);
+        let flags = format!("train --arch denoising {flags} --max-steps 2 --data {data} --run-dir {run} --json");
+        succeed_json(&flags)["params_blake3"].clone()
+    };
+    // The initial weights of seed 1 from a file, or drawn.
+    assert_eq!(hash(&format!("--seed 1 --init-from {weights}"), "a"), hash("--seed 1", "b"));
+    assert_ne!(hash(&format!("--seed 2 --init-from {weights}"), "c"), hash("--seed 2", "d"));
+}
+
+#[test]
+fn bad_configuration_is_refused_with_what_to_write() {
+    let place = Place::new();
+    let run = place.path("run");
+    let check = |flags: &str, exit_code, parts: &[&str]| {
+        fail(&format!("train {flags} --data synthetic --run-dir {run}"), exit_code, parts);
+        assert!(!Path::new(&run).exists(), "`{flags}` left something behind");
+    };
+    check("--arch conv --batch-size 0", 64, &["expected --batch-size", "found 0", "`--batch-size 32`"]);
+    check("--arch conv --shards 33", 64, &["found --shards 33 with --batch-size 32"]);
+    check("--arch conv --learning-rate -1", 64, &["--learning-rate above 0, found -1"]);
+    check("--arch conv --nesterov", 64, &["--momentum 0.9"]);
+    check("--arch konv", 2, &["konv", "conv, recurrent, denoising"]);
+    check("--arch conv --noise gaussian", 2, &["`gaussian:0.2`"]);
+    check("--arch conv --device gpu", 2, &["expected a device", "found `gpu`"]);
+    check("--arch conv --device cuda:0", 64, &["`flex` does not compute on `cuda:0`"]);
+    if cfg!(not(feature = "tch")) {
+        check("--arch conv --backend tch", 64, &["not compiled in", "--features tch"]);
+    }
+}
+
+#[test]
+fn bad_data_is_refused_by_its_name() {
+    let place = Place::new();
+    let check = |damage: fn(&mut Vec<u8>), name: &str, parts: &[&str]| {
+        let data = place.small_data();
+        let path = Path::new(&data).join(name);
+        let mut bytes = fs::read(&path).expect("a file");
+        damage(&mut bytes);
+        fs::write(&path, bytes).expect("a file");
+        let run = place.path("run");
+        fail(&format!("train --arch conv --data {data} --run-dir {run}"), 65, &[&[name], parts].concat());
+        assert!(!Path::new(&run).exists());
+    };
+    let images = "train-images-idx3-ubyte";
+    check(|bytes| bytes[3] = 1, images, &["expected magic number 0x00000803", "found 0x00000801"]);
+    check(|bytes| bytes.truncate(94_095), images, &["expected 94096 bytes", "found 94095", "cut off"]);
+    check(|bytes| bytes.push(0), images, &["found 94097", "bytes trail"]);
+    check(|bytes| bytes[15] = 29, images, &["28x28", "found 28x29"]);
+    check(|bytes| bytes.truncate(3), images, &["expected a header of 16 bytes, found 3"]);
+    check(|bytes| bytes[8] = 10, "t10k-labels-idx1-ubyte", &["expected labels below 10, found 10 at position 0"]);
+
+    let data = place.small_data();
+    fs::remove_file(Path::new(&data).join(images)).expect("a file");
+    fail(&format!("train --arch conv --data {data}"), 65, &["expected `train-images-idx3-ubyte`", "data fetch"]);
+    fs::write(Path::new(&data).join(format!("{images}.gz")), b"not gzip").expect("a file");
+    fail(
+        &format!("train --arch conv --data {data}"),
+        65,
+        &["train-images-idx3-ubyte.gz", "expected a whole gzip stream"],
+    );
+    fail("train --arch conv --data /nowhere/at-all", 65, &["/nowhere/at-all", "found neither"]);
+}
+
+#[test]
+fn bad_weights_are_refused_by_their_name() {
+    let place = Place::new();
+    let data = place.small_data();
+    let (weights, run) = (place.path("w.safetensors"), place.path("run"));
+    let check = |parts: &[&str]| {
+        let out = place.path("x.png");
+        fail(&format!("reconstruct --weights {weights} --out {out} --data {data}"), 65, parts);
+        assert!(!Path::new(&out).exists());
+    };
+    check(&["cannot read", "w.safetensors"]);
+    write_weights(Path::new(&weights), Architecture::Recurrent);
+    let train = format!("train --arch conv --init-from {weights} --data {data} --run-dir {run}");
+    fail(&train, 65, &["expected weights of conv, found weights of recurrent"]);
+    assert!(!Path::new(&run).exists());
+
+    let whole = fs::read(&weights).expect("weights");
+    fs::write(&weights, &whole[..whole.len() / 2]).expect("a file");
+    check(&["expected a safetensors file"]);
+    let mut broken = whole.clone();
+    let last = broken.len() - 4;
+    broken[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, broken).expect("a file");
+    check(&["expected finite values, found NaN"]);
+    let mut reshaped = whole.clone();
+    let shape = whole.windows(8).position(|bytes| bytes == b"[400,28]").expect("a header");
+    reshaped[shape..shape + 8].copy_from_slice(b"[28,400]");
+    fs::write(&weights, reshaped).expect("a file");
+    check(&["expected encoder.lstm1.weight_ih as F32 [400, 28], found F32 [28, 400]"]);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named() {
+    let place = Place::new();
+    let (data, weights) = (place.small_data(), place.path("w.safetensors"));
+    write_weights(Path::new(&weights), Architecture::Denoising);
+    // A file is no folder, not even for root.
+    let train = |run: &str| format!("train --arch denoising --max-steps 1 --data {data} --run-dir {run}");
+    fail(&train(&format!("{weights}/run")), 73, &["cannot write", "w.safetensors/run"]);
+    fail(&format!("reconstruct --weights {weights} --out {weights}/x.png --data {data}"), 73, &["cannot write"]);
+    fail(
+        &format!("encode --weights {weights} --split test --out {weights}/x.npy --data {data}"),
+        73,
+        &["cannot write"],
+    );
+    let run = place.path("run");
+    succeed(&train(&run));
+    fail(&train(&run), 73, &["it holds a run already"]);
+}
+
+#[test]
+fn a_run_that_diverges_says_where_and_what_to_try() {
+    let place = Place::new();
+    let (data, run) = (place.small_data(), place.path("run"));
+    let flags = format!("train --arch denoising --learning-rate 1e9 --data {data} --run-dir {run}");
+    fail(&flags, 74, &["diverged: at step", "of shard 0", "learning rate 1000000000;", "lower --learning-rate"]);
+    assert!(!Path::new(&run).join("model.safetensors").exists(), "weights that are not finite were kept");
+}
+
+#[test]
+fn a_signal_ends_the_run_after_its_step_and_keeps_what_is_trained() {
+    let place = Place::new();
+    let (data, run) = (place.small_data(), place.path("run"));
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let run = format!("{run}-{signal}");
+        let flags = format!("train --arch denoising --epochs 1000000 --data {data} --run-dir {run} --json");
+        let mut child = program(&flags).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        lines.next().expect("an epoch's line").expect("text");
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process number"));
+        kill(pid, signal).expect("the program runs");
+        let end: Value = serde_json::from_str(&lines.last().expect("a last line").expect("text")).expect("JSON");
+        assert!(child.wait().expect("the program ends").success());
+        assert_eq!((&end["event"], &end["interrupted"]), (&"end".into(), &true.into()));
+        let weights = Weights::read(&Path::new(&run).join("model.safetensors")).expect("whole weights");
+        assert_eq!(end["params_blake3"], model::params::params_blake3(&weights.params));
+    }
+}
+
+#[test]
+fn without_a_network_training_goes_on_with_garments_and_says_so() {
+    let place = Place::new();
+    let offline = |flags: &str| {
+        let mut command = program(flags);
+        command
+            .current_dir(place.folder.path())
+            .env("HOME", place.path("home"))
+            .env("XDG_CACHE_HOME", place.path("cache"));
+        // Nobody listens there, so nothing is ever reached.
+        for name in ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy"] {
+            command.env(name, "http://127.0.0.1:9");
+        }
+        command.output().expect("the program starts")
+    };
+    let output = offline("train --arch denoising --max-steps 1 --run-dir run");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("NOT FASHION-MNIST"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("55000 images of synthetic garments"), "{}", text(&output.stdout));
+
+    let output = offline("train --arch denoising --max-steps 1 --data fashion-mnist --run-dir never");
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output.stderr));
+    assert!(!place.folder.path().join("never").exists());
+}
+
+#[test]
+fn published_weights_load_into_numpy() {
+    let place = Place::new();
+    let (weights, python) = (place.path("w.safetensors"), std::env::var("TELAR_PYTHON"));
+    let interpreter = python.clone().unwrap_or_else(|_| "python3".to_owned());
+    let run = |code: &str| Command::new(&interpreter).args(["-c", code, &weights]).output();
+    if python.is_err() && !run("import numpy, safetensors").is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no Python with numpy and safetensors");
+        return;
+    }
+    write_weights(Path::new(&weights), Architecture::Denoising);
+    // The README's lines, and the encoder worked out by hand.
+    let code = "
+import sys, numpy
+from safetensors.numpy import load_file
+w = load_file(sys.argv[1])
+def selu(x): return 1.0507009873554805 * numpy.where(x > 0, x, 1.6732632423543772 * (numpy.exp(x) - 1))
+x = numpy.linspace(0, 1, 784, dtype=numpy.float32)
+for layer in ['encoder.dense1', 'encoder.dense2']:
+    x = selu(w[layer + '.weight'] @ x + w[layer + '.bias'])
+print(*x)
+";
+    let output = run(code).expect("Python starts");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Vec<f32> =
+        text(&output.stdout).split_whitespace().map(|value| value.parse().expect("a number")).collect();
+
+    let device = model::backend::reference_device();
+    let weights = Weights::read(Path::new(&weights)).expect("whole weights");
+    let images = model::gradients::Images {
+        values: (0..784_u16).map(|place| f32::from(place) / 783.0).collect(),
+        shape: [1, 28, 28],
+    };
+    let expected = model::evaluation::Evaluator::new(&weights, &device).encode(images);
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?} {expected:?}");
+}
+
+#[test]
+fn the_split_is_the_book_s() {
+    let Some(data) = common::fashion_mnist() else { return };
+    let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
+    assert_eq!(counts, [55_000, 5_000, 10_000]);
+    // The first training image is an ankle boot, the first test image too.
+    assert_eq!((data.labels(Split::Train)[0], data.labels(Split::Test)[0]), (9, 9));
+}

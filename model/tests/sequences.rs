@@ -1,0 +1,61 @@
+//! The recurrent network on sequences of other lengths than an image's 28 rows, in use and in training.
+
+mod common;
+
+use burn::tensor::Device;
+use model::arch::{Architecture, Network};
+use model::backend;
+use model::gradients::{Images, evaluate, shard_result};
+use model::params::initial_params;
+
+/// Two sequences of smooth values from 0 to 1.
+fn sequences(n_rows: usize) -> Images {
+    let n_values = u16::try_from(2 * n_rows * 28).expect("a short sequence");
+    let values = (0..n_values).map(|place| 0.5 + 0.5 * (f32::from(place) / 9.0).sin()).collect();
+    Images { values, shape: [2, n_rows, 28] }
+}
+
+fn network(params: &[f32], device: &Device) -> Network {
+    Network::new(Architecture::Recurrent, 0, device).load(params, device)
+}
+
+/// The slope of the loss along the gradient, by differences, against the gradient's own length.
+fn check(n_rows: usize, device: &Device) {
+    let params = initial_params(Architecture::Recurrent, 5);
+    let training_device = device.clone().autodiff();
+    let network_with_tape = network(&params, &training_device);
+    let empty = vec![0.0; params.len()];
+    let result = shard_result(&network_with_tape, sequences(n_rows), sequences(n_rows), empty, &training_device);
+    let length = result.gradient_sum.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    assert!(length > 1e-3, "{n_rows} rows: the gradient is {length} long");
+
+    let loss_at = |distance: f32| {
+        #[expect(clippy::cast_possible_truncation, reason = "a length of the order of 1")]
+        let scale = distance / length as f32;
+        let moved: Vec<f32> = params.iter().zip(&result.gradient_sum).map(|(w, g)| w + scale * g).collect();
+        evaluate(&network(&moved, device), sequences(n_rows), device).loss_sum
+    };
+    let slope = (loss_at(0.01) - loss_at(-0.01)) / 0.02;
+    assert!((slope / length - 1.0).abs() < 0.01, "{n_rows} rows: slope {slope}, gradient {length} long");
+}
+
+#[test]
+fn gradients_are_right_for_sequences_of_any_length() {
+    for (backend, processor) in common::backends() {
+        let device = backend::open(backend, processor).expect("a device that was there");
+        for n_rows in [1, 2, 5, 28, 40] {
+            check(n_rows, &device);
+        }
+    }
+}
+
+#[test]
+fn what_comes_out_is_as_long_as_what_went_in() {
+    let device = backend::reference_device();
+    let network = network(&initial_params(Architecture::Recurrent, 5), &device);
+    for n_rows in [1, 7, 40] {
+        let images = sequences(n_rows).into_tensor(&device);
+        assert_eq!(network.logits(images.clone()).dims(), [2, n_rows, 28]);
+        assert_eq!(network.code(images).dims(), [2, 30]);
+    }
+}
