@@ -78,7 +78,8 @@ impl ModuleVisitor for Flattener<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let (place, rest) = std::mem::take(&mut self.rest).split_at_mut(param.shape().num_elements());
         self.rest = rest;
-        let gradient = param.val().grad_remove(self.gradients).expect("every parameter takes part in the loss");
+        // A parameter that takes no part, as the recurrent kernel in a sequence of one step, moves nothing.
+        let Some(gradient) = param.val().grad_remove(self.gradients) else { return place.fill(0.0) };
         let data = gradient.into_data();
         place.copy_from_slice(data.as_slice().expect("gradients are f32"));
     }
