@@ -33,7 +33,7 @@ RECIPES = {
 
 def train(program, name, seed, options):
     """Runs one recipe with one seed, unless it has run to its end before. Gives its history."""
-    folder = options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
+    folder = folder_of(name, seed, options)
     description = folder / "run.json"
     if not (description.exists() and "result" in json.loads(description.read_text())):
         if folder.exists():
@@ -43,6 +43,19 @@ def train(program, name, seed, options):
         subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL)
     print(f"{name}, seed {seed}: done", file=sys.stderr, flush=True)
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def folder_of(name, seed, options):
+    """Where a run is kept."""
+    return options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
+
+
+def draw(program, name, seed, options):
+    """Draws reconstructions of the first images of the validation split, beside the table."""
+    out = options.out.parent / f"book-{RECIPES[name][0][1]}.png"
+    weights = folder_of(name, seed, options) / "model.safetensors"
+    command = [program, "reconstruct", "--weights", str(weights), "--out", str(out), "--images", "8", "--data", options.data]
+    subprocess.run(command, check=True, cwd=PROJECT, stdout=subprocess.DEVNULL)
 
 
 def row(name, histories):
@@ -86,6 +99,10 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         # A seed of every recipe first, so that an early stop leaves something of each.
         jobs = {(name, seed): pool.submit(train, program, name, seed, options) for seed in seeds for name in names}
+        for name in names:
+            if "dropout" not in name:
+                jobs[name, seeds[0]].result()
+                draw(program, name, seeds[0], options)
         rows = [row(name, [jobs[name, seed].result() for seed in seeds]) for name in names]
 
     description = json.loads(next(options.runs.glob("*/run.json")).read_text())

@@ -143,6 +143,17 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// How a step is cut, in words: `4 shards x 8`, or `3 shards of 10 or 11`.
+    pub fn cut(&self) -> String {
+        let (images, shards) = (self.batch_size.get(), self.shards.get());
+        let (plural, smaller) = (if shards == 1 { "" } else { "s" }, images / shards);
+        if images.is_multiple_of(shards) {
+            format!("{shards} shard{plural} x {smaller}")
+        } else {
+            format!("{shards} shard{plural} of {smaller} or {}", smaller + 1)
+        }
+    }
+
     /// The samples of an epoch, counted from 0, of a split of `n_samples`.
     pub fn sampler(&self, epoch: u32, n_samples: u32) -> Sampler {
         let order = if self.shuffle { Order::Shuffled } else { Order::AsIs };
@@ -196,6 +207,14 @@ mod tests {
         check("conv", 5, 1.0, Noise::None);
         check("recurrent", 10, 0.1, Noise::None);
         check("denoising", 10, 1.0, Noise::Gaussian { deviation: 0.2 });
+    }
+
+    #[test]
+    fn the_cut_of_a_step_is_told_in_words() {
+        let check = |shards, words: &str| assert_eq!(recipe("conv", shards).expect("a recipe").cut(), words);
+        check(1, "1 shard x 32");
+        check(4, "4 shards x 8");
+        check(3, "3 shards of 10 or 11");
     }
 
     #[test]

@@ -139,14 +139,13 @@ impl Screen {
         if self.json {
             return;
         }
-        let shards = recipe.shards.get();
         println!(
-            "{}: {} images of {}, global batch {} = {shards} shard(s) x {}, learning rate {}, noise {}, seed {}",
+            "{}: {} images of {}, global batch {} = {}, learning rate {}, noise {}, seed {}",
             recipe.architecture,
             data.n_images(Split::Train),
             data.name(),
             recipe.batch_size,
-            f64::from(recipe.batch_size.get()) / f64::from(shards),
+            recipe.cut(),
             recipe.sgd.learning_rate,
             recipe.noise,
             recipe.seed,
