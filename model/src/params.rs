@@ -161,6 +161,8 @@ impl ModuleVisitor for ValueCollector {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -177,16 +179,18 @@ mod tests {
         check(Architecture::Denoising, 163_814, "encoder.dense1.weight", "decoder.dense2.bias");
     }
 
-    #[test]
-    fn loading_and_collecting_give_back_every_bit() {
-        for architecture in Architecture::ALL {
-            let device = reference_device();
-            let params: Vec<f32> = initial_params(architecture, 9).iter().rev().copied().collect();
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn loading_and_collecting_give_back_every_bit(which in 0_usize..3, pattern in prop::collection::vec(any::<f32>(), 1..50)) {
+            let (architecture, device) = (Architecture::ALL[which], reference_device());
+            let n_params = ParamLayout::of(architecture).n_params();
+            // Any bits, zeros of both signs, infinities and numbers below the normal ones among them.
+            let params: Vec<f32> = pattern.iter().copied().cycle().take(n_params).collect();
             let network = Network::new(architecture, 0, &device).load(&params, &device);
             let mut values = ValueCollector { params: Vec::new() };
             network.visit(&mut values);
-            assert!(values.params.iter().zip(&params).all(|(a, b)| a.to_bits() == b.to_bits()));
-            assert_eq!(values.params.len(), params.len());
+            prop_assert!(values.params.iter().map(|value| value.to_bits()).eq(params.iter().map(|value| value.to_bits())));
         }
     }
 

@@ -219,6 +219,8 @@ fn append_tensor(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::params::initial_params;
 
@@ -241,6 +243,25 @@ mod tests {
     fn check(bytes: &[u8], part: &str) {
         let text = read(bytes).expect_err(part);
         assert!(text.contains(part), "`{text}` does not say `{part}`");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(read(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_change_of_a_file_is_noticed(place in 0_usize..190_000, flipped in 1_u8..) {
+            let written = weights(Architecture::Conv);
+            let mut bytes = written.to_bytes();
+            let place = place % bytes.len();
+            bytes[place] ^= flipped;
+            // A change in the part of the metadata that nobody asks for is none in the weights.
+            if let Ok(found) = read(&bytes) {
+                prop_assert_eq!(found, written);
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What several tests need: the data set, and the backends that this machine can run.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use model::backend::{self, Backend, BackendError, Processor};
@@ -14,6 +15,11 @@ impl FetchProgress for NoProgress {
     fn end(&mut self) {}
 }
 
+/// Says it also where the test passes: the test runner keeps back only what goes through the print macros.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// The folder of the real data set: `$TELAR_DATA`, else beside the project, else in it. None, said aloud, where it is
 /// nowhere: `autoencoder data fetch --dir data` brings it.
 pub fn fashion_mnist_folder() -> Option<PathBuf> {
@@ -24,7 +30,7 @@ pub fn fashion_mnist_folder() -> Option<PathBuf> {
     let places = ["../shared/fashion-mnist", "data"].map(|place| project.join(place));
     let found = places.into_iter().find(|folder| folder.join("train-images-idx3-ubyte.gz").is_file());
     if found.is_none() {
-        eprintln!("skipped: no Fashion-MNIST; `autoencoder data fetch --dir data` brings it");
+        say("skipped: no Fashion-MNIST; `autoencoder data fetch --dir data` brings it");
     }
     found
 }
@@ -48,7 +54,7 @@ pub fn backends() -> Vec<(Backend, Processor)> {
     let is_there = |&(backend, processor): &(Backend, Processor)| match backend::open(backend, processor) {
         Ok(_) => true,
         Err(BackendError::NoDevice { .. }) => {
-            eprintln!("{backend} on {processor}: skipped: no CUDA device");
+            say(&format!("{backend} on {processor}: skipped: no CUDA device"));
             false
         }
         Err(_) => false, // not compiled in

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model::data::{DataError, Dataset, FILES, FetchProgress, MIRRORS, cache_folder, fetch, open};
 
 use crate::args::{DataArgs, DataCommand, FetchArgs};
+use crate::output::say;
 
 pub fn run(command: DataCommand) -> anyhow::Result<()> {
     let DataCommand::Fetch(args) = command;
@@ -18,10 +19,10 @@ pub fn run(command: DataCommand) -> anyhow::Result<()> {
         let line = serde_json::json!({
             "folder": folder, "fetched": report.fetched, "already_there": report.already_there,
         });
-        println!("{line}");
+        say!("{line}");
     } else {
         let n_there = report.already_there.len();
-        println!(
+        say!(
             "Fashion-MNIST is whole in {}: {} files fetched, {n_there} there before",
             folder.display(),
             report.fetched.len()

@@ -2,6 +2,7 @@
 
 mod args;
 mod data;
+mod output;
 mod train;
 mod trained;
 
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
+use crate::output::say;
 use args::{Cli, Command, SummaryArgs};
 use model::report::{SummaryRow, summary};
 
@@ -51,8 +53,9 @@ fn print_summary(args: &SummaryArgs) {
     let rows = summary(args.arch);
     if args.json {
         let n_params: usize = rows.iter().map(|row| row.n_params).sum();
-        println!("{}", serde_json::json!({ "architecture": args.arch, "layers": rows, "n_params": n_params }));
+        let line = serde_json::json!({ "architecture": args.arch, "layers": rows, "n_params": n_params });
+        say!("{line}");
     } else {
-        println!("{}", SummaryRow::table(args.arch, &rows));
+        say!("{}", SummaryRow::table(args.arch, &rows));
     }
 }

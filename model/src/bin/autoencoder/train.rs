@@ -20,6 +20,7 @@ use model::training::{Event, Next, TrainingError, train};
 use model::weights::Weights;
 
 use crate::args::{OpenBackend, TrainArgs};
+use crate::output::say;
 use crate::trained::picture;
 
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
@@ -139,7 +140,7 @@ impl Screen {
         if self.json {
             return;
         }
-        println!(
+        say!(
             "{}: {} images of {}, global batch {} = {}, learning rate {}, noise {}, seed {}",
             recipe.architecture,
             data.n_images(Split::Train),
@@ -150,7 +151,7 @@ impl Screen {
             recipe.noise,
             recipe.seed,
         );
-        println!("run folder: {}", folder.display());
+        say!("run folder: {}", folder.display());
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts of images are far below 2^53")]
@@ -163,9 +164,12 @@ impl Screen {
             bar.set_position(record.step);
         } else if !self.json && self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
-            println!(
+            say!(
                 "epoch {}/{}: step {}, loss {:.4}, {images_per_second:.0} images/s",
-                record.epoch, self.n_epochs, record.step, record.loss,
+                record.epoch,
+                self.n_epochs,
+                record.step,
+                record.loss,
             );
         }
     }
@@ -199,20 +203,20 @@ impl Screen {
             let line = json!({
                 "event": "end", "step": n_steps, "interrupted": is_interrupted, "weights": weights, "params_blake3": hash,
             });
-            println!("{line}");
+            say!("{line}");
             return;
         }
         if is_interrupted {
-            println!("stopped by a signal after step {n_steps}; what was trained until then is kept");
+            say!("stopped by a signal after step {n_steps}; what was trained until then is kept");
         }
-        println!("weights: {}", weights.display());
-        println!("parameters blake3: {hash}");
+        say!("weights: {}", weights.display());
+        say!("parameters blake3: {hash}");
     }
 
     fn print(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{line}")),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| say!("{line}")),
+            None => say!("{line}"),
         }
     }
 }

@@ -16,6 +16,7 @@ use model::report::reconstruction_picture;
 use model::weights::Weights;
 
 use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs};
+use crate::output::say;
 
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
     let weights = Weights::read(&args.weights)?;
@@ -28,9 +29,9 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "n_samples": sums.n_samples,
             "loss": loss, "rounded_accuracy": accuracy,
         });
-        println!("{line}");
+        say!("{line}");
     } else {
-        println!(
+        say!(
             "{} on {} images ({}, {}): loss {loss:.4}, rounded accuracy {accuracy:.4}",
             weights.architecture,
             sums.n_samples,
@@ -56,10 +57,10 @@ pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
         let line = json!({
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out,
         });
-        println!("{line}");
+        say!("{line}");
     } else {
         let rows = if noise == Noise::None { "originals" } else { "originals, noisy inputs" };
-        println!("{}: {rows}, reconstructions", args.out.display());
+        say!("{}: {rows}, reconstructions", args.out.display());
     }
     Ok(())
 }
@@ -96,9 +97,9 @@ pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "shape": shape,
             "out": args.out, "labels": labels_path,
         });
-        println!("{line}");
+        say!("{line}");
     } else {
-        println!("{}: {} codes of {n_code} values; labels in {}", args.out.display(), shape[0], labels_path.display());
+        say!("{}: {} codes of {n_code} values; labels in {}", args.out.display(), shape[0], labels_path.display());
     }
     Ok(())
 }
