@@ -1,9 +1,8 @@
 //! What a program's end tells the one who started it. The numbers are those of BSD's `sysexits.h` where it has one.
 
 use crate::backend::BackendError;
-use crate::data::DataError;
+use crate::data::{DataError, FetchError};
 use crate::files::WriteError;
-use crate::layers::NoiseError;
 use crate::recipe::RecipeError;
 use crate::training::TrainingError;
 use crate::weights::WeightsError;
@@ -34,7 +33,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => DATA,
         });
     }
-    if let Some(error) = cause.downcast_ref::<crate::data::FetchError>() {
+    if let Some(error) = cause.downcast_ref::<FetchError>() {
         return Some(code_of_fetch(error));
     }
     if let Some(error) = cause.downcast_ref::<BackendError>() {
@@ -43,17 +42,16 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<TrainingError>() {
         return Some(if matches!(error, TrainingError::Write(_)) { CANNOT_WRITE } else { DIVERGED });
     }
-    let is_configuration = cause.is::<RecipeError>() || cause.is::<NoiseError>();
-    let known = [
-        (is_configuration, CONFIGURATION),
-        (cause.is::<WeightsError>(), DATA),
-        (cause.is::<WriteError>(), CANNOT_WRITE),
-    ];
-    known.iter().find(|(is_it, _)| *is_it).map(|&(_, code)| code)
+    if cause.is::<RecipeError>() {
+        return Some(CONFIGURATION);
+    }
+    if cause.is::<WeightsError>() {
+        return Some(DATA);
+    }
+    cause.is::<WriteError>().then_some(CANNOT_WRITE)
 }
 
-fn code_of_fetch(error: &crate::data::FetchError) -> u8 {
-    use crate::data::FetchError;
+fn code_of_fetch(error: &FetchError) -> u8 {
     match error {
         FetchError::Write { .. } => CANNOT_WRITE,
         FetchError::Corrupted { .. } => DATA,

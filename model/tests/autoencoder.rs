@@ -159,7 +159,7 @@ fn a_seed_gives_the_same_bits_again_and_with_other_threads() {
     let data = data_folder(place.folder.path());
     let hash = |flags: &str, name: &str| {
         let run = place.path(name);
-        let flags = format!("train {flags} --max-steps 40 --data {} --run-dir {run} --json", data.display());
+        let flags = format!("train {flags} --max-steps 20 --data {} --run-dir {run} --json", data.display());
         succeed_json(&flags)["params_blake3"].clone()
     };
     let on_cpu = |backend: &&Backend| **backend != Backend::Cuda;

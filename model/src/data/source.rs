@@ -7,6 +7,7 @@ use std::str::FromStr;
 use super::fetch::{FILES, FetchProgress, MIRRORS, fetch};
 use super::idx::{Pixels, read_images, read_labels};
 use super::{DataError, Dataset, Labelled, synthetic};
+use crate::arch::N_PIXELS;
 
 /// The environment variable that names the data set for `auto` and `fashion-mnist`.
 const VARIABLE: &str = "TELAR_DATA";
@@ -101,7 +102,7 @@ fn synthetic_garments() -> Dataset {
     let (n_training, n_test) = (60_000, 10_000); // as many as Fashion-MNIST has
     let (mut pixels, mut labels) = synthetic::garments(SEED, n_training + n_test);
     let test_file = Labelled {
-        pixels: Pixels::from_vec(pixels.split_off(n_training * crate::arch::N_PIXELS)),
+        pixels: Pixels::from_vec(pixels.split_off(n_training * N_PIXELS)),
         labels: labels.split_off(n_training),
     };
     let training_file = Labelled { pixels: Pixels::from_vec(pixels), labels };
@@ -130,7 +131,7 @@ fn open_pair(folder: &Path, [images, labels]: [&'static str; 2], n_images_min: u
     let place = |name| find(folder, name).ok_or_else(|| DataError::Missing { name, folder: folder.to_owned() });
     let (images, labels) = (place(images)?, place(labels)?);
     let file = Labelled { pixels: read_images(&images)?, labels: read_labels(&labels)? };
-    let n_images = file.pixels.as_slice().len() / crate::arch::N_PIXELS;
+    let n_images = file.pixels.as_slice().len() / N_PIXELS;
     let n_labels = file.labels.len();
     if n_images != n_labels {
         return Err(DataError::Counts { images, labels, n_images, n_labels });
@@ -143,12 +144,13 @@ fn open_pair(folder: &Path, [images, labels]: [&'static str; 2], n_images_min: u
 
 #[cfg(test)]
 mod tests {
+    use super::super::Split;
     use super::*;
 
     /// The smallest data set there can be: one validation image.
     fn write_small(folder: &Path) {
         for (names, n_images) in NAMES.iter().zip([12_u32, 1]) {
-            let pixels = vec![9; n_images as usize * crate::arch::N_PIXELS];
+            let pixels = vec![9; n_images as usize * N_PIXELS];
             let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
             std::fs::write(folder.join(names[0]), [header, pixels].concat()).expect("the folder can be written");
             let header = [0x801, n_images].map(u32::to_be_bytes).concat();
@@ -159,7 +161,6 @@ mod tests {
 
     #[test]
     fn plain_files_are_split_and_gathered() {
-        use super::super::Split;
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_small(folder.path());
         let data = open_folder(folder.path()).expect("a whole data set");
@@ -188,7 +189,6 @@ mod tests {
 
     #[test]
     fn synthetic_garments_come_in_the_sizes_of_the_real_ones() {
-        use super::super::Split;
         let data = synthetic_garments();
         let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
         assert_eq!(counts, [55_000, 5_000, 10_000]);

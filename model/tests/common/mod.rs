@@ -1,7 +1,9 @@
 //! What several tests need: the data set, and the backends that this machine can run.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use model::backend::{self, Backend, BackendError, Processor};
 use model::data::{DataChoice, Dataset, FetchProgress, open};
@@ -45,6 +47,9 @@ pub fn fashion_mnist() -> Option<Dataset> {
 /// Every backend and device that was compiled in and is there; says which GPUs are not.
 #[allow(dead_code, clippy::allow_attributes, reason = "not every test binary computes in its own process")]
 pub fn backends() -> Vec<(Backend, Processor)> {
+    // Tests run side by side; several of them on all cores each hold one another up, tenfold with LibTorch's spinning.
+    static ONE_THREAD: Once = Once::new();
+    ONE_THREAD.call_once(|| backend::set_threads(Some(NonZeroUsize::MIN)));
     let candidates = [
         (Backend::Flex, Processor::Cpu),
         (Backend::Tch, Processor::Cpu),
