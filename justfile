@@ -19,7 +19,7 @@ test:
 test-tch:
     .ci/run test-tch
 
-# Licences, banned and duplicated crates (needs cargo-deny)
+# Licences, sources and banned crates (needs cargo-deny)
 deny:
     .ci/run deny
 

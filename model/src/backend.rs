@@ -30,6 +30,14 @@ impl Backend {
         Self::Cuda,
     ];
 
+    /// The device it computes on if none is named.
+    pub fn usual_device(self) -> DeviceChoice {
+        match self {
+            Self::Flex | Self::Tch => DeviceChoice::Cpu,
+            Self::Cuda => DeviceChoice::Cuda(0),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Flex => "flex",
@@ -48,8 +56,8 @@ impl fmt::Display for Backend {
 /// What a backend computes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Processor {
-    /// The machine's own processors.
+pub enum DeviceChoice {
+    /// The machine's own cores.
     Cpu,
     /// The NVIDIA GPU of this number, counted from 0.
     Cuda(usize),
@@ -57,7 +65,7 @@ pub enum Processor {
     Mps,
 }
 
-impl fmt::Display for Processor {
+impl fmt::Display for DeviceChoice {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu => out.write_str("cpu"),
@@ -67,7 +75,7 @@ impl fmt::Display for Processor {
     }
 }
 
-impl FromStr for Processor {
+impl FromStr for DeviceChoice {
     type Err = BackendError;
 
     fn from_str(text: &str) -> Result<Self, BackendError> {
@@ -84,7 +92,7 @@ impl FromStr for Processor {
     }
 }
 
-impl TryFrom<String> for Processor {
+impl TryFrom<String> for DeviceChoice {
     type Error = BackendError;
 
     fn try_from(text: String) -> Result<Self, BackendError> {
@@ -92,9 +100,9 @@ impl TryFrom<String> for Processor {
     }
 }
 
-impl From<Processor> for String {
-    fn from(processor: Processor) -> Self {
-        processor.to_string()
+impl From<DeviceChoice> for String {
+    fn from(device_choice: DeviceChoice) -> Self {
+        device_choice.to_string()
     }
 }
 
@@ -122,7 +130,7 @@ pub enum BackendError {
         /// What was asked for.
         backend: Backend,
         /// What was asked for.
-        device: Processor,
+        device: DeviceChoice,
         /// What to write instead.
         advice: &'static str,
     },
@@ -132,7 +140,7 @@ pub enum BackendError {
         /// What was asked for.
         backend: Backend,
         /// What was asked for.
-        device: Processor,
+        device: DeviceChoice,
         /// What was found, and what is missing.
         reason: String,
     },
@@ -146,27 +154,27 @@ fn compiled() -> String {
 ///
 /// # Errors
 /// If the backend was not compiled in, does not know such a device, or the device or its driver is missing.
-pub fn open(backend: Backend, processor: Processor) -> Result<Device, BackendError> {
+pub fn open(backend: Backend, device_choice: DeviceChoice) -> Result<Device, BackendError> {
     if !Backend::COMPILED.contains(&backend) {
         return Err(BackendError::NotCompiled { backend });
     }
-    match (backend, processor) {
+    match (backend, device_choice) {
         #[cfg(feature = "flex")]
-        (Backend::Flex, Processor::Cpu) => Ok(Device::flex()),
+        (Backend::Flex, DeviceChoice::Cpu) => Ok(Device::flex()),
         #[cfg(feature = "tch")]
-        (Backend::Tch, Processor::Cpu) => Ok(Device::libtorch()),
+        (Backend::Tch, DeviceChoice::Cpu) => Ok(Device::libtorch()),
         #[cfg(feature = "tch")]
-        (Backend::Tch, Processor::Cuda(index)) => libtorch::open_cuda(index),
+        (Backend::Tch, DeviceChoice::Cuda(index)) => libtorch::open_cuda(index),
         #[cfg(feature = "tch")]
-        (Backend::Tch, Processor::Mps) => libtorch::open_mps(),
+        (Backend::Tch, DeviceChoice::Mps) => libtorch::open_mps(),
         #[cfg(feature = "cuda")]
-        (Backend::Cuda, Processor::Cuda(index)) => cubecl::open_cuda(index),
+        (Backend::Cuda, DeviceChoice::Cuda(index)) => cubecl::open_cuda(index),
         (Backend::Cuda, _) => {
-            Err(BackendError::Unsupported { backend, device: processor, advice: "write `--device cuda:0`" })
+            Err(BackendError::Unsupported { backend, device: device_choice, advice: "write `--device cuda:0`" })
         }
         _ => Err(BackendError::Unsupported {
             backend,
-            device: processor,
+            device: device_choice,
             advice: "write `--device cpu`, or use the backend `tch` or `cuda`",
         }),
     }
@@ -178,35 +186,50 @@ pub fn open(backend: Backend, processor: Processor) -> Result<Device, BackendErr
 /// If the program was built with a GPU backend alone and no GPU is there.
 pub fn reference_device() -> Device {
     let backend = *Backend::COMPILED.first().expect("the program is built with at least one backend");
-    let processor = if backend == Backend::Cuda { Processor::Cuda(0) } else { Processor::Cpu };
-    open(backend, processor).unwrap_or_else(|error| panic!("{error}"))
+    open(backend, backend.usual_device()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Bounds the threads that a backend computes with on the CPU; none given, all of the machine's. To be called once,
-/// before the first tensor.
-pub fn set_threads(n_threads: Option<std::num::NonZeroUsize>) {
-    let Some(n_threads) = n_threads else { return };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads.get()).build_global();
+/// Bounds the threads that a backend computes with on the CPU, if a number is given, and gives how many there are. To be
+/// called once, before the first tensor.
+pub fn set_threads(n_threads: Option<usize>) -> usize {
+    let Some(n_threads) = n_threads else {
+        return std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build_global();
     if let Err(error) = pool {
         tracing::warn!(%error, "the number of threads stays as it was set before");
     }
     #[cfg(feature = "tch")]
-    libtorch::set_threads(n_threads.get());
+    libtorch::set_threads(n_threads);
+    n_threads
 }
 
-/// Names what results are equal in every bit on: the backend and its version, the device, and the CPU's widest vectors.
-pub fn compute_class(backend: Backend, processor: Processor) -> String {
-    let library = match backend {
-        Backend::Flex => "flex-0.22",
-        Backend::Tch => "tch-0.22",
-        Backend::Cuda => "cuda-0.22",
+/// The version of Burn, and with it that of its backends.
+const BURN_VERSION: &str = "0.22.1";
+
+/// Names what results are equal in every bit on, as far as a program can tell: the backend and its version, the device,
+/// the CPU's widest vectors and its first cache, after which matrix products are cut, and for LibTorch the threads, over
+/// which it cuts sums. Functions such as eˣ come from the system's C library, which is not told here.
+pub fn compute_class(backend: Backend, device_choice: DeviceChoice, n_threads: usize) -> String {
+    let device = match (backend, device_choice) {
+        (Backend::Tch, DeviceChoice::Cpu) => format!("{}/{n_threads}-threads", vector_level()),
+        (_, DeviceChoice::Cpu) => format!("{}/{}", vector_level(), first_cache()),
+        (_, DeviceChoice::Cuda(_)) => "cuda".to_owned(),
+        (_, DeviceChoice::Mps) => "mps".to_owned(),
     };
-    let kind = match processor {
-        Processor::Cpu => vector_level(),
-        Processor::Cuda(_) => "cuda",
-        Processor::Mps => "mps",
+    format!("{backend}-{BURN_VERSION}/{}/{device}", std::env::consts::ARCH)
+}
+
+/// Size and ways of the first data cache, as `l1d-48K-12`; `l1d-unknown` where the system does not say.
+fn first_cache() -> String {
+    let read = |name: &str| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index0/{name}");
+        std::fs::read_to_string(path).map(|text| text.trim().to_owned())
     };
-    format!("{library}/{}/{kind}", std::env::consts::ARCH)
+    match (read("size"), read("ways_of_associativity")) {
+        (Ok(size), Ok(n_ways)) => format!("l1d-{size}-{n_ways}"),
+        _ => "l1d-unknown".to_owned(),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -231,7 +254,7 @@ mod libtorch {
 
     use burn::tensor::Device;
 
-    use super::{Backend, BackendError, Processor};
+    use super::{Backend, BackendError, DeviceChoice};
 
     pub(super) fn open_cuda(index: usize) -> Result<Device, BackendError> {
         let n_found = tch::Cuda::device_count();
@@ -243,7 +266,7 @@ mod libtorch {
         } else {
             "no CUDA device found; it needs an NVIDIA GPU, its driver, and a LibTorch built for CUDA".to_owned()
         };
-        Err(BackendError::NoDevice { backend: Backend::Tch, device: Processor::Cuda(index), reason })
+        Err(BackendError::NoDevice { backend: Backend::Tch, device: DeviceChoice::Cuda(index), reason })
     }
 
     pub(super) fn open_mps() -> Result<Device, BackendError> {
@@ -251,7 +274,7 @@ mod libtorch {
             return Ok(Device::libtorch_mps());
         }
         let reason = "it needs a Mac with Apple silicon and a LibTorch built for it".to_owned();
-        Err(BackendError::NoDevice { backend: Backend::Tch, device: Processor::Mps, reason })
+        Err(BackendError::NoDevice { backend: Backend::Tch, device: DeviceChoice::Mps, reason })
     }
 
     pub(super) fn set_threads(n_threads: usize) {
@@ -266,11 +289,11 @@ mod cubecl {
 
     use burn::tensor::{Device, DeviceType};
 
-    use super::{Backend, BackendError, Processor};
+    use super::{Backend, BackendError, DeviceChoice};
 
     pub(super) fn open_cuda(index: usize) -> Result<Device, BackendError> {
         let no_device =
-            |reason| BackendError::NoDevice { backend: Backend::Cuda, device: Processor::Cuda(index), reason };
+            |reason| BackendError::NoDevice { backend: Backend::Cuda, device: DeviceChoice::Cuda(index), reason };
         // The loader panics where the driver's library is missing; that is an answer, not a fault.
         let devices = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec()).map_err(|_| {
             no_device(
@@ -294,30 +317,36 @@ mod tests {
     #[test]
     fn devices_are_read_as_they_are_written() {
         for text in ["cpu", "cuda:0", "cuda:3", "mps"] {
-            assert_eq!(text.parse::<Processor>().expect(text).to_string(), text);
+            assert_eq!(text.parse::<DeviceChoice>().expect(text).to_string(), text);
         }
         for text in ["gpu", "cuda:", "cuda:-1", "cuda:x", ""] {
-            assert_eq!(text.parse::<Processor>(), Err(BackendError::UnknownDevice { found: text.to_owned() }));
+            assert_eq!(text.parse::<DeviceChoice>(), Err(BackendError::UnknownDevice { found: text.to_owned() }));
         }
     }
 
     #[test]
+    fn the_compute_class_has_the_version_that_is_built_in() {
+        let lock = include_str!("../../Cargo.lock");
+        assert!(lock.contains(&format!("name = \"burn\"\nversion = \"{BURN_VERSION}\"\n")));
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
-        let check = |backend, processor, part: &str| {
-            let text = open(backend, processor).expect_err("it is not there").to_string();
+        let check = |backend, device_choice, part: &str| {
+            let text = open(backend, device_choice).expect_err("it is not there").to_string();
             assert!(text.contains(part), "`{text}` does not say `{part}`");
         };
         if !Backend::COMPILED.contains(&Backend::Tch) {
-            check(Backend::Tch, Processor::Cpu, "build with `--features tch`");
+            check(Backend::Tch, DeviceChoice::Cpu, "build with `--features tch`");
         }
         if !Backend::COMPILED.contains(&Backend::Cuda) {
-            check(Backend::Cuda, Processor::Cuda(0), "build with `--features cuda`");
+            check(Backend::Cuda, DeviceChoice::Cuda(0), "build with `--features cuda`");
         }
         if Backend::COMPILED.contains(&Backend::Flex) {
-            check(Backend::Flex, Processor::Cuda(0), "does not compute on `cuda:0`");
+            check(Backend::Flex, DeviceChoice::Cuda(0), "does not compute on `cuda:0`");
         }
         if Backend::COMPILED.contains(&Backend::Tch) {
-            check(Backend::Tch, Processor::Cuda(99), "CUDA device");
+            check(Backend::Tch, DeviceChoice::Cuda(99), "CUDA device");
         }
     }
 }

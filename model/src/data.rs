@@ -42,10 +42,6 @@ impl fmt::Display for Split {
     }
 }
 
-/// What each class is, in the order of the labels.
-pub const CLASS_NAMES: [&str; 10] =
-    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
-
 /// Images and labels of one file pair.
 #[derive(Debug)]
 struct Labelled {
@@ -84,18 +80,18 @@ impl Dataset {
         &file.pixels.as_slice()[range.start * N_PIXELS..range.end * N_PIXELS]
     }
 
-    /// Gathers images by their places in the split, as values from 0 to 1.
+    /// Gathers images by their positions in the split, as values from 0 to 1.
     ///
     /// # Panics
-    /// If a place is not below [`Dataset::n_images`].
-    pub fn gather(&self, split: Split, places: &[u32]) -> Images {
+    /// If a position is not below [`Dataset::n_images`].
+    pub fn gather(&self, split: Split, samples: &[u32]) -> Images {
         let pixels = self.pixels(split);
-        let mut values = Vec::with_capacity(places.len() * N_PIXELS);
-        for &place in places {
-            let start = place as usize * N_PIXELS;
+        let mut values = Vec::with_capacity(samples.len() * N_PIXELS);
+        for &sample in samples {
+            let start = sample as usize * N_PIXELS;
             values.extend(pixels[start..start + N_PIXELS].iter().map(|&pixel| f32::from(pixel) / 255.0));
         }
-        Images { values, shape: [places.len(), IMAGE_SIDE, IMAGE_SIDE] }
+        Images { values, shape: [samples.len(), IMAGE_SIDE, IMAGE_SIDE] }
     }
 
     /// The blake3 of all pixels and labels: equal for equal data, wherever it came from.
@@ -168,6 +164,17 @@ pub enum DataError {
         path: PathBuf,
         /// Images found.
         n_images: usize,
+    },
+    /// The files are another data set's.
+    #[error(
+        "expected Fashion-MNIST in {folder}, found another data set (blake3 {found}); name it with `--data {folder}` if it \
+         is meant"
+    )]
+    OtherData {
+        /// Where it was found.
+        folder: String,
+        /// Its fingerprint.
+        found: String,
     },
     /// The data set could not be downloaded.
     #[error("{0}")]

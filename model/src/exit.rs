@@ -54,7 +54,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn code_of_fetch(error: &FetchError) -> u8 {
     match error {
         FetchError::Write { .. } => CANNOT_WRITE,
-        FetchError::Corrupted { .. } => DATA,
+        FetchError::Corrupted { .. } | FetchError::Read { .. } => DATA,
         _ => UNAVAILABLE,
     }
 }

@@ -1,7 +1,7 @@
 //! Writing files that are whole or not there.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Error, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// A file or folder that cannot be written.
@@ -11,49 +11,66 @@ pub struct WriteError {
     /// The file or folder.
     pub path: PathBuf,
     /// What the system says.
-    pub source: std::io::Error,
+    pub source: Error,
 }
 
 impl WriteError {
     /// For use with `map_err`.
-    pub fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+    pub fn at(path: &Path) -> impl FnOnce(Error) -> Self + use<> {
         let path = path.to_owned();
         |source| Self { path, source }
     }
 }
 
+/// Reads a file of at most `n_bytes_max` bytes.
+///
+/// # Errors
+/// If it cannot be read, or is larger: then nothing of it is kept.
+pub fn read_bounded(path: &Path, n_bytes_max: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let n_read = File::open(path)?.take(n_bytes_max + 1).read_to_end(&mut bytes)?;
+    if n_read as u64 > n_bytes_max {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {n_bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
 /// Writes a file under another name beside it, brings it to the disk, and only then gives it its name; what was there
-/// before stays until then.
+/// before stays until then. Through a link, its target is written; a pipe or a device is refused.
 ///
 /// # Errors
 /// If the folder cannot be written; nothing is left behind then.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let write = || {
-        let mut file = tempfile::Builder::new().prefix(".telar-").tempfile_in(folder)?;
+        // What is not there yet has no other name than the one given.
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if path.exists() && !path.is_file() {
+            return Err(Error::new(ErrorKind::InvalidInput, "it is there and is no ordinary file"));
+        }
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut file = with_usual_permissions(tempfile::Builder::new().prefix(".telar-")).tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        set_usual_permissions(file.as_file())?;
-        file.persist(path).map_err(|error| error.error)?;
+        file.persist(&path).map_err(|error| error.error)?;
         // The name is in the folder, so the folder has to reach the disk too.
         File::open(folder)?.sync_all()
     };
     write().map_err(WriteError::at(path))
 }
 
-/// Temporary files are private; the result is for whoever may read the folder.
+/// Temporary files are private by themselves; the result is for whoever the user's mask lets read it.
 #[cfg(unix)]
-fn set_usual_permissions(file: &File) -> std::io::Result<()> {
+fn with_usual_permissions<'a, 'b>(builder: &'a mut tempfile::Builder<'b, 'b>) -> &'a mut tempfile::Builder<'b, 'b> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+    builder.permissions(std::fs::Permissions::from_mode(0o666))
 }
 
 #[cfg(not(unix))]
-fn set_usual_permissions(_file: &File) -> std::io::Result<()> {
-    Ok(())
+fn with_usual_permissions<'a, 'b>(builder: &'a mut tempfile::Builder<'b, 'b>) -> &'a mut tempfile::Builder<'b, 'b> {
+    builder
 }
 
 #[cfg(test)]

@@ -55,8 +55,8 @@ pub fn shard_result(
 
     // The gradient at the logits is known in closed form. Multiplied with the logits and summed, it is a quantity
     // whose gradient at the parameters is that of the loss, without a tape through the loss itself.
-    let pull = Tensor::from_inner(loss.logits_gradient);
-    let mut gradients = (logits * pull).sum().backward();
+    let logits_gradient = Tensor::from_inner(loss.logits_gradient);
+    let mut gradients = (logits * logits_gradient).sum().backward();
     let mut flattener = Flattener { rest: &mut gradient_sum, gradients: &mut gradients };
     network.visit(&mut flattener);
     assert!(flattener.rest.is_empty(), "the vector is {} values longer than the network", flattener.rest.len());

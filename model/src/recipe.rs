@@ -11,6 +11,9 @@ use crate::data::{Order, Sampler};
 use crate::layers::Noise;
 use crate::sgd::Sgd;
 
+/// Shards of a step at most: each has a gradient in memory until the step's end.
+pub const SHARDS_MAX: u32 = 1024;
+
 /// The flags of a recipe as they were typed; what is left out is as in the book.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "What is trained")]
@@ -73,6 +76,7 @@ pub struct Recipe {
     /// Steps after which the run ends, if that is before the epochs do.
     pub max_steps: Option<u64>,
     /// Where the initial weights come from, if they are not drawn.
+    #[serde(serialize_with = "as_text")]
     pub init_from: Option<PathBuf>,
 }
 
@@ -104,7 +108,8 @@ pub enum RecipeError {
     NesterovWithoutMomentum,
     /// Shards that could never hold a sample.
     #[error(
-        "expected at most as many shards as images in a step, found --shards {shards} with --batch-size {batch_size}"
+        "expected at most as many shards as images in a step, and no more than {SHARDS_MAX}, found --shards {shards} with \
+         --batch-size {batch_size}"
     )]
     TooManyShards {
         /// Shards asked for.
@@ -137,7 +142,7 @@ impl Recipe {
             max_steps: args.max_steps,
             init_from: args.init_from,
         };
-        if shards > args.batch_size {
+        if shards > args.batch_size.min(SHARDS_MAX) {
             return Err(RecipeError::TooManyShards { shards, batch_size: args.batch_size });
         }
         Ok(recipe)
@@ -154,6 +159,12 @@ impl Recipe {
         }
     }
 
+    /// Steps of the whole run on a split of `n_samples`.
+    pub fn n_steps(&self, n_samples: u64) -> u64 {
+        let of_epochs = n_samples.div_ceil(self.batch_size.get().into()) * u64::from(self.epochs.get());
+        self.max_steps.map_or(of_epochs, |max_steps| max_steps.min(of_epochs))
+    }
+
     /// The samples of an epoch, counted from 0, of a split of `n_samples`.
     pub fn sampler(&self, epoch: u32, n_samples: u32) -> Sampler {
         let order = if self.shuffle { Order::Shuffled } else { Order::AsIs };
@@ -162,11 +173,17 @@ impl Recipe {
     }
 }
 
+/// A path as text, whatever its bytes: what is written down is for people, and is not opened again.
+#[expect(clippy::ref_option, reason = "serde asks for this form")]
+fn as_text<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.display().to_string()).serialize(serializer)
+}
+
 fn checked_sgd(args: &RecipeArgs) -> Result<Sgd, RecipeError> {
     let learning_rate = args.learning_rate.unwrap_or(args.arch.book_learning_rate());
     let momentum = args.momentum;
     if !(learning_rate.is_finite() && learning_rate > 0.0) {
-        let (flag, range) = ("--learning-rate", "above 0");
+        let (flag, range) = ("--learning-rate", "above 0 and finite");
         return Err(RecipeError::Range { flag, range, found: learning_rate, example: args.arch.book_learning_rate() });
     }
     if !(0.0..1.0).contains(&momentum) {
@@ -228,7 +245,7 @@ mod tests {
         check("conv --max-steps 0", 1, "--max-steps 25");
         check("conv", 0, "--shards 4");
         check("conv --batch-size 4", 8, "found --shards 8 with --batch-size 4");
-        check("conv --learning-rate 0", 1, "--learning-rate above 0, found 0");
+        check("conv --learning-rate 0", 1, "--learning-rate above 0 and finite, found 0");
         check("conv --learning-rate nan", 1, "found NaN");
         check("conv --momentum 1", 1, "from 0 to below 1, found 1");
         check("conv --nesterov", 1, "--momentum 0.9 --nesterov");

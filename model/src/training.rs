@@ -50,18 +50,16 @@ pub enum Next {
 pub enum TrainingError {
     /// The loss or the gradient is NaN or infinite.
     #[error(
-        "the run diverged: at step {step}, in epoch {epoch}, the {what} of shard {shard} is not finite, at learning rate \
-         {learning_rate}; try a lower --learning-rate, or less --momentum"
+        "the run diverged: at step {step}, in epoch {epoch}, the {what} is not finite, at learning rate {learning_rate}; \
+         try a lower --learning-rate, or less --momentum"
     )]
     Diverged {
         /// The step, counted from 1.
         step: u64,
         /// The epoch, counted from 1.
         epoch: u32,
-        /// The shard, counted from 0.
-        shard: u32,
-        /// Loss or gradient.
-        what: &'static str,
+        /// Which loss or gradient, and of which shard.
+        what: String,
         /// The learning rate in force.
         learning_rate: f32,
     },
@@ -123,6 +121,9 @@ pub fn train(
         }
         let seconds_training = epoch_begun.elapsed();
         let validation = Evaluator::new(&weights, device).evaluate(data, Split::Valid);
+        if !validation.loss_sum.is_finite() {
+            return Err(diverged(n_steps, epoch, "validation loss".to_owned(), recipe));
+        }
         let record = EpochRecord::new(n_steps, epoch + 1, &epoch_sums, &validation, seconds_training);
         let after_epoch = listen(Event::Epoch { record, weights: &weights })?;
         if next == Next::Stop || after_epoch == Next::Stop {
@@ -140,6 +141,10 @@ fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<
     } else {
         return Ok(());
     };
-    let learning_rate = recipe.sgd.learning_rate;
-    Err(TrainingError::Diverged { step: key.step + 1, epoch: key.epoch + 1, shard: key.shard, what, learning_rate })
+    Err(diverged(key.step + 1, key.epoch, format!("{what} of shard {}", key.shard), recipe))
+}
+
+/// The step is counted from 1, the epoch from 0.
+fn diverged(step: u64, epoch: u32, what: String, recipe: &Recipe) -> TrainingError {
+    TrainingError::Diverged { step, epoch: epoch + 1, what, learning_rate: recipe.sgd.learning_rate }
 }

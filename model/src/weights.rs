@@ -7,7 +7,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::arch::Architecture;
-use crate::files::{WriteError, write_whole};
+use crate::files::{WriteError, read_bounded, write_whole};
 use crate::params::{ParamEntry, ParamLayout, params_blake3};
 
 /// Parameters with the network they belong to.
@@ -21,6 +21,9 @@ pub struct Weights {
 
 const ARCHITECTURE_KEY: &str = "architecture";
 const HASH_KEY: &str = "params_blake3";
+
+/// The largest network's parameters are 655 KB; a hundred times that is a file of something else.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// A file of weights that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,16 @@ pub enum WeightsError {
         expected: Architecture,
         /// The network found.
         found: Architecture,
+    },
+    /// The file says two things.
+    #[error("expected one network, found {tensors} by its tensors and `{metadata}` by its metadata in {}", path.display())]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+        /// The network of its tensors.
+        tensors: Architecture,
+        /// The network of its metadata.
+        metadata: String,
     },
     /// A tensor is not as the network has it.
     #[error("expected {name} as {expected}, found {found} in {}", path.display())]
@@ -138,7 +151,8 @@ impl Weights {
     /// If the file is not there, damaged, of no network, or holds other shapes, other types, or values that are not
     /// finite.
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
-        let bytes = std::fs::read(path).map_err(|source| WeightsError::Read { path: path.to_owned(), source })?;
+        let bytes = read_bounded(path, FILE_BYTES_MAX)
+            .map_err(|source| WeightsError::Read { path: path.to_owned(), source })?;
         Self::from_bytes(path, &bytes)
     }
 
@@ -163,11 +177,16 @@ impl Weights {
         let tensors = SafeTensors::deserialize(bytes).map_err(format)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
         let (architecture, layout) = recognize(path, &tensors)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        if let Some(name) = metadata.get(ARCHITECTURE_KEY).filter(|name| *name != architecture.name()) {
+            let (path, metadata) = (path.to_owned(), name.clone());
+            return Err(WeightsError::Contradiction { path, tensors: architecture, metadata });
+        }
         let mut params = Vec::with_capacity(layout.n_params());
         for entry in layout.entries() {
             append_tensor(path, entry, &tensors, &mut params)?;
         }
-        if let Some(expected) = header.metadata().as_ref().and_then(|metadata| metadata.get(HASH_KEY)) {
+        if let Some(expected) = metadata.get(HASH_KEY) {
             let found = params_blake3(&params);
             if *expected != found {
                 return Err(WeightsError::Hash { path: path.to_owned(), expected: expected.clone(), found });
@@ -184,13 +203,23 @@ fn recognize(path: &Path, tensors: &SafeTensors) -> Result<(Architecture, ParamL
         |layout: &ParamLayout| layout.entries().iter().filter(|entry| names.contains(&entry.name.as_str())).count();
     let candidates = Architecture::ALL.map(|architecture| (architecture, ParamLayout::of(architecture)));
     let nearest = candidates.into_iter().max_by_key(|(_, layout)| n_common(layout));
-    nearest.filter(|(_, layout)| n_common(layout) > 0).ok_or_else(|| {
+    let (architecture, layout) = nearest.filter(|(_, layout)| n_common(layout) > 0).ok_or_else(|| {
         let mut names = names.clone();
         names.sort_unstable();
         names.truncate(5);
         let found = if names.is_empty() { "no tensor".to_owned() } else { names.join(", ") };
         WeightsError::UnknownNetwork { path: path.to_owned(), found }
-    })
+    })?;
+    let is_known = |name: &&str| layout.entries().iter().any(|entry| entry.name == *name);
+    match names.iter().find(|name| !is_known(name)) {
+        Some(name) => Err(WeightsError::Tensor {
+            path: path.to_owned(),
+            name: (*name).to_owned(),
+            expected: format!("no tensor of {architecture}"),
+            found: "it".to_owned(),
+        }),
+        None => Ok((architecture, layout)),
+    }
 }
 
 fn append_tensor(
@@ -281,6 +310,16 @@ mod tests {
         let mut broken = weights(Architecture::Denoising);
         broken.params[78_400 + 3] = f32::NAN; // 100 * 784 weights before the bias
         check(&broken.to_bytes(), "found NaN in encoder.dense1.bias, value 3");
+    }
+
+    #[test]
+    fn a_file_that_says_two_things_is_refused() {
+        let whole = weights(Architecture::Recurrent).to_bytes();
+        let place =
+            whole.windows(11).position(|bytes| bytes == b"\"recurrent\"").expect("the metadata names the network");
+        let mut changed = whole;
+        changed[place + 1..place + 10].copy_from_slice(b"denoising");
+        check(&changed, "found recurrent by its tensors and `denoising` by its metadata");
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn bad_configuration_is_refused_with_what_to_write() {
     };
     check("--arch conv --batch-size 0", 64, &["expected --batch-size", "found 0", "`--batch-size 32`"]);
     check("--arch conv --shards 33", 64, &["found --shards 33 with --batch-size 32"]);
-    check("--arch conv --learning-rate -1", 64, &["--learning-rate above 0, found -1"]);
+    check("--arch conv --learning-rate -1", 64, &["--learning-rate above 0 and finite, found -1"]);
     check("--arch conv --nesterov", 64, &["--momentum 0.9"]);
     check("--arch konv", 2, &["konv", "conv, recurrent, denoising"]);
     check("--arch conv --noise gaussian", 2, &["`gaussian:0.2`"]);
@@ -350,6 +350,15 @@ fn without_a_network_training_goes_on_with_garments_and_says_so() {
     assert!(!place.folder.path().join("never").exists());
 }
 
+const ENCODER_IN_NUMPY: &str = "
+assert hidden.shape == (100,)
+def selu(x): return 1.0507009873554805 * numpy.where(x > 0, x, 1.6732632423543772 * (numpy.exp(x) - 1))
+x = numpy.linspace(0, 1, 784, dtype=numpy.float32)
+for layer in ['encoder.dense1', 'encoder.dense2']:
+    x = selu(w[layer + '.weight'] @ x + w[layer + '.bias'])
+print(*x)
+";
+
 #[test]
 fn published_weights_load_into_numpy() {
     let place = Place::new();
@@ -361,18 +370,12 @@ fn published_weights_load_into_numpy() {
         return;
     }
     write_weights(Path::new(&weights), Architecture::Denoising);
-    // The README's lines, and the encoder worked out by hand.
-    let code = "
-import sys, numpy
-from safetensors.numpy import load_file
-w = load_file(sys.argv[1])
-def selu(x): return 1.0507009873554805 * numpy.where(x > 0, x, 1.6732632423543772 * (numpy.exp(x) - 1))
-x = numpy.linspace(0, 1, 784, dtype=numpy.float32)
-for layer in ['encoder.dense1', 'encoder.dense2']:
-    x = selu(w[layer + '.weight'] @ x + w[layer + '.bias'])
-print(*x)
-";
-    let output = run(code).expect("Python starts");
+    // The README's own lines, but for the file, and then the encoder worked out by hand.
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README");
+    let lines = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("lines of Python");
+    let lines = lines.replace("\"runs/denoising-001/model.safetensors\"", "sys.argv[1]");
+    let code = format!("import sys\n{lines}{ENCODER_IN_NUMPY}");
+    let output = run(&code).expect("Python starts");
     assert!(output.status.success(), "{}", text(&output.stderr));
     let found: Vec<f32> =
         text(&output.stdout).split_whitespace().map(|value| value.parse().expect("a number")).collect();
@@ -386,6 +389,15 @@ print(*x)
     let expected = model::evaluation::Evaluator::new(&weights, &device).encode(images);
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?} {expected:?}");
+}
+
+#[test]
+fn another_data_set_under_the_same_names_is_not_taken_for_fashion_mnist() {
+    let place = Place::new();
+    write_data(&place.folder.path().join("data"));
+    let output = program("train --arch conv --run-dir run").current_dir(place.folder.path()).output().expect("a start");
+    assert_eq!(output.status.code(), Some(65));
+    assert!(text(&output.stderr).contains("expected Fashion-MNIST in data, found another data set"));
 }
 
 #[test]

@@ -78,12 +78,10 @@ impl Golden {
 /// Largest difference of two vectors, relative to the largest value of the expected one.
 fn difference(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|value| value.is_finite()), "a value is not finite");
     let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(f64::from(value.abs())));
-    let apart = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
-    // NaN is larger than any bound.
-    let worst =
-        found.iter().zip(expected).map(apart).fold(0.0, |worst: f64, apart| if apart <= worst { worst } else { apart });
-    worst / largest
+    let apart = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
+    apart.fold(0.0, f64::max) / largest
 }
 
 fn assert_near(what: &str, found: &[f32], expected: &[f32], bound: f64) {
@@ -101,10 +99,10 @@ fn assert_params_near(golden: &Golden, what: &str, found: &[f32], expected: &[f3
 /// Runs a check for every network on every backend.
 fn check(check: fn(&Golden, &Dataset, &Device, &str)) {
     let Some(data) = common::fashion_mnist() else { return };
-    for (backend, processor) in common::backends() {
-        let device = backend::open(backend, processor).expect("a device that was there");
+    for (backend, device_choice) in common::backends() {
+        let device = backend::open(backend, device_choice).expect("a device that was there");
         for architecture in Architecture::ALL {
-            let place = format!("{architecture} on {backend} {processor}");
+            let place = format!("{architecture} on {backend} {device_choice}");
             check(&Golden::read(architecture), &data, &device, &place);
         }
     }
@@ -117,6 +115,7 @@ fn outputs_codes_and_losses_are_those_of_keras() {
         let evaluator = Evaluator::new(&weights, device);
         let places: Vec<u32> = (0..32).collect();
         let outputs = evaluator.reconstruct(data.gather(Split::Train, &places));
+        assert_eq!(outputs.len(), golden.tensors["output"].len());
         for (found, expected) in outputs.iter().zip(&golden.tensors["output"]) {
             assert!((found - expected).abs() <= 1e-5, "output of {place}: {found}, {expected} expected");
         }
@@ -202,14 +201,20 @@ fn train_like_keras(golden: &Golden, data: &Dataset, device: &Device, n_shards: 
 
 /// SELU's slope jumps at 0, and a pooling window may have two largest values: of the eight million activations of 25
 /// steps of `conv`, one or two lie within a last bit of such a place, so that the order of a sum decides on which side,
-/// and at learning rate 1 the two ways are up to 8e-4 of a weight apart. So each cut, and Keras, goes one of a few ways;
-/// every cut must have Keras' losses, and one must have gone Keras' way.
+/// and at learning rate 1 the two ways are up to 8e-4 of a weight apart. So each cut of `conv`, and Keras, goes one of a
+/// few ways: every cut must have Keras' losses, and one must have gone Keras' way. The other networks have one way.
 #[test]
 fn training_for_25_steps_goes_as_in_keras() {
     check(|golden, data, device, place| {
         let cuts = [1, 2, 3, 4, 8];
         let apart = cuts.map(|n_shards| train_like_keras(golden, data, device, n_shards, place));
+        let farthest = apart.iter().copied().fold(0.0, f64::max);
         let nearest = apart.iter().copied().fold(f64::INFINITY, f64::min);
-        assert!(nearest <= 1e-4, "trained weights of {place}: {apart:?} apart in {cuts:?} shards, 1e-4 expected");
+        let bound = if golden.architecture == Architecture::Conv { 1e-3 } else { 1e-4 };
+        let is_near = nearest <= 1e-4 && farthest <= bound;
+        assert!(
+            is_near,
+            "trained weights of {place}: {apart:?} apart in {cuts:?} shards, {bound} expected, and 1e-4 once"
+        );
     });
 }

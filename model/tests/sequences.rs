@@ -41,8 +41,8 @@ fn check(n_rows: usize, device: &Device) {
 
 #[test]
 fn gradients_are_right_for_sequences_of_any_length() {
-    for (backend, processor) in common::backends() {
-        let device = backend::open(backend, processor).expect("a device that was there");
+    for (backend, device_choice) in common::backends() {
+        let device = backend::open(backend, device_choice).expect("a device that was there");
         for n_rows in [1, 2, 5, 28, 40] {
             check(n_rows, &device);
         }

@@ -9,12 +9,17 @@ use memmap2::Mmap;
 
 use super::DataError;
 use crate::arch::N_PIXELS;
+use crate::files::read_bounded;
 
 const IMAGES_MAGIC: u32 = 0x0000_0803;
 const LABELS_MAGIC: u32 = 0x0000_0801;
 const IMAGES_HEADER_BYTES: usize = 16; // magic, count, rows, columns
 const LABELS_HEADER_BYTES: usize = 8; // magic, count
 const N_CLASSES: u8 = 10;
+
+/// The largest file of the family has 60,000 images; ten times that is no data set but an attack on the memory.
+const UNPACKED_BYTES_MAX: u64 = 10 * (IMAGES_HEADER_BYTES as u64 + 60_000 * N_PIXELS as u64);
+
 const SIDE: u32 = 28; // rows and columns
 
 /// The pixels of a file of images, one byte each: [images, 28, 28].
@@ -53,12 +58,10 @@ impl FileBytes {
 
     fn read(path: &Path) -> Result<Self, DataError> {
         let error = |source| DataError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(error)?;
         if path.extension().is_none_or(|extension| extension != "gz") {
-            return map(&file).map(Self::Mapped).map_err(error);
+            return File::open(path).and_then(|file| map(&file)).map(Self::Mapped).map_err(error);
         }
-        let mut compressed = Vec::new();
-        file.read_to_end(&mut compressed).map_err(error)?;
+        let compressed = read_bounded(path, UNPACKED_BYTES_MAX).map_err(error)?;
         unpack(&compressed).map(Self::Owned).map_err(|source| DataError::Idx { path: path.to_owned(), source })
     }
 }
@@ -71,8 +74,6 @@ fn map(file: &File) -> std::io::Result<Mmap> {
 
 /// Unpacks a gzip member that is the whole of its file.
 fn unpack(compressed: &[u8]) -> Result<Vec<u8>, IdxError> {
-    /// The largest file of the family has 60,000 images; ten times that is no data set but an attack on the memory.
-    const UNPACKED_BYTES_MAX: u64 = 10 * (IMAGES_HEADER_BYTES as u64 + 60_000 * N_PIXELS as u64);
     let mut decoder = GzDecoder::new(compressed);
     let mut bytes = Vec::new();
     let n_read = decoder.by_ref().take(UNPACKED_BYTES_MAX + 1).read_to_end(&mut bytes);
@@ -281,9 +282,21 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_give_an_answer_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = check_images(&bytes);
-            let _ = check_labels(&bytes);
+            // As they are, after the right magic number, and packed, so that they get past the first checks.
+            for bytes in [bytes.clone(), [&IMAGES_MAGIC.to_be_bytes()[..], &bytes[..]].concat()] {
+                let _ = check_images(&bytes);
+            }
+            for bytes in [bytes.clone(), [&LABELS_MAGIC.to_be_bytes()[..], &bytes[..]].concat()] {
+                let _ = check_labels(&bytes);
+            }
             let _ = unpack(&bytes);
+            let mut packed = pack(&bytes);
+            prop_assert_eq!(unpack(&packed), Ok(bytes.clone()));
+            if let (Some(&place), Some(&flipped)) = (bytes.first(), bytes.get(1)) {
+                let place = usize::from(place) % packed.len();
+                packed[place] ^= flipped;
+                let _ = unpack(&packed);
+            }
         }
 
         #[test]

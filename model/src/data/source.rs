@@ -1,5 +1,6 @@
 //! Where a data set is looked for, and what happens where it is not found.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,6 +14,9 @@ use crate::arch::N_PIXELS;
 const VARIABLE: &str = "TELAR_DATA";
 /// The project's own folder for data, looked at from where the program is started.
 const LOCAL_FOLDER: &str = "data";
+
+/// [`Dataset::fingerprint`] of Fashion-MNIST.
+const FASHION_MNIST_FINGERPRINT: &str = "319dd7f74074e4b97c7a5f0093ca1678ee5378f839ac640d036896edfa00f870";
 
 /// Which data set is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +70,8 @@ pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Dat
         DataChoice::Folder(folder) => open_folder(folder),
         DataChoice::Synthetic => Ok(synthetic_garments()),
         DataChoice::FashionMnist => open_fashion_mnist(progress),
-        DataChoice::Auto => match std::env::var(VARIABLE).as_deref() {
-            Ok("synthetic") => Ok(synthetic_garments()),
+        DataChoice::Auto => match std::env::var_os(VARIABLE) {
+            Some(value) if value == "synthetic" => Ok(synthetic_garments()),
             _ => open_fashion_mnist(progress).or_else(|error| match error {
                 DataError::Fetch(error) if error.is_offline() => {
                     tracing::warn!("NOT FASHION-MNIST: it is in neither ${VARIABLE}, {LOCAL_FOLDER}/ nor the cache");
@@ -82,19 +86,27 @@ pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Dat
 }
 
 fn open_fashion_mnist(progress: &mut dyn FetchProgress) -> Result<Dataset, DataError> {
-    let is_folder = |value: &String| !matches!(value.as_str(), "" | "auto" | "fashion-mnist");
-    if let Some(folder) = std::env::var(VARIABLE).ok().filter(is_folder) {
-        // Who names a folder means it: nothing else is tried.
+    // Who names a folder means it: nothing else is tried, and whatever it holds is taken.
+    let is_folder = |value: &OsString| !["", "auto", "fashion-mnist", "synthetic"].iter().any(|word| value == word);
+    if let Some(folder) = std::env::var_os(VARIABLE).filter(is_folder) {
         return open_folder(Path::new(&folder));
     }
     let cache = cache_folder();
     let places = [Some(PathBuf::from(LOCAL_FOLDER)), cache.clone()];
     if let Some(folder) = places.into_iter().flatten().find(|folder| is_whole(folder)) {
-        return open_folder(&folder);
+        return check_is_fashion_mnist(open_folder(&folder)?);
     }
     let folder = cache.ok_or(DataError::NoCacheFolder)?;
     fetch(&folder, &FILES, &MIRRORS.map(str::to_owned), progress)?;
     open_folder(&folder)
+}
+
+/// What was found without being named may be another data set under the same names, such as MNIST's digits.
+fn check_is_fashion_mnist(data: Dataset) -> Result<Dataset, DataError> {
+    match data.fingerprint() {
+        found if found == FASHION_MNIST_FINGERPRINT => Ok(data),
+        found => Err(DataError::OtherData { folder: data.name, found }),
+    }
 }
 
 fn synthetic_garments() -> Dataset {

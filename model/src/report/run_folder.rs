@@ -28,7 +28,8 @@ impl RunFolder {
             Some(path) => path.to_owned(),
             None => make_next(Path::new("runs"), name)?,
         };
-        if path.join("history.jsonl").exists() {
+        let names = ["run.json", "history.jsonl", "steps.jsonl", "model.safetensors"];
+        if names.iter().any(|name| path.join(name).exists()) {
             return Err(WriteError::at(&path)(std::io::Error::new(ErrorKind::AlreadyExists, "it holds a run already")));
         }
         fs::create_dir_all(path.join("reconstructions")).map_err(WriteError::at(&path))?;
@@ -75,15 +76,22 @@ impl RunFolder {
         weights.write(&self.weights_path())?;
         let name = format!("epoch-{:02}.png", record.epoch);
         write_whole(&self.path.join("reconstructions").join(name), picture)?;
-        let history = add_line(&mut self.history, record).and_then(|()| self.history.flush());
+        let history = add_line(&mut self.history, record).and_then(|()| bring_to_disk(&mut self.history));
         history.map_err(WriteError::at(&self.path.join("history.jsonl")))?;
-        self.steps.flush().map_err(WriteError::at(&self.path.join("steps.jsonl")))
+        bring_to_disk(&mut self.steps).map_err(WriteError::at(&self.path.join("steps.jsonl")))
     }
 }
 
 fn add_line(file: &mut BufWriter<File>, record: &impl Serialize) -> std::io::Result<()> {
-    serde_json::to_writer(&mut *file, record)?;
-    file.write_all(b"\n")
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    // In one piece, which the buffer keeps together: whatever ends the program, the file ends with a whole line.
+    file.write_all(&line)
+}
+
+fn bring_to_disk(file: &mut BufWriter<File>) -> std::io::Result<()> {
+    file.flush()?;
+    file.get_ref().sync_data()
 }
 
 fn make_next(parent: &Path, name: &str) -> Result<PathBuf, WriteError> {

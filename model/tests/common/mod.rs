@@ -1,12 +1,11 @@
 //! What several tests need: the data set, and the backends that this machine can run.
 
 use std::io::Write;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use model::backend::{self, Backend, BackendError, Processor};
-use model::data::{DataChoice, Dataset, FetchProgress, open};
+use model::backend::{self, Backend, BackendError, DeviceChoice};
+use model::data::{DataChoice, Dataset, FILES, FetchProgress, cache_folder, open};
 
 /// A test downloads nothing.
 struct NoProgress;
@@ -22,15 +21,16 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// The folder of the real data set: `$TELAR_DATA`, else beside the project, else in it. None, said aloud, where it is
-/// nowhere: `autoencoder data fetch --dir data` brings it.
+/// The folder of the real data set: `$TELAR_DATA`, else beside the project, in it, or the user's cache folder. None,
+/// said aloud, where it is nowhere: `autoencoder data fetch --dir data` brings it.
 pub fn fashion_mnist_folder() -> Option<PathBuf> {
-    if let Some(folder) = std::env::var_os("TELAR_DATA") {
+    if let Some(folder) = std::env::var_os("TELAR_DATA").filter(|folder| Path::new(folder).is_absolute()) {
         return Some(PathBuf::from(folder));
     }
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let places = ["../shared/fashion-mnist", "data"].map(|place| project.join(place));
-    let found = places.into_iter().find(|folder| folder.join("train-images-idx3-ubyte.gz").is_file());
+    let is_there = |folder: &PathBuf| FILES.iter().all(|file| folder.join(file.name).is_file());
+    let found = places.into_iter().chain(cache_folder()).find(is_there);
     if found.is_none() {
         say("skipped: no Fashion-MNIST; `autoencoder data fetch --dir data` brings it");
     }
@@ -46,20 +46,22 @@ pub fn fashion_mnist() -> Option<Dataset> {
 
 /// Every backend and device that was compiled in and is there; says which GPUs are not.
 #[allow(dead_code, clippy::allow_attributes, reason = "not every test binary computes in its own process")]
-pub fn backends() -> Vec<(Backend, Processor)> {
+pub fn backends() -> Vec<(Backend, DeviceChoice)> {
     // Tests run side by side; several of them on all cores each hold one another up, tenfold with LibTorch's spinning.
     static ONE_THREAD: Once = Once::new();
-    ONE_THREAD.call_once(|| backend::set_threads(Some(NonZeroUsize::MIN)));
+    ONE_THREAD.call_once(|| {
+        backend::set_threads(Some(1));
+    });
     let candidates = [
-        (Backend::Flex, Processor::Cpu),
-        (Backend::Tch, Processor::Cpu),
-        (Backend::Tch, Processor::Cuda(0)),
-        (Backend::Cuda, Processor::Cuda(0)),
+        (Backend::Flex, DeviceChoice::Cpu),
+        (Backend::Tch, DeviceChoice::Cpu),
+        (Backend::Tch, DeviceChoice::Cuda(0)),
+        (Backend::Cuda, DeviceChoice::Cuda(0)),
     ];
-    let is_there = |&(backend, processor): &(Backend, Processor)| match backend::open(backend, processor) {
+    let is_there = |&(backend, device_choice): &(Backend, DeviceChoice)| match backend::open(backend, device_choice) {
         Ok(_) => true,
         Err(BackendError::NoDevice { .. }) => {
-            say(&format!("{backend} on {processor}: skipped: no CUDA device"));
+            say(&format!("{backend} on {device_choice}: skipped: no CUDA device"));
             false
         }
         Err(_) => false, // not compiled in

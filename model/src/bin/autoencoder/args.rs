@@ -1,13 +1,12 @@
 //! The command line, as it is typed.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
 use model::arch::Architecture;
-use model::backend::{self, Backend, BackendError, Processor};
+use model::backend::{self, Backend, BackendError, DeviceChoice};
 use model::data::{DataChoice, Split};
 use model::layers::Noise;
 use model::recipe::RecipeArgs;
@@ -99,8 +98,8 @@ pub struct ReconstructArgs {
     /// Picture to write (.png)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// How many images
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    /// How many images, at most 100
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub images: u32,
     /// Images to look at
     #[arg(long, value_enum, default_value_t = Split::Valid)]
@@ -184,27 +183,27 @@ pub struct BackendArgs {
     pub backend: Option<Backend>,
     /// Device to compute on: cpu, cuda:N or mps [default: cpu, or cuda:0 for the backend cuda]
     #[arg(long, env = "TELAR_DEVICE", value_name = "DEVICE")]
-    pub device: Option<Processor>,
+    pub device: Option<DeviceChoice>,
     /// Threads to compute with on the CPU [default: all]
-    #[arg(long, env = "TELAR_THREADS", value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, env = "TELAR_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 /// A device that is open, and what it is.
 pub struct OpenBackend {
     pub backend: Backend,
-    pub processor: Processor,
+    pub device_choice: DeviceChoice,
     pub device: Device,
+    pub n_threads: usize,
 }
 
 impl BackendArgs {
     /// Opens the device asked for.
     pub fn open(&self) -> Result<OpenBackend, BackendError> {
-        let backend = self.backend.unwrap_or(Backend::Flex);
-        let usual = if backend == Backend::Cuda { Processor::Cuda(0) } else { Processor::Cpu };
-        let processor = self.device.unwrap_or(usual);
-        let device = backend::open(backend, processor)?;
-        backend::set_threads(self.threads);
-        Ok(OpenBackend { backend, processor, device })
+        let backend = self.backend.unwrap_or(Backend::COMPILED[0]);
+        let device_choice = self.device.unwrap_or(backend.usual_device());
+        let device = backend::open(backend, device_choice)?;
+        let n_threads = backend::set_threads(self.threads.map(usize::from));
+        Ok(OpenBackend { backend, device_choice, device, n_threads })
     }
 }

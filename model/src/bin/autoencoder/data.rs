@@ -17,7 +17,7 @@ pub fn run(command: DataCommand) -> anyhow::Result<()> {
     let report = fetch(&folder, &FILES, &mirrors, &mut DownloadBar::default())?;
     if json {
         let line = serde_json::json!({
-            "folder": folder, "fetched": report.fetched, "already_there": report.already_there,
+            "folder": folder.display().to_string(), "fetched": report.fetched, "already_there": report.already_there,
         });
         say!("{line}");
     } else {

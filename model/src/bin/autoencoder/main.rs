@@ -26,7 +26,8 @@ fn main() -> ExitCode {
         .without_time()
         .with_target(false)
         .init();
-    match run(cli.command) {
+    let ended = run(cli.command).and_then(|()| Ok(output::check()?));
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

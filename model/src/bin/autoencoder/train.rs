@@ -28,8 +28,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let backend = args.backend.open()?;
     let initial = initial_weights(&recipe)?;
     let data = args.data.open()?;
+    let mut description = describe(&recipe, &backend, &data);
     let mut folder = RunFolder::create(args.run_dir.as_deref(), recipe.architecture.name())?;
-    let mut description = describe(&recipe, &backend, args.backend.threads.map(Into::into), &data);
     folder.write_description(&description)?;
 
     let stop = stop_on_signal()?;
@@ -64,7 +64,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     })?;
 
     let hash = params_blake3(&trained.params);
-    let is_interrupted = stop.load(Ordering::Relaxed);
+    let is_interrupted = n_steps < recipe.n_steps(data.n_images(Split::Train) as u64);
     description["result"] = json!({
         "step": n_steps, "interrupted": is_interrupted, "last_epoch": last_epoch, "params_blake3": hash,
     });
@@ -81,16 +81,16 @@ fn initial_weights(recipe: &Recipe) -> anyhow::Result<Weights> {
     }
 }
 
-fn describe(recipe: &Recipe, backend: &OpenBackend, n_threads: Option<usize>, data: &Dataset) -> Value {
+fn describe(recipe: &Recipe, backend: &OpenBackend, data: &Dataset) -> Value {
     let layout = ParamLayout::of(recipe.architecture);
     json!({
         "program": "autoencoder train",
         "version": env!("CARGO_PKG_VERSION"),
         "recipe": recipe,
         "backend": backend.backend,
-        "device": backend.processor,
-        "threads": n_threads,
-        "compute_class": compute_class(backend.backend, backend.processor),
+        "device": backend.device_choice,
+        "threads": backend.n_threads,
+        "compute_class": compute_class(backend.backend, backend.device_choice, backend.n_threads),
         "data": { "name": data.name(), "fingerprint": data.fingerprint() },
         "n_params": layout.n_params(),
         "layout_fingerprint": layout.fingerprint().to_string(),
@@ -123,10 +123,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(15);
 
 impl Screen {
     fn new(recipe: &Recipe, data: &Dataset, json: bool) -> Self {
-        let n_samples = data.n_images(Split::Train) as u64;
-        let steps_per_epoch = n_samples.div_ceil(u64::from(recipe.batch_size.get()));
-        let n_steps = steps_per_epoch * u64::from(recipe.epochs.get());
-        let n_steps = recipe.max_steps.map_or(n_steps, |max_steps| max_steps.min(n_steps));
+        let n_steps = recipe.n_steps(data.n_images(Split::Train) as u64);
         let style = "{prefix} {wide_bar} step {pos}/{len}, {msg}, {eta} left";
         let bar = (!json && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template(style).expect("a valid template");
@@ -201,7 +198,7 @@ impl Screen {
         let weights = folder.weights_path();
         if self.json {
             let line = json!({
-                "event": "end", "step": n_steps, "interrupted": is_interrupted, "weights": weights, "params_blake3": hash,
+                "event": "end", "step": n_steps, "interrupted": is_interrupted, "weights": weights.display().to_string(), "params_blake3": hash,
             });
             say!("{line}");
             return;

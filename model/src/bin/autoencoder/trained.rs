@@ -11,7 +11,6 @@ use model::evaluation::Evaluator;
 use model::files::write_whole;
 use model::layers::Noise;
 use model::random::Stream;
-use model::recipe::RecipeError;
 use model::report::reconstruction_picture;
 use model::weights::Weights;
 
@@ -46,16 +45,13 @@ pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
     let weights = Weights::read(&args.weights)?;
     let backend = args.backend.open()?;
     let data = args.data.open()?;
-    if args.images == 0 {
-        return Err(RecipeError::Zero { flag: "--images", example: 5 }.into());
-    }
     let noise = args.noise.unwrap_or(weights.architecture.book_noise());
     let evaluator = Evaluator::new(&weights, &backend.device);
     let png = picture(&evaluator, &data, args.split, args.images, noise, args.seed);
     write_whole(&args.out, &png)?;
     if args.json {
         let line = json!({
-            "architecture": weights.architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out,
+            "architecture": weights.architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out.display().to_string(),
         });
         say!("{line}");
     } else {
@@ -90,12 +86,13 @@ pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
     let n_code = codes.len() / labels.len();
     let labels_path = labels_path(&args.out);
     let shape = [labels.len() as u64, n_code as u64];
-    write_whole(&labels_path, &npy(labels, &shape[..1])?)?;
+    // The codes first: where they cannot be written, no labels lie about.
     write_whole(&args.out, &npy(&codes, &shape)?)?;
+    write_whole(&labels_path, &npy(labels, &shape[..1])?)?;
     if args.json {
         let line = json!({
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "shape": shape,
-            "out": args.out, "labels": labels_path,
+            "out": args.out.display().to_string(), "labels": labels_path.display().to_string(),
         });
         say!("{line}");
     } else {
