@@ -31,11 +31,19 @@ RECIPES = {
 }
 
 
+def is_finished(folder):
+    """Whether a run went through all its epochs. One that was stopped or diverged did not."""
+    if not (folder / "run.json").exists():
+        return False
+    description = json.loads((folder / "run.json").read_text())
+    last_epoch = description.get("result", {}).get("last_epoch") or {}
+    return last_epoch.get("epoch") == description["recipe"]["epochs"] and not description["result"]["interrupted"]
+
+
 def train(program, name, seed, options):
     """Runs one recipe with one seed, unless it has run to its end before. Gives its history."""
     folder = folder_of(name, seed, options)
-    description = folder / "run.json"
-    if not (description.exists() and "result" in json.loads(description.read_text())):
+    if not is_finished(folder):
         if folder.exists():
             shutil.rmtree(folder)
         command = [program, "train", *RECIPES[name][0], "--seed", str(seed), "--threads", "1", "--data", options.data,
@@ -105,7 +113,10 @@ def main():
                 draw(program, name, seeds[0], options)
         rows = [row(name, [jobs[name, seed].result() for seed in seeds]) for name in names]
 
-    description = json.loads(next(options.runs.glob("*/run.json")).read_text())
+    descriptions = [json.loads((folder_of(name, seed, options) / "run.json").read_text()) for name, seed in jobs]
+    description = descriptions[0]
+    if any(other[key] != description[key] for other in descriptions for key in ("version", "compute_class")):
+        sys.exit(f"expected runs of one version on one machine in {options.runs}, found several; name another folder with --runs")
     text = "\n".join([
         "# The book's recipes, trained here",
         "",
