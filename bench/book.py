@@ -72,7 +72,6 @@ def row(name, histories):
     losses = [history[-1]["val_loss"] for history in histories]
     accuracies = [history[-1]["val_rounded_accuracy"] for history in histories]
     first = statistics.mean(history[0]["val_loss"] for history in histories)
-    speed = statistics.median(epoch["images_per_second"] for history in histories for epoch in history)
 
     def is_within(values, bounds, margin):
         return bounds[0] - margin <= statistics.mean(values) <= bounds[1] + margin
@@ -84,7 +83,7 @@ def row(name, histories):
 
     return (f"| {name} | {len(histories[0])} | {first:.4f} | {spread(losses)} | {losses_range[0]:.4f}–{losses_range[1]:.4f} "
             f"| {spread(accuracies)} | {accuracies_range[0]:.4f}–{accuracies_range[1]:.4f} "
-            f"| {'yes' if is_in else '**no**'} | {speed:,.0f} |")
+            f"| {'yes' if is_in else '**no**'} |")
 
 
 def main():
@@ -125,8 +124,8 @@ def main():
         "thread each. Means over the seeds, with the lowest and highest.",
         "",
         "| recipe | epochs | val. loss after epoch 1 | final val. loss | book and reruns | final rounded accuracy "
-        "| book and reruns | reproduced | images/s, one thread |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| book and reruns | reproduced |",
+        "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
     ])
