@@ -294,14 +294,12 @@ mod cubecl {
     pub(super) fn open_cuda(index: usize) -> Result<Device, BackendError> {
         let no_device =
             |reason| BackendError::NoDevice { backend: Backend::Cuda, device: DeviceChoice::Cuda(index), reason };
-        // The loader panics where the driver's library is missing; that is an answer, not a fault.
-        let devices = std::panic::catch_unwind(|| Device::enumerate(DeviceType::Cuda).into_vec()).map_err(|_| {
-            no_device(
-                "the NVIDIA driver (libcuda.so.1) could not be loaded; install it, or use `--backend flex`".to_owned(),
-            )
-        })?;
+        let devices = Device::enumerate(DeviceType::Cuda).into_vec();
         match devices.len() {
-            0 => Err(no_device("no CUDA device found; it needs an NVIDIA GPU and its driver".to_owned())),
+            0 => Err(no_device(
+                "no CUDA device found; it needs an NVIDIA GPU and its driver (libcuda.so.1); `--backend flex` needs neither"
+                    .to_owned(),
+            )),
             n_found if n_found <= index => {
                 Err(no_device(format!("{n_found} CUDA device(s) found; the highest is cuda:{}", n_found - 1)))
             }
