@@ -75,26 +75,15 @@ pub struct TrainArgs {
 
 #[derive(Args, Debug)]
 pub struct EvaluateArgs {
-    /// Trained weights (.safetensors)
-    #[arg(long, value_name = "FILE")]
-    pub weights: PathBuf,
     /// Images to look at
     #[arg(long, value_enum, default_value_t = Split::Test)]
     pub split: Split,
     #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub backend: BackendArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+    pub trained: TrainedArgs,
 }
 
 #[derive(Args, Debug)]
 pub struct ReconstructArgs {
-    /// Trained weights (.safetensors)
-    #[arg(long, value_name = "FILE")]
-    pub weights: PathBuf,
     /// Picture to write (.png)
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -111,19 +100,11 @@ pub struct ReconstructArgs {
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
     #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub backend: BackendArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+    pub trained: TrainedArgs,
 }
 
 #[derive(Args, Debug)]
 pub struct EncodeArgs {
-    /// Trained weights (.safetensors)
-    #[arg(long, value_name = "FILE")]
-    pub weights: PathBuf,
     /// Images to encode
     #[arg(long, value_enum)]
     pub split: Split,
@@ -131,12 +112,22 @@ pub struct EncodeArgs {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub backend: BackendArgs,
+    pub trained: TrainedArgs,
+}
+
+/// What every use of trained weights needs.
+#[derive(Args, Debug)]
+pub struct TrainedArgs {
+    /// Trained weights (.safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub backend: BackendArgs,
 }
 
 #[derive(Args, Debug)]

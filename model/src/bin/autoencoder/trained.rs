@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use npyz::WriterBuilder;
 use serde_json::json;
 
@@ -14,16 +15,29 @@ use model::random::Stream;
 use model::report::reconstruction_picture;
 use model::weights::Weights;
 
-use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs};
+use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs, TrainedArgs};
 use crate::output::say;
 
+/// Weights, the device for them, and images to use them on.
+struct Opened {
+    weights: Weights,
+    device: Device,
+    data: Dataset,
+}
+
+impl TrainedArgs {
+    fn open(&self) -> anyhow::Result<Opened> {
+        let weights = Weights::read(&self.weights)?;
+        let device = self.backend.open()?.device;
+        Ok(Opened { weights, device, data: self.data.open()? })
+    }
+}
+
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
-    let weights = Weights::read(&args.weights)?;
-    let backend = args.backend.open()?;
-    let data = args.data.open()?;
-    let sums = Evaluator::new(&weights, &backend.device).evaluate(&data, args.split);
+    let Opened { weights, device, data } = args.trained.open()?;
+    let sums = Evaluator::new(&weights, &device).evaluate(&data, args.split);
     let (loss, accuracy) = (sums.loss(), sums.rounded_accuracy(N_PIXELS));
-    if args.json {
+    if args.trained.json {
         let line = json!({
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "n_samples": sums.n_samples,
             "loss": loss, "rounded_accuracy": accuracy,
@@ -42,14 +56,12 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
 }
 
 pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
-    let weights = Weights::read(&args.weights)?;
-    let backend = args.backend.open()?;
-    let data = args.data.open()?;
+    let Opened { weights, device, data } = args.trained.open()?;
     let noise = args.noise.unwrap_or(weights.architecture.book_noise());
-    let evaluator = Evaluator::new(&weights, &backend.device);
+    let evaluator = Evaluator::new(&weights, &device);
     let png = picture(&evaluator, &data, args.split, args.images, noise, args.seed);
     write_whole(&args.out, &png)?;
-    if args.json {
+    if args.trained.json {
         let line = json!({
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out.display().to_string(),
         });
@@ -78,10 +90,8 @@ pub fn picture(evaluator: &Evaluator, data: &Dataset, split: Split, n_images: u3
 }
 
 pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
-    let weights = Weights::read(&args.weights)?;
-    let backend = args.backend.open()?;
-    let data = args.data.open()?;
-    let codes = Evaluator::new(&weights, &backend.device).encode_split(&data, args.split);
+    let Opened { weights, device, data } = args.trained.open()?;
+    let codes = Evaluator::new(&weights, &device).encode_split(&data, args.split);
     let labels = data.labels(args.split);
     let n_code = codes.len() / labels.len();
     let labels_path = labels_path(&args.out);
@@ -89,7 +99,7 @@ pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
     // The codes first: where they cannot be written, no labels lie about.
     write_whole(&args.out, &npy(&codes, &shape)?)?;
     write_whole(&labels_path, &npy(labels, &shape[..1])?)?;
-    if args.json {
+    if args.trained.json {
         let line = json!({
             "architecture": weights.architecture, "split": args.split, "data": data.name(), "shape": shape,
             "out": args.out.display().to_string(), "labels": labels_path.display().to_string(),
