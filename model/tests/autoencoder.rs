@@ -193,6 +193,40 @@ fn training_starts_from_given_weights() {
 }
 
 #[test]
+fn every_flag_of_the_recipe_changes_what_comes_out() {
+    let place = Place::new();
+    let data = place.small_data();
+    let variants = [
+        "",
+        "--seed 7",
+        "--batch-size 16",
+        "--learning-rate 0.1",
+        "--momentum 0.9",
+        "--momentum 0.9 --nesterov",
+        "--noise none",
+        "--noise gaussian:0.3",
+        "--noise dropout:0.5",
+        "--no-shuffle",
+        "--epochs 2",
+        "--epochs 1 --max-steps 3",
+    ];
+    let mut hashes: Vec<String> = Vec::new();
+    for (number, flags) in variants.iter().enumerate() {
+        let epochs = if flags.contains("--epochs") { "" } else { "--epochs 1" };
+        let run = place.path(&format!("run-{number}"));
+        let end =
+            succeed_json(&format!("train --arch denoising {epochs} {flags} --data {data} --run-dir {run} --json"));
+        let hash = end["params_blake3"].as_str().expect("a hash").to_owned();
+        assert!(
+            !hashes.contains(&hash),
+            "`{flags}` gives the parameters of `{:?}`",
+            hashes.iter().position(|h| *h == hash)
+        );
+        hashes.push(hash);
+    }
+}
+
+#[test]
 fn bad_configuration_is_refused_with_what_to_write() {
     let place = Place::new();
     let run = place.path("run");

@@ -44,6 +44,12 @@ pub fn fashion_mnist() -> Option<Dataset> {
     Some(open(&DataChoice::Folder(folder), &mut NoProgress).expect("a whole data set"))
 }
 
+/// Images that are always there.
+#[allow(dead_code, clippy::allow_attributes, reason = "not every test binary looks at images")]
+pub fn garments() -> Dataset {
+    open(&DataChoice::Synthetic, &mut NoProgress).expect("garments are drawn, not fetched")
+}
+
 /// Every backend and device that was compiled in and is there; says which GPUs are not.
 #[allow(dead_code, clippy::allow_attributes, reason = "not every test binary computes in its own process")]
 pub fn backends() -> Vec<(Backend, DeviceChoice)> {
