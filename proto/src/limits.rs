@@ -1,0 +1,40 @@
+//! Every bound that the wire has.
+
+use std::time::Duration;
+
+/// Values of the largest layout: 4 Mi, a hundred times the largest network's.
+pub const PARAMS_MAX: usize = 4 << 20;
+/// What a message holds besides its numbers, at most.
+pub const MESSAGE_OVERHEAD_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one piece of a data set.
+pub const PIECE_BYTES: usize = 256 << 10;
+/// Bytes of one file of a data set: ten times Fashion-MNIST's largest.
+pub const DATASET_FILE_BYTES_MAX: u64 = 10 * (16 + 60_000 * 784);
+/// Bytes of a text for people, such as a host's name or a reason.
+pub const TEXT_BYTES_MAX: usize = 256;
+/// Workers at once: connections, sessions, members.
+pub const WORKERS_MAX: usize = 1024;
+/// HTTP/2 streams of one connection: a session, a data set, health, reflection, and some to spare.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 8;
+/// HTTP/2 window of a stream: some messages of the largest network.
+pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// HTTP/2 window of a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// HTTP/2 frame: a gradient takes few of them.
+pub const FRAME_BYTES: u32 = 256 << 10;
+/// Messages that wait for a worker before it is taken for one that does not keep up.
+pub const OUTBOX_MESSAGES_MAX: usize = 64;
+/// How often a worker gives a sign of life at least.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Time that a peer has from its connection to its first bytes, and from its stream to its first message.
+pub const FIRST_MESSAGE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of the largest message of a layout of `n_params` values: a state, with parameters and velocity.
+pub const fn message_bytes_max(n_params: usize) -> usize {
+    2 * 4 * n_params + MESSAGE_OVERHEAD_BYTES_MAX
+}
+
+const _: () = assert!(PIECE_BYTES + MESSAGE_OVERHEAD_BYTES_MAX <= message_bytes_max(PARAMS_MAX));
+const _: () = assert!(8 * TEXT_BYTES_MAX < MESSAGE_OVERHEAD_BYTES_MAX, "the texts of a message fit beside its numbers");
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(FRAME_BYTES >= 16 << 10 && FRAME_BYTES < 1 << 24, "HTTP/2's own bounds of a frame");

@@ -1,0 +1,149 @@
+//! Numbers as they lie in a message's bytes, both ways.
+
+use prost::bytes::Bytes;
+
+use crate::v1::Encoding;
+
+/// Bytes that do not hold the numbers they should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ValuesError {
+    /// Another number of values.
+    #[error("expected {expected} bytes, found {found}")]
+    Length {
+        /// Bytes of all values.
+        expected: usize,
+        /// Bytes found.
+        found: usize,
+    },
+    /// A value is NaN or infinite.
+    #[error("expected finite values, found one that is not, at position {position}")]
+    NotFinite {
+        /// Which value, counted from 0.
+        position: usize,
+    },
+}
+
+impl Encoding {
+    /// Bytes of one value.
+    ///
+    /// # Panics
+    /// If the encoding is unspecified.
+    pub fn value_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Unspecified => panic!("an encoding is chosen before numbers are written"),
+        }
+    }
+}
+
+/// Values as bytes. In bf16 each is rounded to nearest, ties to even.
+///
+/// # Panics
+/// If the encoding is unspecified.
+pub fn encode(encoding: Encoding, values: &[f32]) -> Bytes {
+    let mut bytes = vec![0_u8; encoding.value_bytes() * values.len()];
+    if encoding == Encoding::F32 {
+        for (place, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+            *place = value.to_le_bytes();
+        }
+    } else {
+        for (place, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *place = half::bf16::from_f32(*value).to_le_bytes();
+        }
+    }
+    bytes.into()
+}
+
+/// Reads as many values as `values` has places, each finite.
+///
+/// # Errors
+/// If there are more bytes or fewer, or a value is not finite; what is in `values` then is of no use.
+///
+/// # Panics
+/// If the encoding is unspecified.
+pub fn decode(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<(), ValuesError> {
+    let expected = encoding.value_bytes() * values.len();
+    if bytes.len() != expected {
+        return Err(ValuesError::Length { expected, found: bytes.len() });
+    }
+    if encoding == Encoding::F32 {
+        for (value, place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*place);
+        }
+    } else {
+        for (value, place) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *value = half::bf16::from_le_bytes(*place).to_f32();
+        }
+    }
+    check_finite(values)
+}
+
+/// In blocks without a way out in the middle, so that a compiler can look at many values at once.
+fn check_finite(values: &[f32]) -> Result<(), ValuesError> {
+    const BLOCK: usize = 1024;
+    for (block, start) in values.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
+        let is_finite = block.iter().fold(true, |is_finite, value| is_finite & value.is_finite());
+        if !is_finite {
+            let place = block.iter().position(|value| !value.is_finite()).unwrap_or(0);
+            return Err(ValuesError::NotFinite { position: start + place });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn bf16_is_the_upper_half_rounded_to_even() {
+        let check = |value: f32, expected: f32| {
+            let mut found = [0.0];
+            decode(Encoding::Bf16, &encode(Encoding::Bf16, &[value]), &mut found).expect("a finite value");
+            assert_eq!(found[0].to_bits(), expected.to_bits(), "{value}");
+        };
+        check(1.0, 1.0);
+        check(f32::from_bits(0x3F80_8000), 1.0); // half way: to the even one
+        check(f32::from_bits(0x3F81_8000), f32::from_bits(0x3F82_0000));
+        check(f32::from_bits(0x3F80_8001), f32::from_bits(0x3F81_0000));
+        check(-0.0, -0.0);
+    }
+
+    #[test]
+    fn other_lengths_are_told() {
+        let mut values = [0.0; 3];
+        let check = |bytes: usize, values: &mut [f32]| {
+            let error = decode(Encoding::F32, &vec![0; bytes], values);
+            assert_eq!(error, Err(ValuesError::Length { expected: 12, found: bytes }));
+        };
+        check(11, &mut values);
+        check(13, &mut values);
+        check(0, &mut values);
+    }
+
+    proptest! {
+        #[test]
+        fn f32_comes_back_bit_for_bit_if_it_is_finite(bits in prop::collection::vec(any::<u32>(), 0..3_000)) {
+            let values: Vec<f32> = bits.iter().copied().map(f32::from_bits).collect();
+            let mut found = vec![0.0; values.len()];
+            let decoded = decode(Encoding::F32, &encode(Encoding::F32, &values), &mut found);
+            match values.iter().position(|value| !value.is_finite()) {
+                Some(position) => prop_assert_eq!(decoded, Err(ValuesError::NotFinite { position })),
+                None => prop_assert!(found.iter().zip(&bits).all(|(value, bits)| value.to_bits() == *bits)),
+            }
+        }
+
+        #[test]
+        fn any_bytes_give_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..64), n_values in 0_usize..32) {
+            for encoding in [Encoding::F32, Encoding::Bf16] {
+                let decoded = decode(encoding, &bytes, &mut vec![0.0; n_values]);
+                let has_length = bytes.len() == n_values * encoding.value_bytes();
+                let is_refused = matches!(decoded, Err(ValuesError::Length { .. }));
+                prop_assert_ne!(has_length, is_refused);
+            }
+        }
+    }
+}
