@@ -1,1 +1,17 @@
-//! A.
+//! Who is in, what step it is, what the parameters are.
+
+pub mod accept;
+pub mod args;
+pub mod buffers;
+pub mod checkpoint;
+pub mod config;
+pub mod driver;
+pub mod launch;
+pub mod observe;
+mod run;
+pub mod saver;
+pub mod server;
+pub mod start;
+pub mod training;
+
+pub use run::{ClusterError, exit_code, run};

@@ -1,2 +1,35 @@
-//! A.
-fn main() {}
+//! The coordinator's program: settings, log, runtime, exit code.
+
+use std::process::ExitCode;
+
+use coordinator::args::Args;
+use coordinator::config::Config;
+use model::report::{check_output, init_log, write_stderr_line};
+
+/// Under glibc's own allocator a buffer the size of a gradient goes back to the system each time it is freed, and is
+/// page-faulted in anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            write_stderr_line(&format!("error: {error}"));
+            ExitCode::from(coordinator::exit_code(&error))
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let args: Args = model::configuration::parse()?;
+    let log_format = args.log.log_format;
+    init_log(log_format, "info");
+    let config = Config::try_from(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(coordinator::run(config, log_format));
+    // What still waits for a peer is not waited for.
+    runtime.shutdown_background();
+    ended?;
+    Ok(check_output()?)
+}

@@ -1,0 +1,117 @@
+//! The command line, as it is typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use model::args::{BackendArgs, DataArgs, LogArgs};
+use model::recipe::RecipeArgs;
+use serde::Serialize;
+
+/// Trains an autoencoder of Géron's chapter 17 on many workers, synchronously, to the same bits for any number of them.
+#[derive(Parser, Debug)]
+#[command(
+    version,
+    max_term_width = 110,
+    after_help = "Example:\n  coordinator --workers 4 --arch denoising\n\nOn several machines:\n  \
+        coordinator --launch external --listen 0.0.0.0:7187 --workers 4 --arch conv\n  \
+        worker --coordinator http://HOST:7187            (on each of them)\n\n\
+        The first Ctrl-C or SIGTERM ends the run with a checkpoint, from which --resume goes on; a second one ends it at \
+        once.\nEvery flag --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file \
+        given with\n--config; the flag counts first, then the variable, then the file."
+)]
+pub struct Args {
+    /// File of settings (TOML)
+    #[arg(long, env = "TELAR_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Parts into which each step is cut, for workers to compute and the coordinator to add in order [default: as many as
+    /// --workers]
+    #[arg(long, env = "TELAR_SHARDS", value_name = "N", help_heading = "What is trained")]
+    pub shards: Option<u32>,
+
+    /// Workers to start, or to expect; fewer or more of them change nothing but the speed [default: one for each core, at
+    /// most 4]
+    #[arg(long, env = "TELAR_WORKERS", value_name = "N", help_heading = "Who computes")]
+    pub workers: Option<u32>,
+    /// Who starts the workers
+    #[arg(long, env = "TELAR_LAUNCH", value_enum, default_value_t = Launch::Local, help_heading = "Who computes")]
+    pub launch: Launch,
+    /// Where to wait for workers that others start: HOST:PORT or unix:PATH [default: 127.0.0.1:7187]
+    #[arg(long, env = "TELAR_LISTEN", value_name = "ADDRESS", help_heading = "Who computes")]
+    pub listen: Option<String>,
+    /// How long to wait for the first worker
+    #[arg(
+        long, env = "TELAR_JOIN_TIMEOUT", value_name = "SECONDS", default_value_t = 300.0, help_heading = "Who computes",
+        allow_negative_numbers = true
+    )]
+    pub join_timeout: f64,
+    /// After how long a silent worker is taken for dead
+    #[arg(
+        long, env = "TELAR_HEARTBEAT_TIMEOUT", value_name = "SECONDS", default_value_t = 2.0,
+        help_heading = "Who computes", allow_negative_numbers = true
+    )]
+    pub heartbeat_timeout: f64,
+    /// How gradients travel; `auto` is `grpc`
+    #[arg(long, env = "TELAR_WIRE", value_enum, default_value_t = Wire::Auto, help_heading = "Who computes")]
+    pub wire: Wire,
+    /// The program of a worker [default: `worker` beside this program]
+    #[arg(long, env = "TELAR_WORKER_PROGRAM", value_name = "FILE", help_heading = "Who computes")]
+    pub worker_program: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+
+    /// Folder for what comes out [default: the next free runs/ARCH-NNN]
+    #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
+    pub run_dir: Option<PathBuf>,
+    /// Go on from the newest whole checkpoint of the run in DIR [default: --run-dir, or else the newest run in runs/]
+    #[arg(
+        long, env = "TELAR_RESUME", value_name = "DIR", num_args = 0..=1, default_missing_value = "",
+        help_heading = "What comes out"
+    )]
+    pub resume: Option<PathBuf>,
+    /// When to keep a checkpoint: after each epoch, or after every so many steps
+    #[arg(
+        long, env = "TELAR_CHECKPOINT_EVERY", value_name = "epoch|N", default_value = "epoch",
+        help_heading = "What comes out"
+    )]
+    pub checkpoint_every: String,
+    /// How many checkpoints stay
+    #[arg(long, env = "TELAR_KEEP", value_name = "N", default_value_t = 3, help_heading = "What comes out")]
+    pub keep: u32,
+    /// Name the parameters after every step in steps.jsonl
+    #[arg(long, env = "TELAR_HASH_STEPS", help_heading = "What comes out")]
+    pub hash_steps: bool,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Print JSON, a line for each epoch and one at the end
+    #[arg(long, env = "TELAR_JSON", help_heading = "What is told")]
+    pub json: bool,
+}
+
+/// Who starts the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Launch {
+    /// The coordinator, on its own machine
+    Local,
+    /// Somebody else: a second terminal, another machine, Kubernetes
+    External,
+}
+
+/// How gradients travel between the processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wire {
+    /// The fastest that changes no bit
+    Auto,
+    /// As f32
+    Grpc,
+    /// As bf16, in half the bytes: rounded, and so a little less exact
+    GrpcBf16,
+}

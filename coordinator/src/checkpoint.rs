@@ -1,0 +1,356 @@
+//! Checkpoints: one `.safetensors` file each, complete when it is there, and enough alone to go on from.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::files::{WriteError, read_bounded, write_whole};
+use model::loss::LossSums;
+use model::params::{ParamLayout, params_blake3};
+use model::recipe::Recipe;
+use proto::limits::PARAMS_MAX;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::training::State;
+
+const FORMAT: &str = "telar-checkpoint-1";
+/// Parameters, velocity and residual, each at most of the largest layout, and room for the header.
+const FILE_BYTES_MAX: u64 = 3 * 4 * PARAMS_MAX as u64 + (1 << 20);
+const HASH_KEY: &str = "blake3";
+
+/// A state of a run, with what it is a state of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The run.
+    pub run_id: String,
+    /// What it trains.
+    pub recipe: Recipe,
+    /// blake3 of what it trains on.
+    pub data_fingerprint: String,
+    /// What it has come to.
+    pub state: State,
+}
+
+/// A checkpoint that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is not a whole checkpoint.
+    #[error("expected a whole checkpoint, found {reason} in {}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Checkpoint {
+    /// The content of a file.
+    fn to_bytes(&self) -> Vec<u8> {
+        let layout = ParamLayout::of(self.recipe.architecture);
+        let groups = self.groups().map(|(group, values)| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            (group, bytes)
+        });
+        let mut tensors = BTreeMap::new();
+        for (group, bytes) in groups.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+            for entry in layout.entries() {
+                let range = entry.range();
+                let data = &bytes[4 * range.start..4 * range.end];
+                let view = TensorView::new(Dtype::F32, entry.shape.clone(), data);
+                let view = view.expect("a range has as many values as its shape");
+                tensors.insert(format!("{group}.{}", entry.name), view);
+            }
+        }
+        let mut metadata = self.metadata(&layout);
+        metadata.insert(HASH_KEY, self.hash(&metadata));
+        let metadata: HashMap<String, String> =
+            metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written")
+    }
+
+    /// The vectors, by the first part of their tensors' names.
+    fn groups(&self) -> [(&'static str, &[f32]); 3] {
+        let State { params, velocity, residual, .. } = &self.state;
+        [("parameters", params), ("velocity", velocity), ("residual", residual)]
+    }
+
+    fn metadata(&self, layout: &ParamLayout) -> BTreeMap<&'static str, String> {
+        let State { step, epoch_sums, epoch_time, params, .. } = &self.state;
+        let recipe = serde_json::to_string(&self.recipe).expect("a recipe is numbers and words");
+        BTreeMap::from([
+            ("format", FORMAT.to_owned()),
+            ("run_id", self.run_id.clone()),
+            ("architecture", self.recipe.architecture.name().to_owned()),
+            ("recipe", recipe),
+            ("data_fingerprint", self.data_fingerprint.clone()),
+            ("layout_fingerprint", layout.fingerprint().to_string()),
+            ("step", step.to_string()),
+            // As bits, since decimal digits may lose some.
+            ("epoch_loss_sum", format!("{:016x}", epoch_sums.loss_sum.to_bits())),
+            ("epoch_correct_sum", epoch_sums.correct_sum.to_string()),
+            ("epoch_n_samples", epoch_sums.n_samples.to_string()),
+            ("epoch_nanoseconds", epoch_time.as_nanos().to_string()),
+            ("params_blake3", params_blake3(params)),
+        ])
+    }
+
+    /// Names all that the file says, but for this name.
+    fn hash(&self, metadata: &BTreeMap<&'static str, String>) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (key, value) in metadata {
+            hasher.update(format!("{key}={value}\n").as_bytes());
+        }
+        for (group, values) in self.groups() {
+            hasher.update(format!("{group}={}\n", params_blake3(values)).as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// Reads a file and checks every bit of it.
+    ///
+    /// # Errors
+    /// If it is not there, not whole, or does not say what was written.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let bytes = read_bounded(path, FILE_BYTES_MAX)
+            .map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+        Self::from_bytes(&bytes).map_err(|reason| CheckpointError::Damaged { path: path.to_owned(), reason })
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let words = |error: safetensors::SafeTensorError| error.to_string();
+        let tensors = SafeTensors::deserialize(bytes).map_err(words)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(words)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let text = |key: &str| metadata.get(key).cloned().ok_or_else(|| format!("no `{key}`"));
+        match text("format")? {
+            format if format == FORMAT => {}
+            format => return Err(format!("the format `{format}`, which is not {FORMAT}")),
+        }
+        let number = |key: &str| {
+            let text = text(key)?;
+            text.parse::<u64>().map_err(|_| format!("`{text}` as {key}"))
+        };
+        let recipe: Recipe = serde_json::from_str(&text("recipe")?).map_err(|error| format!("a recipe that {error}"))?;
+        let layout = ParamLayout::of(recipe.architecture);
+        let found = text("layout_fingerprint")?;
+        if found != layout.fingerprint().to_string() {
+            return Err(format!(
+                "another layout of {}: {found} where this version has {}; resume it with the version that wrote it",
+                recipe.architecture,
+                layout.fingerprint()
+            ));
+        }
+        let loss_bits = text("epoch_loss_sum")?;
+        let loss_bits = u64::from_str_radix(&loss_bits, 16).map_err(|_| format!("`{loss_bits}` as epoch_loss_sum"))?;
+        let state = State {
+            step: number("step")?,
+            params: read_group(&tensors, &layout, "parameters")?,
+            velocity: read_group(&tensors, &layout, "velocity")?,
+            residual: read_group(&tensors, &layout, "residual")?,
+            epoch_sums: LossSums {
+                loss_sum: f64::from_bits(loss_bits),
+                correct_sum: number("epoch_correct_sum")?,
+                n_samples: number("epoch_n_samples")?,
+            },
+            epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
+        };
+        let checkpoint =
+            Self { run_id: text("run_id")?, recipe, data_fingerprint: text("data_fingerprint")?, state };
+        let (expected, found) = (text(HASH_KEY)?, checkpoint.hash(&checkpoint.metadata(&layout)));
+        if expected != found {
+            return Err(format!("blake3 {found} where {expected} was written: some bits are others"));
+        }
+        Ok(checkpoint)
+    }
+}
+
+/// The vector of a group; empty if there is none of its tensors.
+fn read_group(tensors: &SafeTensors, layout: &ParamLayout, group: &str) -> Result<Vec<f32>, String> {
+    let prefix = format!("{group}.");
+    if !tensors.names().iter().any(|name| name.starts_with(&prefix)) {
+        return Ok(Vec::new());
+    }
+    let mut values = Vec::with_capacity(layout.n_params());
+    for entry in layout.entries() {
+        let name = format!("{prefix}{}", entry.name);
+        let tensor = tensors.tensor(&name).map_err(|_| format!("no `{name}`"))?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != entry.shape {
+            return Err(format!("{name} as {:?} {:?}", tensor.dtype(), tensor.shape()));
+        }
+        values.extend(tensor.data().as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)));
+    }
+    Ok(values)
+}
+
+/// The checkpoints of a run: a folder of files named after their steps.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+    n_kept: usize,
+}
+
+/// A checkpoint to go on from, and those that were passed over.
+#[derive(Debug)]
+pub struct Newest {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it holds.
+    pub checkpoint: Checkpoint,
+    /// Newer ones that are damaged.
+    pub skipped: Vec<CheckpointError>,
+}
+
+/// No checkpoint to go on from.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "expected a checkpoint to resume from in {}, found {}", folder.display(),
+    if damaged.is_empty() { "none".to_owned() } else { format!("only damaged ones: {}", damaged.join("; ")) }
+)]
+pub struct NoCheckpoint {
+    /// Where one was looked for.
+    pub folder: PathBuf,
+    /// What is wrong with those that are there.
+    pub damaged: Vec<String>,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run in a folder, of which the newest `n_kept` stay.
+    pub fn of(run_folder: &Path, n_kept: usize) -> Self {
+        Self { folder: run_folder.join("checkpoints"), n_kept }
+    }
+
+    /// Writes a checkpoint, and then removes those that are too old.
+    ///
+    /// # Errors
+    /// If it cannot be written; older ones stay then.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, WriteError> {
+        std::fs::create_dir_all(&self.folder).map_err(WriteError::at(&self.folder))?;
+        let path = self.folder.join(format!("step-{:08}.safetensors", checkpoint.state.step));
+        write_whole(&path, &checkpoint.to_bytes())?;
+        for (_, old) in self.by_age().into_iter().skip(self.n_kept) {
+            if old != path {
+                std::fs::remove_file(&old).map_err(WriteError::at(&old))?;
+            }
+        }
+        Ok(path)
+    }
+
+    /// The newest checkpoint that is whole.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn newest(&self) -> Result<Newest, NoCheckpoint> {
+        let mut skipped = Vec::new();
+        for (_, path) in self.by_age() {
+            match Checkpoint::read(&path) {
+                Ok(checkpoint) => return Ok(Newest { path, checkpoint, skipped }),
+                Err(error) => skipped.push(error),
+            }
+        }
+        let damaged = skipped.iter().map(ToString::to_string).collect();
+        Err(NoCheckpoint { folder: self.folder.clone(), damaged })
+    }
+
+    /// Steps and files, the newest first.
+    fn by_age(&self) -> Vec<(u64, PathBuf)> {
+        let step = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+        };
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path());
+        let mut found: Vec<(u64, PathBuf)> = files.filter_map(|path| Some((step(&path)?, path))).collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::params::initial_params;
+
+    use super::*;
+    use crate::training::Rounding;
+
+    fn checkpoint(step: u64, momentum: f32) -> Checkpoint {
+        let mut recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
+        recipe.sgd.momentum = momentum;
+        let params = initial_params(recipe.architecture, step);
+        let mut state = State::new(&recipe, Rounding::Bf16, params);
+        (state.step, state.epoch_time) = (step, Duration::from_nanos(12_345_678_901));
+        state.epoch_sums = LossSums { loss_sum: 0.1 + 0.2, correct_sum: 7, n_samples: 3 };
+        let mut value = 0.1_f32;
+        for place in state.velocity.iter_mut().chain(&mut state.residual) {
+            value = (value * 1.7).fract() - 0.3;
+            *place = value;
+        }
+        Checkpoint { run_id: "0123".to_owned(), recipe, data_fingerprint: "ab".repeat(32), state }
+    }
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a temporary folder")
+    }
+
+    #[test]
+    fn every_bit_comes_back() {
+        for momentum in [0.0, 0.9] {
+            let folder = folder();
+            let written = checkpoint(5, momentum);
+            let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
+            assert!(path.ends_with("checkpoints/step-00000005.safetensors"), "{}", path.display());
+            assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
+        }
+    }
+
+    #[test]
+    fn the_newest_whole_one_is_found_and_damaged_ones_are_told() {
+        let folder = folder();
+        let checkpoints = Checkpoints::of(folder.path(), 9);
+        assert!(checkpoints.newest().expect_err("none").to_string().ends_with("found none"));
+        let paths = [9, 10, 11, 12].map(|step| checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written"));
+        let mut bytes = std::fs::read(&paths[2]).expect("a file");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&paths[2], &bytes).expect("it can be written");
+        std::fs::write(&paths[3], &bytes[..middle]).expect("it can be written");
+        let newest = checkpoints.newest().expect("two are whole");
+        assert_eq!((newest.path, newest.checkpoint.state.step), (paths[1].clone(), 10));
+        let reasons: Vec<String> = newest.skipped.iter().map(ToString::to_string).collect();
+        assert!(reasons[1].contains("some bits are others"), "{reasons:?}");
+        assert!(reasons[0].contains("expected a whole checkpoint, found"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_word_of_the_metadata_counts_as_much_as_a_number() {
+        let folder = folder();
+        let path = Checkpoints::of(folder.path(), 1).save(&checkpoint(5, 0.0)).expect("it can be written");
+        let bytes = std::fs::read(&path).expect("a file");
+        let at = bytes.windows(8).position(|window| window == b"\"step\":\"").expect("a step") + 8;
+        let mut changed = bytes.clone();
+        changed[at] = b'6';
+        std::fs::write(&path, &changed).expect("it can be written");
+        let error = Checkpoint::read(&path).expect_err("another step").to_string();
+        assert!(error.contains("some bits are others"), "{error}");
+    }
+
+    #[test]
+    fn as_many_stay_as_asked_for() {
+        let folder = folder();
+        let checkpoints = Checkpoints::of(folder.path(), 2);
+        for step in [1, 2, 3, 100_000_000] {
+            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
+        }
+        let steps: Vec<u64> = checkpoints.by_age().into_iter().map(|(step, _)| step).collect();
+        assert_eq!(steps, [100_000_000, 3]);
+    }
+}

@@ -1,0 +1,340 @@
+//! The command line, proved: values that make sense by themselves and together.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model::args::{BackendArgs, DataArgs};
+use model::recipe::RecipeArgs;
+use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
+use proto::v1::Encoding;
+
+use crate::args::{Args, Launch, Wire};
+use crate::training::{CheckpointEvery, Rounding};
+
+/// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is trained.
+    pub recipe: RecipeArgs,
+    /// Shards of a step, if it was said.
+    pub shards: Option<u32>,
+    /// Workers to start or to expect.
+    pub n_workers: NonZeroU32,
+    /// Who starts them, and where they find the coordinator.
+    pub workers: Workers,
+    /// How long to wait for the first one.
+    pub join_wait_max: Duration,
+    /// How long one may be silent.
+    pub silence_max: Duration,
+    /// How gradients travel.
+    pub encoding: Encoding,
+    /// Which data set.
+    pub data: DataArgs,
+    /// Where the run goes.
+    pub run: RunChoice,
+    /// When checkpoints are due.
+    pub checkpoint_every: CheckpointEvery,
+    /// How many stay.
+    pub n_checkpoints_kept: usize,
+    /// Whether each step's parameters are named.
+    pub hash_steps: HashSteps,
+    /// For whom it prints.
+    pub output: Output,
+}
+
+/// Who starts the workers.
+#[derive(Clone, Debug)]
+pub enum Workers {
+    /// The coordinator.
+    Local {
+        /// The program.
+        program: PathBuf,
+        /// What they compute with.
+        backend: BackendArgs,
+    },
+    /// Somebody else.
+    External {
+        /// Where they find the coordinator.
+        listen: ListenAddress,
+    },
+}
+
+/// Where a coordinator waits for workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// `HOST:PORT`.
+    Tcp(String),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+/// Where a run goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunChoice {
+    /// To a folder of its own.
+    New(Option<PathBuf>),
+    /// On with the run of a folder, or with the newest.
+    Resume(Option<PathBuf>),
+}
+
+/// Whether each step's parameters are named in `steps.jsonl`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashSteps {
+    /// They are not.
+    No,
+    /// They are, by their blake3.
+    Yes,
+}
+
+/// For whom the coordinator prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A setting that cannot be followed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number outside its range.
+    #[error("expected {flag} {range}, found {found}; write for example `{flag} {example}`")]
+    Range {
+        /// The flag.
+        flag: &'static str,
+        /// The range in words.
+        range: String,
+        /// The value found.
+        found: String,
+        /// A value that would do.
+        example: &'static str,
+    },
+    /// Neither `epoch` nor a number.
+    #[error("expected --checkpoint-every as `epoch` or a number of steps above 0, found `{found}`; write for example `500`")]
+    CheckpointEvery {
+        /// What was given.
+        found: String,
+    },
+    /// No address.
+    #[error("expected --listen as HOST:PORT or unix:PATH, found `{found}`; write for example `0.0.0.0:7187`")]
+    Listen {
+        /// What was given.
+        found: String,
+    },
+    /// An address for workers that get theirs by themselves.
+    #[error("--listen is for workers that others start; write `--launch external --listen {found}`, or leave it out")]
+    ListenLocally {
+        /// What was given.
+        found: String,
+    },
+    /// A program for workers that somebody else starts.
+    #[error("--worker-program is for `--launch local`; leave it out")]
+    ProgramExternally,
+    /// Two folders for one run.
+    #[error("--resume goes on in the folder of the run; leave --run-dir out, or name the same folder")]
+    TwoFolders,
+    /// The worker's program is not there.
+    #[error(
+        "expected the program of a worker at {}, found none; build it with `cargo build --release`, or name it with \
+         --worker-program", path.display()
+    )]
+    NoWorkerProgram {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+}
+
+impl TryFrom<Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: Args) -> Result<Self, ConfigError> {
+        let join_wait_max = seconds("--join-timeout", args.join_timeout, 0.001, "60")?;
+        let heartbeat_min = 2.0 * HEARTBEAT_INTERVAL.as_secs_f64();
+        let silence_max = seconds("--heartbeat-timeout", args.heartbeat_timeout, heartbeat_min, "2")?;
+        let checkpoint_every = checkpoint_every(&args.checkpoint_every)?;
+        let n_workers = n_workers(args.workers)?;
+        if args.keep == 0 {
+            return Err(range("--keep", "above 0", 0, "3"));
+        }
+        let run = run_choice(args.resume, args.run_dir)?;
+        let workers = match args.launch {
+            Launch::Local => match args.listen {
+                Some(found) => return Err(ConfigError::ListenLocally { found }),
+                None => Workers::Local {
+                    program: worker_program(args.worker_program)?,
+                    backend: with_threads(args.backend, n_workers),
+                },
+            },
+            Launch::External if args.worker_program.is_some() => return Err(ConfigError::ProgramExternally),
+            Launch::External => {
+                Workers::External { listen: listen_address(args.listen.as_deref().unwrap_or("127.0.0.1:7187"))? }
+            }
+        };
+        Ok(Self {
+            recipe: args.recipe,
+            shards: args.shards,
+            n_workers,
+            workers,
+            join_wait_max,
+            silence_max,
+            encoding: match args.wire {
+                Wire::Auto | Wire::Grpc => Encoding::F32,
+                Wire::GrpcBf16 => Encoding::Bf16,
+            },
+            data: args.data,
+            run,
+            checkpoint_every,
+            n_checkpoints_kept: args.keep as usize,
+            hash_steps: if args.hash_steps { HashSteps::Yes } else { HashSteps::No },
+            output: if args.json { Output::Json } else { Output::Text },
+        })
+    }
+}
+
+impl Config {
+    /// What is done to averaged gradients so that they fit the wire.
+    pub fn rounding(&self) -> Rounding {
+        match self.encoding {
+            Encoding::Bf16 => Rounding::Bf16,
+            Encoding::F32 | Encoding::Unspecified => Rounding::None,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => out.write_str(address),
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for CheckpointEvery {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Epoch => out.write_str("epoch"),
+            Self::Steps(1) => out.write_str("step"),
+            Self::Steps(n_steps) => write!(out, "{n_steps} steps"),
+        }
+    }
+}
+
+fn range(flag: &'static str, range: impl Into<String>, found: impl ToString, example: &'static str) -> ConfigError {
+    ConfigError::Range { flag, range: range.into(), found: found.to_string(), example }
+}
+
+fn seconds(flag: &'static str, found: f64, min: f64, example: &'static str) -> Result<Duration, ConfigError> {
+    const MAX: f64 = 30.0 * 86_400.0;
+    if (min..=MAX).contains(&found) {
+        return Ok(Duration::from_secs_f64(found));
+    }
+    Err(range(flag, format!("from {min} to {MAX} seconds"), found, example))
+}
+
+fn checkpoint_every(text: &str) -> Result<CheckpointEvery, ConfigError> {
+    match text.parse() {
+        _ if text == "epoch" => Ok(CheckpointEvery::Epoch),
+        Ok(n_steps) if n_steps > 0 => Ok(CheckpointEvery::Steps(n_steps)),
+        _ => Err(ConfigError::CheckpointEvery { found: text.to_owned() }),
+    }
+}
+
+fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
+    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let n_workers = given.unwrap_or(u32::try_from(n_cores.min(4)).unwrap_or(1));
+    let checked = NonZeroU32::new(n_workers).filter(|n_workers| n_workers.get() as usize <= WORKERS_MAX);
+    checked.ok_or_else(|| range("--workers", format!("from 1 to {WORKERS_MAX}"), n_workers, "4"))
+}
+
+fn run_choice(resume: Option<PathBuf>, run_dir: Option<PathBuf>) -> Result<RunChoice, ConfigError> {
+    let Some(folder) = resume else { return Ok(RunChoice::New(run_dir)) };
+    let folder = Some(folder).filter(|folder| !folder.as_os_str().is_empty());
+    match (&folder, &run_dir) {
+        (Some(folder), Some(run_dir)) if folder != run_dir => Err(ConfigError::TwoFolders),
+        _ => Ok(RunChoice::Resume(folder.or(run_dir))),
+    }
+}
+
+fn worker_program(given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    let beside = || {
+        let name = format!("worker{}", std::env::consts::EXE_SUFFIX);
+        std::env::current_exe().unwrap_or_default().with_file_name(name)
+    };
+    let path = given.unwrap_or_else(beside);
+    if path.is_file() { Ok(path) } else { Err(ConfigError::NoWorkerProgram { path }) }
+}
+
+/// The cores shared among the workers, if nothing else is said.
+fn with_threads(backend: BackendArgs, n_workers: NonZeroU32) -> BackendArgs {
+    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let share = u16::try_from(n_cores / n_workers.get() as usize).unwrap_or(1).clamp(1, 1024);
+    BackendArgs { threads: Some(backend.threads.unwrap_or(share)), ..backend }
+}
+
+fn listen_address(text: &str) -> Result<ListenAddress, ConfigError> {
+    let error = || ConfigError::Listen { found: text.to_owned() };
+    if let Some(path) = text.strip_prefix("unix:") {
+        return if path.is_empty() { Err(error()) } else { Ok(ListenAddress::Unix(PathBuf::from(path))) };
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
+    let is_address = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
+    if is_address { Ok(ListenAddress::Tcp(text.to_owned())) } else { Err(error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn config(flags: &str) -> Result<Config, ConfigError> {
+        let program = std::env::current_exe().expect("a test is a program");
+        let program = format!("--worker-program={}", program.display());
+        let local = if flags.contains("external") { None } else { Some(program.as_str()) };
+        let flags = ["coordinator", "--arch", "conv"].into_iter().chain(local).chain(flags.split_whitespace());
+        Config::try_from(Args::try_parse_from(flags).expect("flags that are known"))
+    }
+
+    #[test]
+    fn what_cannot_be_followed_says_what_to_write() {
+        let check = |flags: &str, part: &str| {
+            let text = config(flags).expect_err(flags).to_string();
+            assert!(text.contains(part), "`{text}` does not say `{part}`");
+        };
+        check("--workers 0", "expected --workers from 1 to 1024, found 0; write for example `--workers 4`");
+        check("--workers 5000", "found 5000");
+        check("--keep 0", "--keep 3");
+        check("--checkpoint-every 0", "found `0`; write for example `500`");
+        check("--checkpoint-every often", "`epoch` or a number of steps");
+        check("--heartbeat-timeout 0.5", "from 1 to");
+        check("--join-timeout -1", "found -1");
+        check("--join-timeout nan", "found NaN");
+        check("--listen 0.0.0.0:1", "--launch external --listen 0.0.0.0:1");
+        check("--launch external --listen 7187", "write for example `0.0.0.0:7187`");
+        check("--launch external --listen http://localhost:7187", "HOST:PORT or unix:PATH");
+        check("--launch external --listen localhost:70000", "found `localhost:70000`");
+        check("--launch external --worker-program x", "--launch local");
+        check("--resume a --run-dir b", "name the same folder");
+    }
+
+    #[test]
+    fn a_run_to_resume_is_named_or_found() {
+        let check = |flags: &str, expected| assert_eq!(config(flags).expect(flags).run, expected);
+        check("", RunChoice::New(None));
+        check("--run-dir a", RunChoice::New(Some("a".into())));
+        check("--resume", RunChoice::Resume(None));
+        check("--resume a", RunChoice::Resume(Some("a".into())));
+        check("--resume --run-dir a", RunChoice::Resume(Some("a".into())));
+    }
+
+    #[test]
+    fn a_worker_program_that_is_not_there_is_told() {
+        let args = Args::try_parse_from(["coordinator", "--worker-program", "/nowhere/worker"]).expect("known flags");
+        let text = Config::try_from(args).expect_err("it is not there").to_string();
+        assert!(text.contains("at /nowhere/worker") && text.contains("cargo build --release"), "{text}");
+    }
+}

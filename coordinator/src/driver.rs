@@ -1,0 +1,295 @@
+//! The sole owner of the training core: events in, actions out, on a thread of its own. The only place that reads the
+//! clock for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use model::params::params_blake3;
+use model::recipe::Recipe;
+use model::report::{EpochRecord, StepRecord};
+use model::weights::Weights;
+use proto::v1::coordinator_message::Kind;
+use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
+use proto::values;
+use tokio::sync::mpsc;
+use tokio::time::timeout_at;
+
+use crate::buffers::Buffers;
+use crate::config::HashSteps;
+use crate::observe::{Happening, Observer, StepCosts};
+use crate::saver::Saver;
+use crate::server::{Facts, Outbox};
+use crate::training::{Action, Event, Farewell, Outcome, Profile, Report, ShardDone, StepReport, Training, Work, WorkerId};
+
+/// Inputs that wait for the driver: some of each worker at most.
+pub const INPUTS_MAX: usize = 4096;
+
+/// A thread that wakes up later than this was held up, with all others of its machine.
+const STALL: Duration = Duration::from_millis(250);
+
+/// What the driver is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A worker introduced itself; its messages go here.
+    Joined(WorkerId, Profile, Outbox),
+    /// A worker computed a shard, whose message took so long to decode.
+    ShardDone(WorkerId, ShardDone, Duration),
+    /// Anything else.
+    Happened(Event),
+}
+
+/// What the driver works with.
+#[derive(Debug)]
+pub struct Driver {
+    /// The core.
+    pub training: Training,
+    /// The recipe that it follows.
+    pub recipe: Recipe,
+    /// What it is told.
+    pub inputs: mpsc::Receiver<Input>,
+    /// What sessions know of the run.
+    pub facts: Facts,
+    /// Vectors for gradients.
+    pub buffers: Arc<Buffers>,
+    /// Who watches.
+    pub observer: Observer,
+    /// Who keeps checkpoints.
+    pub saver: Saver,
+    /// Whether each step's parameters are named.
+    pub hash_steps: HashSteps,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub struct Ended {
+    /// How the run ended.
+    pub outcome: Outcome,
+    /// The core as it was then.
+    pub training: Training,
+    /// Who watched.
+    pub observer: Observer,
+    /// Who kept checkpoints.
+    pub saver: Saver,
+}
+
+impl Driver {
+    /// Runs until the core wishes to finish.
+    pub async fn run(self) -> Ended {
+        let Self { training, recipe, inputs, facts, buffers, observer, saver, hash_steps } = self;
+        let running = Running {
+            training,
+            recipe,
+            facts,
+            buffers,
+            observer,
+            saver,
+            hash_steps,
+            outboxes: BTreeMap::new(),
+            clock: Clock::start(),
+            costs: StepCosts::default(),
+        };
+        running.run(inputs).await
+    }
+}
+
+struct Running {
+    training: Training,
+    recipe: Recipe,
+    facts: Facts,
+    buffers: Arc<Buffers>,
+    observer: Observer,
+    saver: Saver,
+    hash_steps: HashSteps,
+    outboxes: BTreeMap<WorkerId, Outbox>,
+    clock: Clock,
+    costs: StepCosts,
+}
+
+/// Time since the start, without the time in which this process was held up: nobody else is to blame for that.
+struct Clock {
+    start: Instant,
+    stalled: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { start: Instant::now(), stalled: Duration::ZERO }
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed().saturating_sub(self.stalled)
+    }
+
+    /// The moment that the clock will show `time`, if nothing holds it up.
+    fn moment(&self, time: Duration) -> Instant {
+        self.start + self.stalled + time
+    }
+
+    /// To be told when a wait for a moment is over.
+    fn woke_up(&mut self, moment: Instant) {
+        let late = moment.elapsed();
+        if late > STALL {
+            self.stalled += late;
+        }
+    }
+}
+
+impl Running {
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Ended {
+        // Ends when the core wishes to finish, which it does at the latest when nobody can tell it anything any more.
+        loop {
+            if let Some(outcome) = self.act() {
+                return Ended {
+                    outcome,
+                    training: self.training,
+                    observer: self.observer,
+                    saver: self.saver,
+                };
+            }
+            let waiting = Instant::now();
+            let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
+            let input = match moment {
+                None => Some(inputs.recv().await),
+                Some(moment) => timeout_at(moment.into(), inputs.recv()).await.ok(),
+            };
+            self.costs.wait += waiting.elapsed();
+            match (input, moment) {
+                (Some(input), _) => self.take(input.unwrap_or(Input::Happened(Event::Stop))),
+                (None, moment) => {
+                    self.clock.woke_up(moment.unwrap_or(waiting));
+                    self.training.handle_deadline(self.clock.now());
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        let now = self.clock.now();
+        match input {
+            Input::Joined(worker_id, profile, outbox) => {
+                self.outboxes.insert(worker_id, outbox);
+                self.training.handle_event(now, Event::Joined(worker_id, profile));
+            }
+            Input::ShardDone(worker_id, done, decode) => {
+                self.costs.decode += decode;
+                let begun = Instant::now();
+                self.training.handle_event(now, Event::ShardDone(worker_id, done));
+                self.costs.reduce += begun.elapsed();
+            }
+            Input::Happened(event) => {
+                if let Event::Lost(worker_id, _) = &event {
+                    self.outboxes.remove(worker_id);
+                }
+                self.training.handle_event(now, event);
+            }
+        }
+    }
+
+    /// Does all that the core wishes; how the run ended, if it did.
+    fn act(&mut self) -> Option<Outcome> {
+        // Ends: the core wishes for finitely many things between two events.
+        loop {
+            let begun = Instant::now();
+            let action = self.training.poll_action(self.clock.now())?;
+            let spent = begun.elapsed();
+            match action {
+                Action::SendUpdate { gradient, work } => {
+                    self.costs.update += spent;
+                    self.send_update(gradient, work);
+                }
+                Action::Welcome(worker_id) => {
+                    self.send(worker_id, Kind::Welcome(self.facts.welcome(worker_id)));
+                }
+                Action::SendState(worker_id, work) => self.send(worker_id, self.state(work)),
+                Action::SendWork(worker_id, work) => self.send(worker_id, Kind::Work(message_of(work))),
+                Action::Refuse(worker_id, refusal) => {
+                    self.send(worker_id, Kind::Refusal(Refusal { reason: refusal.to_string() }));
+                }
+                Action::Dismiss(worker_id, farewell, reason) => {
+                    let is_final = farewell == Farewell::End;
+                    self.send(worker_id, Kind::Dismissal(Dismissal { is_final, reason }));
+                    self.outboxes.remove(&worker_id);
+                }
+                Action::Checkpoint => self.saver.save(self.training.state()),
+                Action::Report(report) => self.report(report),
+                Action::Finish(outcome) => return Some(outcome),
+            }
+        }
+    }
+
+    fn send_update(&mut self, gradient: Vec<f32>, work: BTreeMap<WorkerId, Work>) {
+        let begun = Instant::now();
+        let bytes = values::encode(self.facts.encoding, &gradient);
+        self.costs.encode += begun.elapsed();
+        let begun = Instant::now();
+        let step = self.training.state().step;
+        for (worker_id, work) in work {
+            let work = Some(message_of(work));
+            self.send(worker_id, Kind::Update(Update { step, gradient: bytes.clone(), work }));
+        }
+        self.buffers.give_back(self.training.take_spent().into_iter().chain([gradient]));
+        self.costs.send += begun.elapsed();
+    }
+
+    /// All that a replica is. Always as f32: nothing may be lost here.
+    fn state(&self, work: Work) -> Kind {
+        let state = self.training.state();
+        Kind::State(v1::State {
+            step: state.step,
+            params: values::encode(Encoding::F32, &state.params),
+            velocity: values::encode(Encoding::F32, &state.velocity),
+            work: Some(message_of(work)),
+        })
+    }
+
+    fn send(&mut self, worker_id: WorkerId, kind: Kind) {
+        let Some(outbox) = self.outboxes.get(&worker_id) else { return };
+        if outbox.send(kind).is_err() {
+            self.outboxes.remove(&worker_id);
+            let reason = "it does not take its messages".to_owned();
+            self.training.handle_event(self.clock.now(), Event::Lost(worker_id, reason));
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        let happening = match report {
+            Report::Step(report) => self.step_happening(report),
+            Report::Epoch(report) => Happening::Epoch {
+                record: EpochRecord::new(
+                    report.step,
+                    report.epoch + 1,
+                    &report.training,
+                    &report.validation,
+                    report.duration,
+                ),
+                weights: Weights {
+                    architecture: self.recipe.architecture,
+                    params: self.training.state().params.clone(),
+                },
+            },
+            other => Happening::Told(other),
+        };
+        self.observer.tell(happening);
+    }
+
+    fn step_happening(&mut self, report: StepReport) -> Happening {
+        let StepReport { step, epoch, sums, duration, workers, compute, n_active } = report;
+        let mut record = StepRecord::new(step, epoch + 1, &sums, duration);
+        if self.hash_steps == HashSteps::Yes {
+            record.params_blake3 = Some(params_blake3(&self.training.state().params));
+        }
+        let costs = StepCosts { compute, ..std::mem::take(&mut self.costs) };
+        Happening::Step { record, costs, workers, n_active }
+    }
+}
+
+fn message_of(work: Work) -> v1::Work {
+    match work {
+        Work::Nothing => v1::Work::default(),
+        Work::Shards { step, place, shards } => {
+            v1::Work { step, epoch: place.epoch, step_of_epoch: place.step_of_epoch, shards, batches: Vec::new() }
+        }
+        Work::Batches { step, batches } => v1::Work { step, batches, ..v1::Work::default() },
+    }
+}

@@ -1,0 +1,206 @@
+//! Starts local workers and minds them: relays what they say, starts those anew that die, and gives up on those that die at
+//! once again and again. Each has a pipe to this process as its standard input, and ends when that closes: so none
+//! outlives the coordinator, whatever becomes of it.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use model::args::BackendArgs;
+use model::report::{LogFormat, write_stderr_line};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+/// A worker that lives for less than this has died at once.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// How often one worker may die at once in a row.
+const SHORT_LIVES_MAX: u32 = 5;
+/// Pause before the first new start; it doubles with each short life.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a worker may take to end after its dismissal.
+const END_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Lines of a worker's last words that are kept.
+const LAST_LINES: usize = 10;
+/// A line longer than this is cut off.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// How local workers are started.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    /// The program.
+    pub program: PathBuf,
+    /// Where they find the coordinator.
+    pub address: String,
+    /// Where they find the data set.
+    pub data: PathBuf,
+    /// What they compute with.
+    pub backend: BackendArgs,
+    /// How they log.
+    pub log_format: LogFormat,
+}
+
+/// Workers that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The program cannot be started.
+    #[error("cannot start a worker, {}: {source}; name another program with --worker-program", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It ends again and again.
+    #[error("local worker {number} ended {n_lives} times at once, the last time with {status}; its last words were:\n{last_lines}")]
+    DiesAtOnce {
+        /// Which one, counted from 1.
+        number: u32,
+        /// How often.
+        n_lives: u32,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said last.
+        last_lines: String,
+    },
+}
+
+impl Launcher {
+    /// Keeps `n_workers` workers running until `shutdown`, and then waits for their end.
+    ///
+    /// # Errors
+    /// If one cannot be kept running; the others end then too.
+    pub async fn run(self, n_workers: u32, shutdown: CancellationToken) -> Result<(), LaunchError> {
+        let mut keepers = tokio::task::JoinSet::new();
+        for number in 1..=n_workers {
+            keepers.spawn(self.clone().keep_one(number, shutdown.clone()));
+        }
+        let mut first_error = Ok(());
+        while let Some(ended) = keepers.join_next().await {
+            let ended = ended.expect("a keeper ends by itself");
+            if ended.is_err() && first_error.is_ok() {
+                first_error = ended;
+                shutdown.cancel();
+            }
+        }
+        first_error
+    }
+
+    async fn keep_one(self, number: u32, shutdown: CancellationToken) -> Result<(), LaunchError> {
+        let mut n_short_lives = 0;
+        // Ends with the shutdown, or when the worker has died at once too often.
+        while !shutdown.is_cancelled() {
+            let started = Instant::now();
+            let mut worker = self.start(number)?;
+            let status = tokio::select! {
+                status = worker.child.wait() => status,
+                () = shutdown.cancelled() => {
+                    worker.end(number).await;
+                    return Ok(());
+                }
+            };
+            let status = status.map_err(|source| LaunchError::Start { program: self.program.clone(), source })?;
+            let last_lines = worker.last_lines().await;
+            if shutdown.is_cancelled() {
+                break;
+            }
+            n_short_lives = if started.elapsed() < SHORT_LIFE { n_short_lives + 1 } else { 0 };
+            if n_short_lives >= SHORT_LIVES_MAX {
+                return Err(LaunchError::DiesAtOnce { number, n_lives: n_short_lives, status, last_lines });
+            }
+            let pause = PAUSE * 2_u32.pow(n_short_lives);
+            warn!(local_worker = number, %status, pause_ms = pause.as_millis(), "local worker ended; it is started anew");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, number: u32) -> Result<LocalWorker, LaunchError> {
+        let mut command = Command::new(&self.program);
+        // What is set for the coordinator is not meant for its workers, who are told all by flags.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TELAR_")) {
+            command.env_remove(name);
+        }
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "warn");
+        }
+        let BackendArgs { backend, device, threads } = &self.backend;
+        let flags = [
+            ("--backend", backend.map(|backend| backend.to_string())),
+            ("--device", device.map(|device| device.to_string())),
+            ("--threads", threads.map(|threads| threads.to_string())),
+            ("--log-format", Some(self.log_format.to_string())),
+        ];
+        for (flag, value) in flags {
+            command.args(value.map(|value| format!("{flag}={value}")));
+        }
+        command
+            .arg("--supervised")
+            .arg(format!("--coordinator={}", self.address))
+            .arg("--data")
+            .arg(&self.data)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        // Ctrl-C on the terminal is for the coordinator, which then tells its workers.
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child =
+            command.spawn().map_err(|source| LaunchError::Start { program: self.program.clone(), source })?;
+        info!(local_worker = number, process = child.id(), "local worker started");
+        let lines = child.stderr.take().expect("standard error is a pipe");
+        let relay = TaskTracker::new();
+        let last_lines = relay.spawn(relay_lines(number, lines));
+        relay.close();
+        Ok(LocalWorker { child, last_lines })
+    }
+}
+
+struct LocalWorker {
+    child: Child,
+    last_lines: tokio::task::JoinHandle<VecDeque<String>>,
+}
+
+impl LocalWorker {
+    /// Waits for a worker that was dismissed; one that does not go is killed.
+    async fn end(mut self, number: u32) {
+        if timeout(END_WAIT_MAX, self.child.wait()).await.is_err() {
+            warn!(local_worker = number, "local worker did not end in time; it is killed");
+            // It may have ended by itself in the meantime.
+            let _ = self.child.kill().await;
+        }
+        self.last_lines().await;
+    }
+
+    async fn last_lines(self) -> String {
+        // Its own children may hold the pipe open; nobody waits for them.
+        let lines = timeout(Duration::from_secs(1), self.last_lines).await;
+        let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
+        lines.into_iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Passes a worker's lines on, and keeps the last ones.
+async fn relay_lines(number: u32, lines: ChildStderr) -> VecDeque<String> {
+    let mut last = VecDeque::new();
+    let mut lines = BufReader::new(lines).lines();
+    while let Ok(Some(mut line)) = lines.next_line().await {
+        if line.len() > LINE_BYTES_MAX {
+            line.truncate((0..=LINE_BYTES_MAX).rev().find(|&end| line.is_char_boundary(end)).unwrap_or(0));
+        }
+        write_stderr_line(&format!("worker process {number}: {line}"));
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    last
+}

@@ -1,0 +1,105 @@
+//! Where the time of a step goes.
+
+use std::time::Duration;
+
+use model::report::StepRecord;
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+/// The parts of a step's time, as the coordinator sees them. Decoding goes on beside the driver, while it waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepCosts {
+    /// The longest that a worker computed.
+    pub compute: Duration,
+    /// The driver waited for messages.
+    pub wait: Duration,
+    /// Bytes of gradients to numbers, over all shards.
+    pub decode: Duration,
+    /// Adding the shards.
+    pub reduce: Duration,
+    /// Averaging, and changing the parameters.
+    pub update: Duration,
+    /// The averaged gradient to bytes.
+    pub encode: Duration,
+    /// Handing it to the sessions.
+    pub send: Duration,
+}
+
+impl StepCosts {
+    const N_PARTS: usize = 7;
+
+    /// The parts with their names, in the order in which a step goes through them.
+    fn parts(&self) -> [(&'static str, Duration); Self::N_PARTS] {
+        [
+            ("compute", self.compute),
+            ("wait", self.wait),
+            ("decode", self.decode),
+            ("reduce", self.reduce),
+            ("update", self.update),
+            ("encode", self.encode),
+            ("send", self.send),
+        ]
+    }
+}
+
+/// In milliseconds.
+impl Serialize for StepCosts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut costs = serializer.serialize_struct("StepCosts", Self::N_PARTS)?;
+        for (name, part) in self.parts() {
+            // In whole microseconds: what is below is noise, and fills the file with digits.
+            costs.serialize_field(name, &((1e6 * part.as_secs_f64()).round() / 1e3))?;
+        }
+        costs.end()
+    }
+}
+
+/// Sums over steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CostTotals {
+    n_steps: u32,
+    milliseconds: f64,
+    parts: [f64; StepCosts::N_PARTS],
+}
+
+impl CostTotals {
+    /// Adds a step.
+    pub fn add(&mut self, record: &StepRecord, costs: &StepCosts) {
+        self.n_steps += 1;
+        self.milliseconds += record.milliseconds;
+        for (total, (_, part)) in self.parts.iter_mut().zip(costs.parts()) {
+            *total += 1e3 * part.as_secs_f64();
+        }
+    }
+
+    /// Means in milliseconds, in words; nothing if there was no step.
+    pub fn words(&self) -> Option<String> {
+        if self.n_steps == 0 {
+            return None;
+        }
+        let n_steps = f64::from(self.n_steps);
+        let part = |place: usize| self.parts[place] / n_steps;
+        let [compute, wait] = [part(0), part(1)];
+        let own: Vec<String> = StepCosts::default()
+            .parts()
+            .iter()
+            .enumerate()
+            .skip(2)
+            .map(|(place, (name, _))| format!("{name} {:.3}", part(place)))
+            .collect();
+        let total = self.milliseconds / n_steps;
+        Some(format!(
+            "a step took {total:.3} ms in the mean, {:.3} of them outside the workers' computing ({compute:.3}); the \
+             coordinator waited {wait:.3}, and its own work was {}",
+            total - compute,
+            own.join(", "),
+        ))
+    }
+
+    /// Means in milliseconds by name.
+    pub fn means(&self) -> serde_json::Value {
+        let n_steps = f64::from(self.n_steps.max(1));
+        let parts = StepCosts::default().parts();
+        let means = parts.iter().zip(self.parts).map(|((name, _), total)| ((*name).to_owned(), (total / n_steps).into()));
+        means.chain([("total".to_owned(), (self.milliseconds / n_steps).into())]).collect()
+    }
+}

@@ -1,0 +1,365 @@
+//! Between tonic and the driver: messages become events, after every bound and every number was checked; actions become
+//! messages. Decides nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use model::data::Dataset;
+use model::gradients::ShardResult;
+use model::loss::LossSums;
+use prost::bytes::Bytes;
+use proto::limits::{
+    CONNECTION_WINDOW_BYTES, DATASET_FILE_BYTES_MAX, FIRST_MESSAGE_WAIT_MAX, FRAME_BYTES, HEARTBEAT_INTERVAL,
+    OUTBOX_MESSAGES_MAX, PIECE_BYTES, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX, TEXT_BYTES_MAX,
+    message_bytes_max,
+};
+use proto::v1::training_server::{Training as TrainingService, TrainingServer};
+use proto::v1::{
+    self, CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, Join, Welcome, WorkerMessage,
+    worker_message::Kind,
+};
+use proto::values::{self, ValuesError};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info};
+
+use crate::accept::Connection;
+use crate::buffers::Buffers;
+use crate::driver::Input;
+use crate::training::{BatchDone, Computed, Event, Profile, ShardDone, WorkerId};
+
+/// What every session has to know of the run.
+#[derive(Debug)]
+pub struct Facts {
+    /// What a message has to carry to be of this run and this process.
+    pub fence: v1::Fence,
+    /// The recipe, as workers are told.
+    pub recipe: v1::Recipe,
+    /// blake3 of the data set.
+    pub data_fingerprint: String,
+    /// The parameter layout.
+    pub layout_fingerprint: u64,
+    /// How gradients travel.
+    pub encoding: Encoding,
+    /// How long a worker may be silent.
+    pub silence_max: Duration,
+}
+
+impl Facts {
+    /// The greeting of a worker.
+    pub fn welcome(&self, worker_id: WorkerId) -> Welcome {
+        Welcome {
+            worker_id: worker_id.0,
+            fence: Some(self.fence.clone()),
+            recipe: Some(self.recipe.clone()),
+            data_fingerprint: self.data_fingerprint.clone(),
+            layout_fingerprint: self.layout_fingerprint,
+            encoding: self.encoding.into(),
+            silence_milliseconds_max: u32::try_from(self.silence_max.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Where messages for a worker go. When it is dropped, the session's stream ends after what is in it.
+#[derive(Debug)]
+pub struct Outbox {
+    messages: mpsc::Sender<Result<CoordinatorMessage, Status>>,
+    closed: CancellationToken,
+}
+
+/// A worker that takes its messages too slowly, or is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Overflow;
+
+impl Outbox {
+    /// Puts a message in, without waiting.
+    ///
+    /// # Errors
+    /// If there are too many in it, or nobody takes them any more.
+    pub fn send(&self, kind: v1::coordinator_message::Kind) -> Result<(), Overflow> {
+        self.messages.try_send(Ok(CoordinatorMessage { kind: Some(kind) })).map_err(|_| Overflow)
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
+/// The service, with what its sessions share.
+#[derive(Debug, Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    facts: Facts,
+    data: Arc<Dataset>,
+    buffers: Arc<Buffers>,
+    inputs: mpsc::Sender<Input>,
+    sessions: TaskTracker,
+    shutdown: CancellationToken,
+    last_worker_id: AtomicU64,
+}
+
+impl Service {
+    /// A service whose sessions speak to the driver through `inputs` and end with `shutdown`.
+    pub fn new(
+        facts: Facts,
+        data: Arc<Dataset>,
+        buffers: Arc<Buffers>,
+        inputs: mpsc::Sender<Input>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let (sessions, last_worker_id) = (TaskTracker::new(), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { facts, data, buffers, inputs, sessions, shutdown, last_worker_id }) }
+    }
+
+    /// Serves the connections given until `shutdown`, and then until the last session has ended.
+    ///
+    /// # Errors
+    /// If the server fails.
+    pub async fn serve(self, connections: mpsc::Receiver<std::io::Result<Connection>>) -> anyhow::Result<()> {
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        health_reporter.set_serving::<TrainingServer<Self>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let n_bytes_max = message_bytes_max(self.shared.buffers.n_params()).max(2 * PIECE_BYTES);
+        let training = TrainingServer::new(self.clone())
+            .max_decoding_message_size(n_bytes_max)
+            .max_encoding_message_size(n_bytes_max);
+        let shutdown = self.shared.shutdown.clone();
+        let server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .concurrency_limit_per_connection(STREAMS_PER_CONNECTION_MAX as usize)
+            .load_shed(true)
+            .http2_keepalive_interval(Some(4 * HEARTBEAT_INTERVAL))
+            .http2_keepalive_timeout(Some(self.shared.facts.silence_max))
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(training);
+        server.serve_with_incoming_shutdown(ReceiverStream::new(connections), shutdown.cancelled_owned()).await?;
+        self.shared.sessions.close();
+        self.shared.sessions.wait().await;
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl TrainingService for Service {
+    type SessionStream = ReceiverStream<Result<CoordinatorMessage, Status>>;
+    type FetchDatasetStream = Pin<Box<dyn Stream<Item = Result<DatasetPiece, Status>> + Send>>;
+
+    async fn session(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+        let (messages, stream) = mpsc::channel(OUTBOX_MESSAGES_MAX);
+        let session = Session { shared: Arc::clone(&self.shared), messages, closed: CancellationToken::new() };
+        self.shared.sessions.spawn(session.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn fetch_dataset(
+        &self,
+        request: Request<FetchDatasetRequest>,
+    ) -> Result<Response<Self::FetchDatasetStream>, Status> {
+        let (wanted, there) = (request.into_inner().data_fingerprint, &self.shared.facts.data_fingerprint);
+        if wanted != *there {
+            return Err(Status::not_found(format!("expected the data set {there}, found a wish for {}", short(wanted))));
+        }
+        let (pieces, stream) = mpsc::channel(4);
+        let shared = Arc::clone(&self.shared);
+        self.shared.sessions.spawn(async move {
+            tokio::select! {
+                () = shared.shutdown.cancelled() => {}
+                () = send_dataset(&shared.data, pieces) => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// Sends all files, piece by piece, until the receiver has them or is gone.
+async fn send_dataset(data: &Dataset, pieces: mpsc::Sender<Result<DatasetPiece, Status>>) {
+    for file in data.plain_files() {
+        let file_bytes = (file.header.len() + file.content.len()) as u64;
+        assert!(file_bytes <= DATASET_FILE_BYTES_MAX, "a data set that was opened is within the bounds of its reader");
+        let mut offset = 0;
+        for content in std::iter::once(file.header.as_slice()).chain(file.content.chunks(PIECE_BYTES)) {
+            let piece =
+                DatasetPiece { name: file.name.to_owned(), file_bytes, offset, content: Bytes::copy_from_slice(content) };
+            if pieces.send(Ok(piece)).await.is_err() {
+                return;
+            }
+            offset += content.len() as u64;
+        }
+    }
+}
+
+/// One worker's stream.
+struct Session {
+    shared: Arc<Shared>,
+    messages: mpsc::Sender<Result<CoordinatorMessage, Status>>,
+    closed: CancellationToken,
+}
+
+impl Session {
+    async fn run(self, mut inbound: Streaming<WorkerMessage>) {
+        let profile = match self.join(&mut inbound).await {
+            Ok(profile) => profile,
+            Err(status) => {
+                info!(reason = status.message(), "a worker was refused");
+                // It may be gone already.
+                let _ = self.messages.try_send(Err(status));
+                return;
+            }
+        };
+        let worker_id = WorkerId(self.shared.last_worker_id.fetch_add(1, Ordering::Relaxed) + 1);
+        let Self { shared, messages, closed } = self;
+        let outbox = Outbox { messages: messages.clone(), closed: closed.clone() };
+        if shared.inputs.send(Input::Joined(worker_id, profile, outbox)).await.is_err() {
+            return;
+        }
+        let reason = tokio::select! {
+            () = closed.cancelled() => return,
+            () = shared.shutdown.cancelled() => return,
+            reason = listen(&shared, worker_id, &mut inbound) => reason,
+        };
+        let reason = match reason {
+            Ok(()) => "it closed its connection".to_owned(),
+            Err(status) => {
+                debug!(worker = %worker_id, reason = status.message(), "a session failed");
+                let reason = status.message().to_owned();
+                let _ = messages.try_send(Err(status));
+                reason
+            }
+        };
+        // When the driver is gone, the run is over.
+        let _ = shared.inputs.send(Input::Happened(Event::Lost(worker_id, reason))).await;
+    }
+
+    /// The first message, which has to come soon and say who this is.
+    async fn join(&self, inbound: &mut Streaming<WorkerMessage>) -> Result<Profile, Status> {
+        let first = timeout(FIRST_MESSAGE_WAIT_MAX, inbound.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("expected a join as the first message, found none"))??;
+        let Some(Kind::Join(join)) = first.and_then(|message| message.kind) else {
+            return Err(Status::invalid_argument("expected a join as the first message, found another one"));
+        };
+        let Join { version, host, process, backend, compute_class, threads } = join;
+        if version != proto::VERSION {
+            return Err(Status::failed_precondition(format!(
+                "expected a worker of version {}, found {}; start the version of the coordinator",
+                proto::VERSION,
+                short(version),
+            )));
+        }
+        let [host, backend, compute_class] = [host, backend, compute_class].map(short);
+        Ok(Profile { host, process, backend, compute_class, n_threads: threads })
+    }
+}
+
+/// Turns a worker's messages into events, until its stream ends.
+async fn listen(shared: &Shared, worker_id: WorkerId, inbound: &mut Streaming<WorkerMessage>) -> Result<(), Status> {
+    while let Some(message) = inbound.message().await? {
+        let input = shared.input(worker_id, message)?;
+        if shared.inputs.send(input).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// What a message means, if it may mean anything.
+    fn input(&self, worker_id: WorkerId, message: WorkerMessage) -> Result<Input, Status> {
+        let kind = message.kind.ok_or_else(|| Status::invalid_argument("expected a message, found an empty one"))?;
+        let event = match kind {
+            Kind::Join(_) => return Err(Status::invalid_argument("expected one join, found a second one")),
+            Kind::Ready(ready) => {
+                self.check_ready(&ready)?;
+                Event::Ready(worker_id)
+            }
+            Kind::ShardDone(done) => {
+                let begun = Instant::now();
+                let done = self.shard_done(done)?;
+                return Ok(Input::ShardDone(worker_id, done, begun.elapsed()));
+            }
+            Kind::BatchDone(done) => {
+                self.check_fence(done.fence.as_ref())?;
+                let v1::BatchDone { step, batch, n_samples, loss_sum, correct_sum, .. } = done;
+                let sums = LossSums { loss_sum, correct_sum, n_samples };
+                Event::BatchDone(worker_id, BatchDone { step, batch, sums })
+            }
+            Kind::Leaving(leaving) => Event::Leaving(worker_id, short(leaving.reason)),
+            Kind::Lagging(lagging) => Event::Lagging(worker_id, short(lagging.reason)),
+            Kind::Heartbeat(_) => Event::Heard(worker_id),
+        };
+        Ok(Input::Happened(event))
+    }
+
+    fn check_fence(&self, found: Option<&v1::Fence>) -> Result<(), Status> {
+        let expected = &self.facts.fence;
+        if expected.is(found) {
+            return Ok(());
+        }
+        let found = found.map_or("nothing of the kind".to_owned(), |found| {
+            format!("run {}, incarnation {}", short(found.run_id.clone()), found.incarnation)
+        });
+        let v1::Fence { run_id, incarnation } = expected;
+        Err(Status::failed_precondition(format!("expected run {run_id}, incarnation {incarnation}, found {found}")))
+    }
+
+    fn check_ready(&self, ready: &v1::Ready) -> Result<(), Status> {
+        self.check_fence(ready.fence.as_ref())?;
+        let (expected, found) = (self.facts.layout_fingerprint, ready.layout_fingerprint);
+        if expected != found {
+            return Err(Status::failed_precondition(format!("expected the layout {expected:016x}, found {found:016x}")));
+        }
+        let (expected, found) = (&self.facts.data_fingerprint, &ready.data_fingerprint);
+        if expected != found {
+            let found = short(found.clone());
+            return Err(Status::failed_precondition(format!("expected the data set {expected}, found {found}")));
+        }
+        Ok(())
+    }
+
+    fn shard_done(&self, done: v1::ShardDone) -> Result<ShardDone, Status> {
+        self.check_fence(done.fence.as_ref())?;
+        let v1::ShardDone { step, shard, n_samples, loss_sum, correct_sum, gradient_sum, .. } = done;
+        let mut values = self.buffers.take();
+        let computed = match values::decode(self.facts.encoding, &gradient_sum, &mut values) {
+            Ok(()) => {
+                let sums = LossSums { loss_sum, correct_sum, n_samples };
+                Computed::Finite(ShardResult { gradient_sum: values, sums })
+            }
+            Err(ValuesError::NotFinite { .. }) => Computed::NotFinite("gradient"),
+            Err(error @ ValuesError::Length { .. }) => {
+                return Err(Status::invalid_argument(format!("in the gradient of shard {shard}: {error}")));
+            }
+        };
+        let compute = Duration::from_nanos(done.compute_nanoseconds);
+        Ok(ShardDone { step, shard, computed, params_fingerprint: done.params_fingerprint, compute })
+    }
+}
+
+/// A text of bounded length, without what could confuse a terminal.
+fn short(text: String) -> String {
+    let is_short_and_plain = text.len() <= TEXT_BYTES_MAX && !text.contains(char::is_control);
+    if is_short_and_plain {
+        return text;
+    }
+    text.chars().filter(|character| !character.is_control()).take(TEXT_BYTES_MAX / 4).collect()
+}

@@ -1,0 +1,152 @@
+//! How a run begins: anew, or from the newest whole checkpoint of an earlier process.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use model::files::WriteError;
+use model::recipe::{Recipe, RecipeError};
+use model::report::RunFolder;
+use model::training::initial_weights;
+use tracing::{info, warn};
+
+use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
+use crate::config::{Config, RunChoice};
+use crate::training::{Rounding, State};
+
+/// A run that is about to begin or to go on.
+#[derive(Debug)]
+pub struct Start {
+    /// What is trained.
+    pub recipe: Recipe,
+    /// What it has come to.
+    pub state: State,
+    /// Its folder.
+    pub folder: RunFolder,
+    /// Its name: 16 hexadecimal digits.
+    pub run_id: String,
+    /// Which process of the run's coordinator this is, counted from 1.
+    pub incarnation: u32,
+    /// The checkpoint that it goes on from, if it does.
+    pub resumed_from: Option<PathBuf>,
+    /// Held as long as this process is at work in the folder.
+    pub lock: File,
+}
+
+/// A run that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// There is no run at all.
+    #[error("expected a run to resume in runs/, found none; name its folder with `--resume DIR`")]
+    NoRun,
+    /// It has no whole checkpoint.
+    #[error(transparent)]
+    NoCheckpoint(#[from] NoCheckpoint),
+    /// It was told to be another one.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// It was trained on something else.
+    #[error(
+        "expected the data set that the run was begun with (blake3 {expected}), found another one (blake3 {found}); name \
+         the former with --data"
+    )]
+    OtherData {
+        /// The run's.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// Its gradients were rounded in another way.
+    #[error("expected {expected} as in the run that is resumed; leave --wire as it was, or start a new run")]
+    OtherWire {
+        /// The flag as it was.
+        expected: &'static str,
+    },
+}
+
+impl Start {
+    /// Begins the run that is wished for, or finds it.
+    ///
+    /// # Errors
+    /// If the recipe cannot be followed, the run is not there, is another one, or its folder cannot be written or is in
+    /// use.
+    pub fn new(config: &Config, data_fingerprint: &str) -> anyhow::Result<Self> {
+        match &config.run {
+            RunChoice::New(folder) => Self::begin(config, folder.as_deref()),
+            RunChoice::Resume(folder) => Self::resume(config, folder.as_deref(), data_fingerprint),
+        }
+    }
+
+    fn begin(config: &Config, folder: Option<&Path>) -> anyhow::Result<Self> {
+        let recipe = Recipe::new(config.recipe.clone(), config.shards.unwrap_or(config.n_workers.get()))?;
+        let weights = initial_weights(&recipe)?;
+        let folder = RunFolder::create(folder, recipe.architecture.name())?;
+        let lock = lock(folder.path())?;
+        let state = State::new(&recipe, config.rounding(), weights.params);
+        Ok(Self { recipe, state, run_id: new_run_id(&folder), folder, incarnation: 1, resumed_from: None, lock })
+    }
+
+    fn resume(config: &Config, folder: Option<&Path>, data_fingerprint: &str) -> anyhow::Result<Self> {
+        let path = match folder {
+            Some(folder) => folder.to_owned(),
+            None => newest_run(config).ok_or(ResumeError::NoRun)?,
+        };
+        let Newest { path: from, checkpoint, skipped } =
+            Checkpoints::of(&path, config.n_checkpoints_kept).newest().map_err(ResumeError::NoCheckpoint)?;
+        for error in skipped {
+            warn!(%error, "checkpoint skipped");
+        }
+        let Checkpoint { run_id, recipe, data_fingerprint: expected, state } = checkpoint;
+        let recipe = recipe.resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
+        if expected != data_fingerprint {
+            return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
+        }
+        match (state.residual.is_empty(), config.rounding()) {
+            (true, Rounding::Bf16) => return Err(ResumeError::OtherWire { expected: "--wire auto" }.into()),
+            (false, Rounding::None) => return Err(ResumeError::OtherWire { expected: "--wire grpc-bf16" }.into()),
+            _ => {}
+        }
+        let lock = lock(&path)?;
+        let incarnation = RunFolder::read_description(&path)
+            .and_then(|description| description["incarnation"].as_u64())
+            .and_then(|incarnation| u32::try_from(incarnation).ok())
+            .unwrap_or(1);
+        let folder = RunFolder::reopen(&path, state.step)?;
+        info!(checkpoint = %from.display(), step = state.step, "run resumed");
+        let (incarnation, resumed_from) = (incarnation + 1, Some(from));
+        Ok(Self { recipe, state, folder, run_id, incarnation, resumed_from, lock })
+    }
+}
+
+/// The run in `runs/` whose newest checkpoint is the newest, of the network asked for if one is.
+fn newest_run(config: &Config) -> Option<PathBuf> {
+    let prefix = config.recipe.arch.map(|architecture| format!("{architecture}-")).unwrap_or_default();
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let runs = entries(Path::new("runs")).filter(|run| run.file_name().to_string_lossy().starts_with(&prefix));
+    let changed = |path: &Path| -> Option<SystemTime> {
+        let files = entries(&path.join("checkpoints"));
+        files.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
+    };
+    runs.map(|run| run.path()).filter_map(|path| Some((changed(&path)?, path))).max().map(|(_, path)| path)
+}
+
+/// A folder has one coordinator at a time.
+fn lock(folder: &Path) -> Result<File, WriteError> {
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(WriteError::at(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(WriteError::at(folder)(std::io::Error::other("another coordinator is at work in it")))
+        }
+        Err(TryLockError::Error(error)) => Err(WriteError::at(&path)(error)),
+    }
+}
+
+/// A name that no other run has: of where and when it was begun, and by which process.
+fn new_run_id(folder: &RunFolder) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let path = folder.path().canonicalize().unwrap_or_default();
+    let text = format!("{} {} {}", path.display(), now.as_nanos(), std::process::id());
+    blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+}

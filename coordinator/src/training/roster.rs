@@ -1,0 +1,137 @@
+//! Who is in: the workers, what each is, and when each was heard of last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+/// A worker's number, given once in a coordinator's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u64);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+/// What a worker says it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Its machine.
+    pub host: String,
+    /// Its process there.
+    pub process: u32,
+    /// What computes, for people.
+    pub backend: String,
+    /// What its results are equal in every bit on.
+    pub compute_class: String,
+    /// Threads that it computes with.
+    pub n_threads: u32,
+}
+
+/// How far a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Preparing its data set.
+    Preparing,
+    /// Computes what it is dealt.
+    Active {
+        /// The step at which its replica had to be sent anew, if it had.
+        lagged_at: Option<u64>,
+    },
+    /// Finishes what it has.
+    Leaving,
+}
+
+/// One worker.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// What it is.
+    pub profile: Profile,
+    /// How far it is.
+    pub standing: Standing,
+    /// When it was heard of last.
+    pub heard: Duration,
+}
+
+/// All workers.
+#[derive(Clone, Debug)]
+pub struct Roster {
+    members: BTreeMap<WorkerId, Member>,
+    silence_max: Duration,
+}
+
+impl Roster {
+    /// Nobody. A worker that is silent for longer than `silence_max` is taken for dead.
+    pub fn new(silence_max: Duration) -> Self {
+        Self { members: BTreeMap::new(), silence_max }
+    }
+
+    /// Takes a worker in.
+    pub fn add(&mut self, worker_id: WorkerId, profile: Profile, now: Duration) {
+        let member = Member { profile, standing: Standing::Preparing, heard: now };
+        let known = self.members.insert(worker_id, member);
+        assert!(known.is_none(), "a worker's number is given once");
+    }
+
+    /// Strikes a worker off, if it is there.
+    pub fn remove(&mut self, worker_id: WorkerId) -> Option<Member> {
+        self.members.remove(&worker_id)
+    }
+
+    /// A worker, if it is there.
+    pub fn member_mut(&mut self, worker_id: WorkerId) -> Option<&mut Member> {
+        self.members.get_mut(&worker_id)
+    }
+
+    /// Notes a sign of life; whether the worker is there.
+    pub fn hear(&mut self, worker_id: WorkerId, now: Duration) -> bool {
+        let member = self.members.get_mut(&worker_id);
+        member.map(|member| member.heard = now).is_some()
+    }
+
+    /// How many there are, whatever their standing.
+    pub fn n_members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Every worker.
+    pub fn all(&self) -> Vec<WorkerId> {
+        self.members.keys().copied().collect()
+    }
+
+    /// Those that take work.
+    pub fn active(&self) -> Vec<WorkerId> {
+        self.with(|standing| matches!(standing, Standing::Active { .. }))
+    }
+
+    /// Those whose replica has to follow the parameters: they take work, or still have some.
+    pub fn following(&self) -> Vec<WorkerId> {
+        self.with(|standing| standing != Standing::Preparing)
+    }
+
+    /// Those that only finish what they have.
+    pub fn leaving(&self) -> Vec<WorkerId> {
+        self.with(|standing| standing == Standing::Leaving)
+    }
+
+    /// Those that were silent for too long.
+    pub fn silent(&self, now: Duration) -> Vec<WorkerId> {
+        let is_silent = |member: &Member| member.heard + self.silence_max <= now;
+        self.members.iter().filter(|(_, member)| is_silent(member)).map(|(&worker_id, _)| worker_id).collect()
+    }
+
+    /// When the next worker will have been silent for too long, if it stays so.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.members.values().map(|member| member.heard + self.silence_max).min()
+    }
+
+    /// What the results of those who take part are equal in every bit on.
+    pub fn compute_classes(&self) -> BTreeSet<String> {
+        self.members.values().map(|member| member.profile.compute_class.clone()).collect()
+    }
+
+    fn with(&self, has: impl Fn(Standing) -> bool) -> Vec<WorkerId> {
+        self.members.iter().filter(|(_, member)| has(member.standing)).map(|(&worker_id, _)| worker_id).collect()
+    }
+}

@@ -1,0 +1,159 @@
+//! Where in a run a step lies, and what the run does next. Arithmetic over counts; knows neither workers nor time.
+
+use std::ops::Range;
+
+use model::evaluation::EVALUATION_BATCH;
+use model::loss::LossSums;
+use model::recipe::Recipe;
+
+/// The run's steps, cut into epochs, cut into shards.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    n_train: u64,
+    n_valid: u64,
+    batch_size: u64,
+    n_shards: u32,
+    steps_per_epoch: u64,
+    n_steps: u64,
+}
+
+/// Where a step lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Epoch, counted from 0.
+    pub epoch: u32,
+    /// Which step of the epoch, counted from 0.
+    pub step_of_epoch: u32,
+}
+
+/// What there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another step.
+    Step,
+    /// To validate what was trained since the last validation.
+    Validate,
+    /// Nothing.
+    End,
+}
+
+impl Schedule {
+    /// The schedule of a recipe on a data set of so many images for training and validation.
+    pub fn new(recipe: &Recipe, n_train: u32, n_valid: u32) -> Self {
+        let batch_size = u64::from(recipe.batch_size.get());
+        Self {
+            n_train: n_train.into(),
+            n_valid: n_valid.into(),
+            batch_size,
+            n_shards: recipe.shards.get(),
+            steps_per_epoch: u64::from(n_train).div_ceil(batch_size),
+            n_steps: recipe.n_steps(n_train.into()),
+        }
+    }
+
+    /// Steps of the whole run.
+    pub fn n_steps(&self) -> u64 {
+        self.n_steps
+    }
+
+    /// Shards of each step.
+    pub fn n_shards(&self) -> u32 {
+        self.n_shards
+    }
+
+    /// Batches of the validation split.
+    pub fn n_batches(&self) -> u32 {
+        as_u32(self.n_valid.div_ceil(EVALUATION_BATCH.into()))
+    }
+
+    /// Where the step after `step` updates lies.
+    pub fn place(&self, step: u64) -> Place {
+        Place { epoch: as_u32(step / self.steps_per_epoch), step_of_epoch: as_u32(step % self.steps_per_epoch) }
+    }
+
+    /// Images of a shard of the step after `step` updates. As the sampler cuts it: sizes differ by at most one.
+    pub fn shard_samples(&self, step: u64, shard: u32) -> u64 {
+        let begun = step % self.steps_per_epoch * self.batch_size;
+        let n_samples = self.batch_size.min(self.n_train - begun);
+        let cut = |position: u32| n_samples * u64::from(position) / u64::from(self.n_shards);
+        cut(shard + 1) - cut(shard)
+    }
+
+    /// Images of a batch of the validation split.
+    pub fn batch_samples(&self, batch: u32) -> u64 {
+        let begun = u64::from(batch) * u64::from(EVALUATION_BATCH);
+        u64::from(EVALUATION_BATCH).min(self.n_valid.saturating_sub(begun))
+    }
+
+    /// What comes after `step` updates, the last of which gave the sums that are not validated yet.
+    pub fn next(&self, step: u64, unvalidated: &LossSums) -> Next {
+        let is_end = step >= self.n_steps;
+        let is_epoch_end = step.is_multiple_of(self.steps_per_epoch);
+        match (unvalidated.n_samples > 0, is_end, is_epoch_end) {
+            (true, true, _) | (true, _, true) => Next::Validate,
+            (false, true, _) => Next::End,
+            (_, false, _) => Next::Step,
+        }
+    }
+
+    /// The epoch, counted from 0, that the last of `step` updates was of.
+    ///
+    /// # Panics
+    /// If there was none.
+    pub fn trained_epoch(&self, step: u64) -> u32 {
+        assert!(step > 0, "an epoch is trained by at least one step");
+        self.place(step - 1).epoch
+    }
+
+    /// Steps of an epoch, counted from 0, as numbers of updates before each.
+    pub fn steps_of(&self, epoch: u32) -> Range<u64> {
+        let begun = u64::from(epoch) * self.steps_per_epoch;
+        begun..(begun + self.steps_per_epoch).min(self.n_steps)
+    }
+}
+
+fn as_u32(count: u64) -> u32 {
+    u32::try_from(count).expect("epochs, and the steps of one, are counted in u32")
+}
+
+#[cfg(test)]
+mod tests {
+    use model::data::{Order, Sampler};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::training::tests::recipe;
+
+    #[test]
+    fn epochs_end_with_a_validation_and_so_does_the_run() {
+        let sums = |n_samples| LossSums { n_samples, ..LossSums::default() };
+        let check = |max_steps, step, n_unvalidated, expected| {
+            let recipe = Recipe { max_steps, ..recipe("2 epochs of 10 images in batches of 4, 2 shards") };
+            assert_eq!(Schedule::new(&recipe, 10, 3).next(step, &sums(n_unvalidated)), expected, "step {step}");
+        };
+        check(None, 0, 0, Next::Step);
+        check(None, 1, 4, Next::Step);
+        check(None, 3, 10, Next::Validate);
+        check(None, 3, 0, Next::Step);
+        check(None, 6, 10, Next::Validate);
+        check(None, 6, 0, Next::End);
+        check(Some(5), 5, 8, Next::Validate);
+        check(Some(5), 5, 0, Next::End);
+        check(Some(5), 7, 0, Next::End); // a resumed run that is asked for fewer steps than it has
+    }
+
+    proptest! {
+        #[test]
+        fn shards_have_as_many_images_as_the_sampler_gives_them(n_train in 1_u32..200, batch in 1_u32..40, shards in 1_u32..9) {
+            let recipe = recipe(&format!("1 epochs of {n_train} images in batches of {batch}, {shards} shards"));
+            let schedule = Schedule::new(&recipe, n_train, 1);
+            let sampler = Sampler::new(0, 0, n_train, Order::AsIs, batch as usize, shards as usize);
+            for step in 0..sampler.n_steps() {
+                for shard in 0..shards {
+                    let found = schedule.shard_samples(step as u64, shard);
+                    prop_assert_eq!(found, sampler.shard(step, shard as usize).len() as u64);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The core as a whole: what happens, written as words, and what the core then wishes, written as words.
+
+use std::time::Duration;
+
+use model::arch::Architecture;
+use model::layers::Noise;
+use model::loss::LossSums;
+use model::recipe::Recipe;
+use model::sgd::Sgd;
+
+use super::*;
+
+/// A recipe of so many epochs, batch size and shards, found as the numbers of a text in the order epochs, images, batch
+/// size, shards.
+pub(crate) fn recipe(text: &str) -> Recipe {
+    let numbers: Vec<u32> = text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+    let [epochs, _n_images, batch_size, shards] = numbers[..] else { panic!("expected four numbers in `{text}`") };
+    let count = |value: u32| value.try_into().expect("above 0");
+    Recipe {
+        architecture: Architecture::Denoising,
+        epochs: count(epochs),
+        batch_size: count(batch_size),
+        shards: count(shards),
+        sgd: Sgd { learning_rate: 0.5, momentum: 0.0, nesterov: false },
+        noise: Noise::None,
+        shuffle: false,
+        seed: 1,
+        max_steps: None,
+        init_from: None,
+    }
+}
+
+/// A core under a script. Its parameters are one number, its gradients are 1 for each image, so that each step takes 0.5
+/// off the parameter.
+struct Run {
+    training: Training,
+    now: Duration,
+}
+
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+impl Run {
+    /// A run of 10 images for training and 501 for validation.
+    fn new(text: &str) -> Self {
+        Self::with(recipe(text), |_| {})
+    }
+
+    fn with(recipe: Recipe, change: impl FnOnce(&mut Rules)) -> Self {
+        let state = State::new(&recipe, Rounding::None, vec![8.0]);
+        let mut rules = Rules {
+            recipe,
+            n_train: 10,
+            n_valid: 501,
+            rounding: Rounding::None,
+            checkpoint_every: CheckpointEvery::Epoch,
+            silence_max: SILENCE_MAX,
+            join_wait_max: Duration::from_secs(60),
+            after_stop: AfterStop::ComeBack,
+        };
+        change(&mut rules);
+        Self { training: Training::new(rules, state, Duration::ZERO), now: Duration::ZERO }
+    }
+
+    /// Lets the words happen, separated by commas, and gives the wishes.
+    fn play(&mut self, script: &str) -> String {
+        let mut wishes = Vec::new();
+        for words in script.split(',').map(str::trim).filter(|words| !words.is_empty()) {
+            self.happen(words);
+            while let Some(action) = self.training.poll_action(self.now) {
+                wishes.push(words_of(&action));
+            }
+        }
+        wishes.retain(|words| !words.is_empty());
+        wishes.join("; ")
+    }
+
+    fn happen(&mut self, words: &str) {
+        let words: Vec<&str> = words.split(' ').collect();
+        let number = |place: usize| words[place].parse::<u64>().unwrap_or_else(|_| panic!("a number in {words:?}"));
+        let worker = |place: usize| WorkerId(number(place));
+        let event = match words[0] {
+            "join" => Event::Joined(worker(1), Profile::default()),
+            "ready" => Event::Ready(worker(1)),
+            "enter" => {
+                self.happen(&format!("join {}", words[1]));
+                return self.happen(&format!("ready {}", words[1]));
+            }
+            // shard NUMBER of STEP by WORKER
+            "shard" => Event::ShardDone(worker(5), self.shard(number(3), number(1), 0)),
+            "stray" => Event::ShardDone(worker(5), self.shard(number(3), number(1), 1)),
+            "nan" => {
+                let computed = Computed::NotFinite("gradient");
+                Event::ShardDone(worker(5), ShardDone { computed, ..self.shard(number(3), number(1), 0) })
+            }
+            "short" => {
+                let mut done = self.shard(number(3), number(1), 0);
+                let Computed::Finite(result) = &mut done.computed else { unreachable!("it is made finite") };
+                result.sums.n_samples -= 1;
+                Event::ShardDone(worker(5), done)
+            }
+            "batch" => Event::BatchDone(worker(5), self.batch(number(3), number(1))),
+            "lagging" => Event::Lagging(worker(1), "it lost count".to_owned()),
+            "leaving" => Event::Leaving(worker(1), "a signal".to_owned()),
+            "heard" => Event::Heard(worker(1)),
+            "lost" => Event::Lost(worker(1), "connection closed".to_owned()),
+            "stop" => Event::Stop,
+            // at SECONDS
+            "at" => {
+                self.now = Duration::from_secs(number(1));
+                return self.training.handle_deadline(self.now);
+            }
+            other => panic!("`{other}` is no event"),
+        };
+        self.training.handle_event(self.now, event);
+    }
+
+    fn shard(&self, step: u64, shard: u64, wrong: u64) -> ShardDone {
+        let shard = u32::try_from(shard).expect("a small number");
+        let n_samples = if shard < 2 { self.training.schedule.shard_samples(step, shard) } else { 0 };
+        let sums = LossSums { loss_sum: n_samples as f64, correct_sum: 784 * n_samples, n_samples };
+        let params_fingerprint = self.training.fingerprint + wrong;
+        let computed = Computed::Finite(ShardResult { gradient_sum: vec![n_samples as f32], sums });
+        ShardDone { step, shard, computed, params_fingerprint, compute: Duration::from_millis(1) }
+    }
+
+    fn batch(&self, step: u64, batch: u64) -> BatchDone {
+        let batch = u32::try_from(batch).expect("a small number");
+        let n_samples = self.training.schedule.batch_samples(batch);
+        BatchDone { step, batch, sums: LossSums { loss_sum: n_samples as f64 / 4.0, correct_sum: 0, n_samples } }
+    }
+}
+
+fn words_of(action: &Action) -> String {
+    let list = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join("+");
+    let work = |work: &Work| match work {
+        Work::Nothing => "nothing".to_owned(),
+        Work::Shards { step, shards, place } => {
+            assert_eq!(place.epoch * 3 + place.step_of_epoch, u32::try_from(*step).expect("a small number"));
+            format!("shards {} of {step}", list(shards))
+        }
+        Work::Batches { step, batches } => format!("batches {} of {step}", list(batches)),
+    };
+    match action {
+        Action::Welcome(worker_id) => format!("welcome {worker_id}"),
+        Action::SendState(worker_id, next) => format!("state {worker_id}: {}", work(next)),
+        Action::SendUpdate { gradient, work: all } => {
+            let all: Vec<String> = all.iter().map(|(worker_id, next)| format!(" {worker_id}: {}", work(next))).collect();
+            format!("update {}{}", gradient[0], all.concat())
+        }
+        Action::SendWork(worker_id, next) => format!("work {worker_id}: {}", work(next)),
+        Action::Refuse(worker_id, refusal) => format!("refuse {worker_id}: {refusal}"),
+        Action::Dismiss(worker_id, Farewell::End, reason) => format!("end {worker_id}: {reason}"),
+        Action::Dismiss(worker_id, Farewell::ComeBack, reason) => format!("close {worker_id}: {reason}"),
+        Action::Checkpoint => "checkpoint".to_owned(),
+        Action::Finish(Outcome::Diverged { step, epoch, what }) => format!("diverged: {what}, step {step}, epoch {epoch}"),
+        Action::Finish(outcome) => outcome.to_string(),
+        Action::Report(report) => match report {
+            Report::Waiting => "waiting".to_owned(),
+            Report::GoingOn => "going on".to_owned(),
+            Report::Left { worker_id, n_handed_on, .. } => format!("left {worker_id}, {n_handed_on} handed on"),
+            Report::Lagging { worker_id, .. } => format!("lagging {worker_id}"),
+            Report::Epoch(report) => format!("epoch {} at {}: {}", report.epoch, report.step, report.validation.loss()),
+            Report::Step(report) => {
+                let workers: Vec<String> = report.workers.iter().map(ToString::to_string).collect();
+                format!("step {} by {}", report.step, workers.join("+"))
+            }
+            Report::Joined { .. } | Report::Refused { .. } | Report::MixedClasses(_) => String::new(),
+        },
+    }
+}
+
+/// Steps of a run of one epoch of 10 images in batches of 4 (4 + 4 + 2), 2 shards; what happens, and what is wished.
+fn check(lines: &[(&str, &str)]) {
+    check_run(Run::new("1 epochs of 10 images in batches of 4, 2 shards"), lines);
+}
+
+fn check_run(mut run: Run, lines: &[(&str, &str)]) {
+    for (happens, wishes) in lines {
+        assert_eq!(run.play(happens), *wishes, "after `{happens}`");
+    }
+}
+
+#[test]
+fn a_run_goes_through_its_steps_its_validation_and_its_end() {
+    check(&[
+        ("join 1", "welcome 1"),
+        ("ready 1", "state 1: shards 0+1 of 0"),
+        ("shard 0 of 0 by 1", ""),
+        ("shard 1 of 0 by 1", "update 1 1: shards 0+1 of 1; step 1 by 1+1"),
+        ("shard 1 of 1 by 1, shard 0 of 1 by 1", "update 1 1: shards 0+1 of 2; step 2 by 1+1"),
+        ("shard 0 of 2 by 1, shard 1 of 2 by 1", "update 1 1: batches 0+1 of 3; step 3 by 1+1"),
+        (
+            "batch 1 of 3 by 1, batch 0 of 3 by 1",
+            "epoch 0 at 3: 0.25; checkpoint; end 1: the run is complete; completed",
+        ),
+    ]);
+}
+
+#[test]
+fn workers_share_the_shards_and_those_beyond_stand_by() {
+    check(&[
+        ("enter 1", "welcome 1; state 1: shards 0+1 of 0"),
+        ("enter 2, enter 3", "welcome 2; state 2: nothing; welcome 3; state 3: nothing"),
+        (
+            "shard 0 of 0 by 1, shard 1 of 0 by 1",
+            "update 1 1: shards 0 of 1 2: shards 1 of 1 3: nothing; step 1 by 1+1",
+        ),
+        ("shard 1 of 1 by 2, lost 1", "left 1, 1 handed on; work 2: shards 0 of 1"),
+        ("shard 0 of 1 by 2", "update 1 2: shards 0 of 2 3: shards 1 of 2; step 2 by 2+2"),
+    ]);
+}
+
+#[test]
+fn without_workers_the_run_waits_and_goes_on() {
+    check(&[
+        ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+        ("lost 1", "left 1, 1 handed on; waiting"),
+        ("at 3600", ""),
+        ("join 2", "welcome 2"),
+        ("ready 2", "going on; state 2: shards 1 of 0"),
+        ("shard 1 of 0 by 2", "update 1 2: shards 0+1 of 1; step 1 by 1+2"),
+    ]);
+}
+
+#[test]
+fn one_who_leaves_finishes_what_it_has_and_gets_nothing_new() {
+    check(&[
+        ("enter 1, enter 2, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("leaving 1", ""),
+        (
+            "shard 1 of 0 by 1",
+            "end 1: it wanted to leave; left 1, 0 handed on; update 1 2: shards 0+1 of 1; step 1 by 1+1",
+        ),
+        ("join 3, leaving 3", "welcome 3; end 3: it wanted to leave"),
+    ]);
+}
+
+#[test]
+fn what_is_not_of_now_is_refused_and_not_counted() {
+    check(&[
+        ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+        ("shard 0 of 0 by 1", "refuse 1: expected one result for task 0 of step 0, found a second one"),
+        ("shard 7 of 0 by 1", "refuse 1: expected a task of step 0, found task 7, which there is none"),
+        ("shard 1 of 2 by 1", "refuse 1: expected results of step 0, found one of step 2"),
+        ("batch 0 of 0 by 1", "refuse 1: expected results of step 0, found one of step 0"),
+        ("shard 1 of 0 by 9", ""),
+        ("shard 1 of 0 by 1", "update 1 1: shards 0+1 of 1; step 1 by 1+1"),
+        ("shard 0 of 0 by 1", "refuse 1: expected results of step 1, found one of step 0"),
+    ]);
+}
+
+#[test]
+fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
+    check(&[
+        ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+        ("stray 0 of 0 by 1", "lagging 1; state 1: shards 0 of 0"),
+        (
+            "lagging 1",
+            "close 1: it lost count; left 1, 1 handed on; waiting",
+        ),
+    ]);
+}
+
+#[test]
+fn a_worker_with_other_data_goes_and_its_shards_go_to_others() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        (
+            "short 0 of 0 by 1",
+            "end 1: expected 2 images in shard 0, found 1: its data is another; left 1, 2 handed on; \
+             work 2: shards 0+1 of 0",
+        ),
+    ]);
+}
+
+#[test]
+fn what_is_not_finite_ends_the_run_without_being_applied() {
+    let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
+    let wishes = run.play("enter 1, shard 0 of 0 by 1, nan 1 of 0 by 1");
+    assert!(wishes.ends_with("diverged: gradient of shard 1, step 1, epoch 0"), "{wishes}");
+    assert!(!wishes.contains("checkpoint"), "{wishes}");
+    assert_eq!(run.training.state().params, [8.0]);
+}
+
+#[test]
+fn the_silent_are_closed_and_may_come_back() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("at 1, heard 2, at 2", "close 1: silent for 2000 ms; left 1, 2 handed on; work 2: shards 0+1 of 0"),
+        ("shard 0 of 0 by 1", ""),
+    ]);
+}
+
+#[test]
+fn the_first_wait_has_an_end_unless_somebody_is_on_the_way() {
+    check(&[("at 59", ""), ("at 60", "nobody came"), ("join 1", "end 1: the run has ended")]);
+    check(&[
+        ("at 59, join 1", "welcome 1"),
+        ("at 60, heard 1, at 61", ""),
+        ("lost 1, at 61", "nobody came"),
+    ]);
+}
+
+#[test]
+fn a_stop_keeps_what_there_is() {
+    check(&[
+        ("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1, shard 0 of 1 by 1", START_OF_STEP_1),
+        ("stop", "checkpoint; close 1: the coordinator is stopped; the run may be resumed; stopped"),
+        ("stop", ""),
+        ("shard 1 of 1 by 1", ""),
+    ]);
+}
+
+const START_OF_STEP_1: &str =
+    "welcome 1; state 1: shards 0+1 of 0; update 1 1: shards 0+1 of 1; step 1 by 1+1";
+
+#[test]
+fn checkpoints_come_as_often_as_asked_for() {
+    let recipe = Recipe { max_steps: Some(2), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
+    let run = Run::with(recipe, |rules| rules.checkpoint_every = CheckpointEvery::Steps(1));
+    check_run(
+        run,
+        &[
+            (
+                "enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1",
+                "welcome 1; state 1: shards 0+1 of 0; update 1 1: shards 0+1 of 1; step 1 by 1+1; checkpoint",
+            ),
+            // The last one is kept once with the sums that wait for their validation, and once without.
+            ("shard 0 of 1 by 1, shard 1 of 1 by 1", "update 1 1: batches 0+1 of 2; step 2 by 1+1; checkpoint"),
+            (
+                "batch 0 of 2 by 1, batch 1 of 2 by 1",
+                "epoch 0 at 2: 0.25; checkpoint; end 1: the run is complete; completed",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_run_goes_on_from_any_state_it_was_in() {
+    let recipe = recipe("2 epochs of 10 images in batches of 4, 2 shards");
+    let mut whole = Run::with(recipe.clone(), |_| {});
+    whole.play("enter 1");
+    let rules = whole.training.rules.clone();
+    let mut n_states = 0;
+    while !matches!(whole.training.phase, Phase::Finished) {
+        // A run resumed from here, with another worker, goes to the same end.
+        let mut resumed = Run {
+            training: Training::new(rules.clone(), whole.training.state().clone(), Duration::ZERO),
+            now: Duration::ZERO,
+        };
+        resumed.play("enter 5, enter 6");
+        finish(&mut resumed, &[5, 6]);
+        assert_eq!((resumed.training.state().step, &resumed.training.state().params), (6, &vec![5.0]));
+        n_states += 1;
+        advance(&mut whole, &[1]);
+    }
+    assert_eq!(n_states, 8); // six steps and two validations
+    let ended = Training::new(rules, whole.training.state().clone(), Duration::ZERO);
+    assert!(matches!(ended.phase, Phase::Finished), "a run that is complete has nothing to wait for");
+}
+
+/// Lets the round at hand be computed, its tasks in turn by the workers named.
+fn advance(run: &mut Run, workers: &[u64]) {
+    let step = run.training.state().step;
+    let (word, n_tasks) = match &run.training.phase {
+        Phase::Stepping(_) => ("shard", 2),
+        Phase::Validating(_) => ("batch", 2),
+        Phase::Gathering { .. } | Phase::Finished => panic!("a round is at hand"),
+    };
+    for (task, worker_id) in (0..n_tasks).zip(workers.iter().cycle()) {
+        run.play(&format!("{word} {task} of {step} by {worker_id}"));
+    }
+}
+
+fn finish(run: &mut Run, workers: &[u64]) {
+    while !matches!(run.training.phase, Phase::Finished) {
+        advance(run, workers);
+    }
+}
