@@ -2,6 +2,7 @@
 //! Knows nothing of other machines.
 
 pub mod arch;
+pub mod args;
 pub mod backend;
 pub mod data;
 pub mod evaluation;
