@@ -4,6 +4,7 @@
 pub mod arch;
 pub mod args;
 pub mod backend;
+pub mod configuration;
 pub mod data;
 pub mod evaluation;
 pub mod exit;
