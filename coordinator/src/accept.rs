@@ -56,7 +56,11 @@ impl Listener {
 }
 
 /// Accepts connections until `shutdown`, and gives each to `accepted` once it has begun to speak.
-pub async fn accept(listener: Listener, accepted: mpsc::Sender<std::io::Result<Connection>>, shutdown: CancellationToken) {
+pub async fn accept(
+    listener: Listener,
+    accepted: mpsc::Sender<std::io::Result<Connection>>,
+    shutdown: CancellationToken,
+) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let greetings = TaskTracker::new();
     // Ends with the shutdown.
@@ -112,7 +116,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
         if this.preface.is_empty() {
             return Pin::new(&mut this.io).poll_read(context, buffer);

@@ -24,6 +24,7 @@ pub struct Args {
     #[arg(long, env = "TELAR_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// What is trained.
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Parts into which each step is cut, for workers to compute and the coordinator to add in order [default: as many as
@@ -43,14 +44,22 @@ pub struct Args {
     pub listen: Option<String>,
     /// How long to wait for the first worker
     #[arg(
-        long, env = "TELAR_JOIN_TIMEOUT", value_name = "SECONDS", default_value_t = 300.0, help_heading = "Who computes",
+        long,
+        env = "TELAR_JOIN_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 300.0,
+        help_heading = "Who computes",
         allow_negative_numbers = true
     )]
     pub join_timeout: f64,
     /// After how long a silent worker is taken for dead
     #[arg(
-        long, env = "TELAR_HEARTBEAT_TIMEOUT", value_name = "SECONDS", default_value_t = 2.0,
-        help_heading = "Who computes", allow_negative_numbers = true
+        long,
+        env = "TELAR_HEARTBEAT_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 2.0,
+        help_heading = "Who computes",
+        allow_negative_numbers = true
     )]
     pub heartbeat_timeout: f64,
     /// How gradients travel; `auto` is `grpc`
@@ -60,8 +69,10 @@ pub struct Args {
     #[arg(long, env = "TELAR_WORKER_PROGRAM", value_name = "FILE", help_heading = "Who computes")]
     pub worker_program: Option<PathBuf>,
 
+    /// Which data set.
     #[command(flatten)]
     pub data: DataArgs,
+    /// What local workers compute with.
     #[command(flatten)]
     pub backend: BackendArgs,
 
@@ -69,14 +80,14 @@ pub struct Args {
     #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
     pub run_dir: Option<PathBuf>,
     /// Go on from the newest whole checkpoint of the run in DIR [default: --run-dir, or else the newest run in runs/]
-    #[arg(
-        long, env = "TELAR_RESUME", value_name = "DIR", num_args = 0..=1, default_missing_value = "",
-        help_heading = "What comes out"
-    )]
-    pub resume: Option<PathBuf>,
+    #[arg(long, env = "TELAR_RESUME", value_name = "DIR", num_args = 0..=1, help_heading = "What comes out")]
+    pub resume: Option<Option<PathBuf>>,
     /// When to keep a checkpoint: after each epoch, or after every so many steps
     #[arg(
-        long, env = "TELAR_CHECKPOINT_EVERY", value_name = "epoch|N", default_value = "epoch",
+        long,
+        env = "TELAR_CHECKPOINT_EVERY",
+        value_name = "epoch|N",
+        default_value = "epoch",
         help_heading = "What comes out"
     )]
     pub checkpoint_every: String,
@@ -87,6 +98,7 @@ pub struct Args {
     #[arg(long, env = "TELAR_HASH_STEPS", help_heading = "What comes out")]
     pub hash_steps: bool,
 
+    /// What the log looks like.
     #[command(flatten)]
     pub log: LogArgs,
     /// Print JSON, a line for each epoch and one at the end

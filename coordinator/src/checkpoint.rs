@@ -140,7 +140,8 @@ impl Checkpoint {
             let text = text(key)?;
             text.parse::<u64>().map_err(|_| format!("`{text}` as {key}"))
         };
-        let recipe: Recipe = serde_json::from_str(&text("recipe")?).map_err(|error| format!("a recipe that {error}"))?;
+        let recipe: Recipe =
+            serde_json::from_str(&text("recipe")?).map_err(|error| format!("a recipe that {error}"))?;
         let layout = ParamLayout::of(recipe.architecture);
         let found = text("layout_fingerprint")?;
         if found != layout.fingerprint().to_string() {
@@ -164,8 +165,7 @@ impl Checkpoint {
             },
             epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
         };
-        let checkpoint =
-            Self { run_id: text("run_id")?, recipe, data_fingerprint: text("data_fingerprint")?, state };
+        let checkpoint = Self { run_id: text("run_id")?, recipe, data_fingerprint: text("data_fingerprint")?, state };
         let (expected, found) = (text(HASH_KEY)?, checkpoint.hash(&checkpoint.metadata(&layout)));
         if expected != found {
             return Err(format!("blake3 {found} where {expected} was written: some bits are others"));

@@ -113,7 +113,9 @@ pub enum ConfigError {
         example: &'static str,
     },
     /// Neither `epoch` nor a number.
-    #[error("expected --checkpoint-every as `epoch` or a number of steps above 0, found `{found}`; write for example `500`")]
+    #[error(
+        "expected --checkpoint-every as `epoch` or a number of steps above 0, found `{found}`; write for example `500`"
+    )]
     CheckpointEvery {
         /// What was given.
         found: String,
@@ -250,9 +252,9 @@ fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
     checked.ok_or_else(|| range("--workers", format!("from 1 to {WORKERS_MAX}"), n_workers, "4"))
 }
 
-fn run_choice(resume: Option<PathBuf>, run_dir: Option<PathBuf>) -> Result<RunChoice, ConfigError> {
+#[expect(clippy::option_option, reason = "clap's form of a flag that may stand alone")]
+fn run_choice(resume: Option<Option<PathBuf>>, run_dir: Option<PathBuf>) -> Result<RunChoice, ConfigError> {
     let Some(folder) = resume else { return Ok(RunChoice::New(run_dir)) };
-    let folder = Some(folder).filter(|folder| !folder.as_os_str().is_empty());
     match (&folder, &run_dir) {
         (Some(folder), Some(run_dir)) if folder != run_dir => Err(ConfigError::TwoFolders),
         _ => Ok(RunChoice::Resume(folder.or(run_dir))),

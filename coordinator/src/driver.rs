@@ -18,9 +18,10 @@ use tokio::time::timeout_at;
 use crate::buffers::Buffers;
 use crate::config::HashSteps;
 use crate::observe::{Happening, Observer, StepCosts};
-use crate::saver::Saver;
 use crate::server::{Facts, Outbox};
-use crate::training::{Action, Event, Farewell, Outcome, Profile, Report, ShardDone, StepReport, Training, Work, WorkerId};
+use crate::training::{
+    Action, Event, Farewell, Outcome, Profile, Report, ShardDone, StepReport, Training, Work, WorkerId,
+};
 
 /// Inputs that wait for the driver: some of each worker at most.
 pub const INPUTS_MAX: usize = 4096;
@@ -49,13 +50,11 @@ pub struct Driver {
     /// What it is told.
     pub inputs: mpsc::Receiver<Input>,
     /// What sessions know of the run.
-    pub facts: Facts,
+    pub facts: Arc<Facts>,
     /// Vectors for gradients.
     pub buffers: Arc<Buffers>,
     /// Who watches.
     pub observer: Observer,
-    /// Who keeps checkpoints.
-    pub saver: Saver,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
 }
@@ -69,21 +68,18 @@ pub struct Ended {
     pub training: Training,
     /// Who watched.
     pub observer: Observer,
-    /// Who kept checkpoints.
-    pub saver: Saver,
 }
 
 impl Driver {
     /// Runs until the core wishes to finish.
     pub async fn run(self) -> Ended {
-        let Self { training, recipe, inputs, facts, buffers, observer, saver, hash_steps } = self;
+        let Self { training, recipe, inputs, facts, buffers, observer, hash_steps } = self;
         let running = Running {
             training,
             recipe,
             facts,
             buffers,
             observer,
-            saver,
             hash_steps,
             outboxes: BTreeMap::new(),
             clock: Clock::start(),
@@ -96,10 +92,9 @@ impl Driver {
 struct Running {
     training: Training,
     recipe: Recipe,
-    facts: Facts,
+    facts: Arc<Facts>,
     buffers: Arc<Buffers>,
     observer: Observer,
-    saver: Saver,
     hash_steps: HashSteps,
     outboxes: BTreeMap<WorkerId, Outbox>,
     clock: Clock,
@@ -140,12 +135,7 @@ impl Running {
         // Ends when the core wishes to finish, which it does at the latest when nobody can tell it anything any more.
         loop {
             if let Some(outcome) = self.act() {
-                return Ended {
-                    outcome,
-                    training: self.training,
-                    observer: self.observer,
-                    saver: self.saver,
-                };
+                return Ended { outcome, training: self.training, observer: self.observer };
             }
             let waiting = Instant::now();
             let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
@@ -211,7 +201,9 @@ impl Running {
                     self.send(worker_id, Kind::Dismissal(Dismissal { is_final, reason }));
                     self.outboxes.remove(&worker_id);
                 }
-                Action::Checkpoint => self.saver.save(self.training.state()),
+                Action::Checkpoint => {
+                    self.observer.tell(Happening::Checkpoint(Box::new(self.training.state().clone())));
+                }
                 Action::Report(report) => self.report(report),
                 Action::Finish(outcome) => return Some(outcome),
             }

@@ -56,7 +56,9 @@ pub enum LaunchError {
         source: std::io::Error,
     },
     /// It ends again and again.
-    #[error("local worker {number} ended {n_lives} times at once, the last time with {status}; its last words were:\n{last_lines}")]
+    #[error(
+        "local worker {number} ended {n_lives} times at once, the last time with {status}; its last words were:\n{last_lines}"
+    )]
     DiesAtOnce {
         /// Which one, counted from 1.
         number: u32,

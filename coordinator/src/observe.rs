@@ -15,7 +15,8 @@ use tracing::{info, warn};
 pub use costs::{CostTotals, StepCosts};
 pub use history::{ClusterStepRecord, History};
 
-use crate::training::{Report, WorkerId};
+use crate::saver::Saver;
+use crate::training::{Report, State, WorkerId};
 
 /// Happenings that wait to be told: minutes of steps.
 const HAPPENINGS_MAX: usize = 1 << 16;
@@ -41,6 +42,8 @@ pub enum Happening {
         /// The weights after it.
         weights: Weights,
     },
+    /// A checkpoint of this state is due.
+    Checkpoint(Box<State>),
     /// Something about the workers.
     Told(Report),
 }
@@ -57,6 +60,8 @@ pub struct Observer {
 pub struct Told {
     /// The files.
     pub history: History,
+    /// The checkpoints.
+    pub saver: Saver,
     /// The screen.
     pub screen: Screen,
     /// Where the time of all steps went.
@@ -69,9 +74,15 @@ pub struct Told {
 
 impl Observer {
     /// Starts the thread. When a file cannot be written, `give_up` is called, once.
-    pub fn start(history: History, screen: Screen, n_expected: u32, give_up: impl FnOnce() + Send + 'static) -> Self {
+    pub fn start(
+        history: History,
+        saver: Saver,
+        screen: Screen,
+        n_expected: u32,
+        give_up: impl FnOnce() + Send + 'static,
+    ) -> Self {
         let (happenings, inbox) = sync_channel(HAPPENINGS_MAX);
-        let told = Told { history, screen, costs: CostTotals::default(), last_epoch: None, failure: None };
+        let told = Told { history, saver, screen, costs: CostTotals::default(), last_epoch: None, failure: None };
         let thread = std::thread::Builder::new().name("observer".to_owned());
         let thread = thread.spawn(move || told.tell_all(&inbox, n_expected, give_up));
         Self { happenings, thread: thread.expect("the system has a thread to give") }
@@ -116,6 +127,12 @@ impl Told {
                 let written = self.history.add_epoch(&record, &weights);
                 self.last_epoch = Some(record);
                 written
+            }
+            Happening::Checkpoint(state) => {
+                // A run that goes on from it has all its lines up to there.
+                let synced = self.history.folder.sync_lines();
+                self.saver.save(*state);
+                synced
             }
             Happening::Told(report) => {
                 self.log(&report);

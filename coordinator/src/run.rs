@@ -105,38 +105,39 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     };
     let shutdown = CancellationToken::new();
     let layout = ParamLayout::of(recipe.architecture);
-    let facts = || Facts {
+    let facts = Arc::new(Facts {
         fence: v1::Fence { run_id: run_id.clone(), incarnation },
         recipe: recipe_message(&recipe),
         data_fingerprint: data_fingerprint.clone(),
         layout_fingerprint: layout.fingerprint().0,
         encoding: config.encoding,
         silence_max: config.silence_max,
-    };
+    });
     // A vector for each shard's result, each one's message in decoding, and the averaged gradient.
     let buffers = Arc::new(Buffers::new(layout.n_params(), 2 * recipe.shards.get() as usize + 1));
-    let service = Service::new(facts(), Arc::clone(&data), Arc::clone(&buffers), inputs.clone(), shutdown.clone());
+    let service =
+        Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs.clone(), shutdown.clone());
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = tokio::spawn(service.serve(connections));
     let acceptor = tokio::spawn(accept(place.listener, accepted, shutdown.clone()));
     let signals = tokio::spawn(minds_signals(inputs));
 
-    let run_facts = RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
-    let checkpoints = Checkpoints::of(folder.path(), config.n_checkpoints_kept);
+    let run_facts =
+        RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
     let history = History { folder, data: Arc::clone(&data), device: reference_device(), recipe: recipe.clone() };
+    let saver = Saver::start(Checkpoints::of(history.folder.path(), config.n_checkpoints_kept), run_facts);
     let driver = Driver {
         training: Training::new(rules(&config, &recipe, &data), state, Duration::ZERO),
         recipe,
         inputs: inbox,
-        facts: facts(),
+        facts,
         buffers,
-        observer: Observer::start(history, screen, config.n_workers.get(), stop.clone()),
-        saver: Saver::start(checkpoints, run_facts),
+        observer: Observer::start(history, saver, screen, config.n_workers.get(), stop.clone()),
         hash_steps: config.hash_steps,
     };
     let local = CancellationToken::new();
-    let launcher = place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
-    let launched = launcher.map(|launcher| {
+    let local_workers = place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
+    let launched = local_workers.map(|launcher| {
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
         tokio::spawn(async move {
             let kept = launch(launcher, &data, n_workers, local).await;
@@ -148,15 +149,14 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     });
     let runtime = tokio::runtime::Handle::current();
     let driver = std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(driver.run()))?;
-    let Ended { outcome, training, observer, saver } =
+    let Ended { outcome, training, observer } =
         tokio::task::spawn_blocking(move || driver.join().expect("the driver ends by an outcome")).await?;
 
     // The workers know by now. What they are sent is still on its way, and so is what is to be written.
     local.cancel();
     let told = tokio::task::spawn_blocking(move || observer.finish()).await?;
-    let saved = tokio::task::spawn_blocking(move || saver.finish()).await?;
-    let launched = match launched {
-        Some(launched) => launched.await?,
+    let kept = match launched {
+        Some(keeper) => keeper.await?,
         None => Ok(()),
     };
     shutdown.cancel();
@@ -165,15 +165,13 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     if timeout(GRACE, server).await.is_err() {
         warn!("some peers did not close their connections in time");
     }
-    let ended = described.end(&config, &outcome, &training, told, saved);
+    let ended = described.end(&config, &outcome, &training, told);
     drop(lock);
-    launched?;
+    kept?;
     match outcome {
-        Outcome::NobodyCame => Err(ClusterError::NobodyCame {
-            address: place.words,
-            waited: config.join_wait_max,
+        Outcome::NobodyCame => {
+            Err(ClusterError::NobodyCame { address: place.words, waited: config.join_wait_max }.into())
         }
-        .into()),
         _ => ended,
     }
 }
@@ -411,15 +409,9 @@ impl Description {
     }
 
     /// Writes the last files and says the last words.
-    fn end(
-        mut self,
-        config: &Config,
-        outcome: &Outcome,
-        training: &Training,
-        told: Told,
-        saved: Result<Option<PathBuf>, WriteError>,
-    ) -> anyhow::Result<()> {
-        let Told { history, mut screen, costs, last_epoch, failure } = told;
+    fn end(mut self, config: &Config, outcome: &Outcome, training: &Training, told: Told) -> anyhow::Result<()> {
+        let Told { history, saver, mut screen, costs, last_epoch, failure } = told;
+        let saved = saver.finish();
         let state = training.state();
         let hash = params_blake3(&state.params);
         let folder: &RunFolder = &history.folder;
@@ -447,11 +439,12 @@ impl Description {
             return Err(error.into());
         }
         let is_trained = matches!(outcome, Outcome::Completed | Outcome::Stopped) && state.step > 0;
+        let checkpoint = saved?;
         if is_trained {
             let weights = Weights { architecture: recipe.architecture, params: state.params.clone() };
             folder.write_weights(&weights)?;
         }
-        let checkpoint = saved?;
+
         screen.finish();
         let weights = folder.weights_path();
         screen.json_line(&json!({

@@ -54,13 +54,16 @@ impl Saver {
         Self { run, desk, thread: thread.expect("the system has a thread to give") }
     }
 
-    /// Wishes for a checkpoint of a state. Takes as long as it takes to copy it.
-    pub fn save(&self, state: &State) {
+    /// Wishes for a checkpoint of a state.
+    pub fn save(&self, state: State) {
         let RunFacts { run_id, recipe, data_fingerprint } = self.run.clone();
-        let checkpoint = Checkpoint { run_id, recipe, data_fingerprint, state: state.clone() };
+        let checkpoint = Checkpoint { run_id, recipe, data_fingerprint, state };
         let mut next = self.desk.next.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(older) = next.checkpoint.replace(checkpoint) {
-            debug!(step = older.state.step, "checkpoint passed over for a newer one: the disk is slower than the steps");
+            debug!(
+                step = older.state.step,
+                "checkpoint passed over for a newer one: the disk is slower than the steps"
+            );
         }
         self.desk.changed.notify_one();
     }

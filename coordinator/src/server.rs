@@ -103,7 +103,7 @@ pub struct Service {
 
 #[derive(Debug)]
 struct Shared {
-    facts: Facts,
+    facts: Arc<Facts>,
     data: Arc<Dataset>,
     buffers: Arc<Buffers>,
     inputs: mpsc::Sender<Input>,
@@ -115,7 +115,7 @@ struct Shared {
 impl Service {
     /// A service whose sessions speak to the driver through `inputs` and end with `shutdown`.
     pub fn new(
-        facts: Facts,
+        facts: Arc<Facts>,
         data: Arc<Dataset>,
         buffers: Arc<Buffers>,
         inputs: mpsc::Sender<Input>,
@@ -165,7 +165,10 @@ impl TrainingService for Service {
     type SessionStream = ReceiverStream<Result<CoordinatorMessage, Status>>;
     type FetchDatasetStream = Pin<Box<dyn Stream<Item = Result<DatasetPiece, Status>> + Send>>;
 
-    async fn session(&self, request: Request<Streaming<WorkerMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let (messages, stream) = mpsc::channel(OUTBOX_MESSAGES_MAX);
         let session = Session { shared: Arc::clone(&self.shared), messages, closed: CancellationToken::new() };
         self.shared.sessions.spawn(session.run(request.into_inner()));
@@ -178,7 +181,10 @@ impl TrainingService for Service {
     ) -> Result<Response<Self::FetchDatasetStream>, Status> {
         let (wanted, there) = (request.into_inner().data_fingerprint, &self.shared.facts.data_fingerprint);
         if wanted != *there {
-            return Err(Status::not_found(format!("expected the data set {there}, found a wish for {}", short(wanted))));
+            return Err(Status::not_found(format!(
+                "expected the data set {there}, found a wish for {}",
+                short(wanted)
+            )));
         }
         let (pieces, stream) = mpsc::channel(4);
         let shared = Arc::clone(&self.shared);
@@ -199,8 +205,12 @@ async fn send_dataset(data: &Dataset, pieces: mpsc::Sender<Result<DatasetPiece, 
         assert!(file_bytes <= DATASET_FILE_BYTES_MAX, "a data set that was opened is within the bounds of its reader");
         let mut offset = 0;
         for content in std::iter::once(file.header.as_slice()).chain(file.content.chunks(PIECE_BYTES)) {
-            let piece =
-                DatasetPiece { name: file.name.to_owned(), file_bytes, offset, content: Bytes::copy_from_slice(content) };
+            let piece = DatasetPiece {
+                name: file.name.to_owned(),
+                file_bytes,
+                offset,
+                content: Bytes::copy_from_slice(content),
+            };
             if pieces.send(Ok(piece)).await.is_err() {
                 return;
             }
@@ -254,7 +264,8 @@ impl Session {
     /// The first message, which has to come soon and say who this is.
     async fn join(&self, inbound: &mut Streaming<WorkerMessage>) -> Result<Profile, Status> {
         let first = timeout(FIRST_MESSAGE_WAIT_MAX, inbound.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("expected a join as the first message, found none"))??;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("expected a join as the first message, found none"))??;
         let Some(Kind::Join(join)) = first.and_then(|message| message.kind) else {
             return Err(Status::invalid_argument("expected a join as the first message, found another one"));
         };
@@ -326,7 +337,9 @@ impl Shared {
         self.check_fence(ready.fence.as_ref())?;
         let (expected, found) = (self.facts.layout_fingerprint, ready.layout_fingerprint);
         if expected != found {
-            return Err(Status::failed_precondition(format!("expected the layout {expected:016x}, found {found:016x}")));
+            return Err(Status::failed_precondition(format!(
+                "expected the layout {expected:016x}, found {found:016x}"
+            )));
         }
         let (expected, found) = (&self.facts.data_fingerprint, &ready.data_fingerprint);
         if expected != found {

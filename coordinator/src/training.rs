@@ -7,7 +7,7 @@ mod reduce;
 mod roster;
 mod schedule;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -377,7 +377,9 @@ pub struct Training {
 #[derive(Debug)]
 enum Phase {
     /// Until the first worker is there.
-    Gathering { deadline: Duration },
+    Gathering {
+        deadline: Duration,
+    },
     Stepping(Step),
     Validating(Validation),
     Finished,
@@ -497,8 +499,8 @@ impl Training {
             let reason = format!("silent for {} ms", self.rules.silence_max.as_millis());
             self.dismiss(worker_id, Farewell::ComeBack, reason);
         }
-        let nobody_came = self.roster.n_members() == 0
-            && matches!(self.phase, Phase::Gathering { deadline } if deadline <= now);
+        let nobody_came =
+            self.roster.n_members() == 0 && matches!(self.phase, Phase::Gathering { deadline } if deadline <= now);
         if nobody_came {
             self.finish(Outcome::NobodyCame);
         }
@@ -613,9 +615,11 @@ impl Training {
     }
 
     fn handle_leaving(&mut self, worker_id: WorkerId) {
-        if let Some(member) = self.roster.member_mut(worker_id) {
-            member.standing = Standing::Leaving;
+        let Some(member) = self.roster.member_mut(worker_id) else { return };
+        if member.standing == Standing::Preparing {
+            return self.dismiss(worker_id, Farewell::End, "it wanted to leave".to_owned());
         }
+        member.standing = Standing::Leaving;
         self.release_leavers();
     }
 
@@ -718,13 +722,14 @@ impl Training {
         for &sums in &round.results {
             validation.add(sums);
         }
-        self.report(Report::Epoch(EpochReport {
+        let report = EpochReport {
             step: self.state.step,
             epoch: self.schedule.trained_epoch(self.state.step),
             training: std::mem::take(&mut self.state.epoch_sums),
             validation,
             duration: std::mem::take(&mut self.state.epoch_time),
-        }));
+        };
+        self.report(Report::Epoch(report));
         // The state is another one now, without sums that wait for their validation.
         self.saved_at = None;
         self.begin_round(now);
@@ -841,7 +846,10 @@ impl Training {
 /// Whether sums are over as many images as they should be, and possible for them.
 fn check_counts(sums: &LossSums, expected: u64, what: &str, task: u32) -> Result<(), String> {
     if sums.n_samples != expected {
-        return Err(format!("expected {expected} images in {what} {task}, found {}: its data is another", sums.n_samples));
+        return Err(format!(
+            "expected {expected} images in {what} {task}, found {}: its data is another",
+            sums.n_samples
+        ));
     }
     let n_pixels = expected.saturating_mul(N_PIXELS as u64);
     if sums.correct_sum > n_pixels || sums.loss_sum < 0.0 {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use model::report::StepRecord;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
+use serde_json::Value;
 
 /// The parts of a step's time, as the coordinator sees them. Decoding goes on beside the driver, while it waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,10 +97,11 @@ impl CostTotals {
     }
 
     /// Means in milliseconds by name.
-    pub fn means(&self) -> serde_json::Value {
+    pub fn means(&self) -> Value {
         let n_steps = f64::from(self.n_steps.max(1));
         let parts = StepCosts::default().parts();
-        let means = parts.iter().zip(self.parts).map(|((name, _), total)| ((*name).to_owned(), (total / n_steps).into()));
-        means.chain([("total".to_owned(), (self.milliseconds / n_steps).into())]).collect()
+        let names = parts.iter().map(|(name, _)| *name).chain(["total"]);
+        let totals = self.parts.into_iter().chain([self.milliseconds]);
+        names.zip(totals).map(|(name, total)| (name.to_owned(), Value::from(total / n_steps))).collect()
     }
 }

@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use model::data::{Dataset, Split};
 use model::evaluation::Evaluator;
 use model::files::WriteError;
-use model::report::{EpochRecord, RunFolder, StepRecord, split_picture};
 use model::recipe::Recipe;
+use model::report::{EpochRecord, RunFolder, StepRecord, split_picture};
 use model::weights::Weights;
 use serde::Serialize;
 

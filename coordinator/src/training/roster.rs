@@ -1,6 +1,6 @@
 //! Who is in: the workers, what each is, and when each was heard of last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -124,11 +124,6 @@ impl Roster {
     /// When the next worker will have been silent for too long, if it stays so.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.members.values().map(|member| member.heard + self.silence_max).min()
-    }
-
-    /// What the results of those who take part are equal in every bit on.
-    pub fn compute_classes(&self) -> BTreeSet<String> {
-        self.members.values().map(|member| member.profile.compute_class.clone()).collect()
     }
 
     fn with(&self, has: impl Fn(Standing) -> bool) -> Vec<WorkerId> {

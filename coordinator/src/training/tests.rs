@@ -144,7 +144,8 @@ fn words_of(action: &Action) -> String {
         Action::Welcome(worker_id) => format!("welcome {worker_id}"),
         Action::SendState(worker_id, next) => format!("state {worker_id}: {}", work(next)),
         Action::SendUpdate { gradient, work: all } => {
-            let all: Vec<String> = all.iter().map(|(worker_id, next)| format!(" {worker_id}: {}", work(next))).collect();
+            let all: Vec<String> =
+                all.iter().map(|(worker_id, next)| format!(" {worker_id}: {}", work(next))).collect();
             format!("update {}{}", gradient[0], all.concat())
         }
         Action::SendWork(worker_id, next) => format!("work {worker_id}: {}", work(next)),
@@ -152,7 +153,9 @@ fn words_of(action: &Action) -> String {
         Action::Dismiss(worker_id, Farewell::End, reason) => format!("end {worker_id}: {reason}"),
         Action::Dismiss(worker_id, Farewell::ComeBack, reason) => format!("close {worker_id}: {reason}"),
         Action::Checkpoint => "checkpoint".to_owned(),
-        Action::Finish(Outcome::Diverged { step, epoch, what }) => format!("diverged: {what}, step {step}, epoch {epoch}"),
+        Action::Finish(Outcome::Diverged { step, epoch, what }) => {
+            format!("diverged: {what}, step {step}, epoch {epoch}")
+        }
         Action::Finish(outcome) => outcome.to_string(),
         Action::Report(report) => match report {
             Report::Waiting => "waiting".to_owned(),
@@ -254,10 +257,7 @@ fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         ("stray 0 of 0 by 1", "lagging 1; state 1: shards 0 of 0"),
-        (
-            "lagging 1",
-            "close 1: it lost count; left 1, 1 handed on; waiting",
-        ),
+        ("lagging 1", "close 1: it lost count; left 1, 1 handed on; waiting"),
     ]);
 }
 
@@ -294,11 +294,7 @@ fn the_silent_are_closed_and_may_come_back() {
 #[test]
 fn the_first_wait_has_an_end_unless_somebody_is_on_the_way() {
     check(&[("at 59", ""), ("at 60", "nobody came"), ("join 1", "end 1: the run has ended")]);
-    check(&[
-        ("at 59, join 1", "welcome 1"),
-        ("at 60, heard 1, at 61", ""),
-        ("lost 1, at 61", "nobody came"),
-    ]);
+    check(&[("at 59, join 1", "welcome 1"), ("at 60, heard 1, at 61", ""), ("lost 1, at 61", "nobody came")]);
 }
 
 #[test]
@@ -311,8 +307,7 @@ fn a_stop_keeps_what_there_is() {
     ]);
 }
 
-const START_OF_STEP_1: &str =
-    "welcome 1; state 1: shards 0+1 of 0; update 1 1: shards 0+1 of 1; step 1 by 1+1";
+const START_OF_STEP_1: &str = "welcome 1; state 1: shards 0+1 of 0; update 1 1: shards 0+1 of 1; step 1 by 1+1";
 
 #[test]
 fn checkpoints_come_as_often_as_asked_for() {

@@ -1,5 +1,6 @@
 //! The log on standard error: text for people, JSON for programs.
 
+use std::fmt;
 use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
@@ -15,6 +16,16 @@ pub enum LogFormat {
     Text,
     /// An object a line, with the time, and the fields of all spans around it.
     Json,
+}
+
+/// As it is typed.
+impl fmt::Display for LogFormat {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
 }
 
 /// Sends events to standard error: those that `$RUST_LOG` lets through, else those of the level named, such as `warn`.
