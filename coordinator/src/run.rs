@@ -136,7 +136,8 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         hash_steps: config.hash_steps,
     };
     let local = CancellationToken::new();
-    let local_workers = place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
+    let local_workers =
+        place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
     let launched = local_workers.map(|launcher| {
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
         tokio::spawn(async move {
@@ -316,10 +317,10 @@ fn plain_folder(data: &Dataset, private: PathBuf) -> Result<PathBuf, WriteError>
             n_bytes == (file.header.len() + file.content.len()) as u64
         })
     };
-    if let Some(folder) = cache {
-        if is_whole(&folder) || store_plain(data, &folder).is_ok() {
-            return Ok(folder);
-        }
+    if let Some(folder) = cache
+        && (is_whole(&folder) || store_plain(data, &folder).is_ok())
+    {
+        return Ok(folder);
     }
     store_plain(data, &private)?;
     Ok(private)

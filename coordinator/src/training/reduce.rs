@@ -85,12 +85,13 @@ mod tests {
 
     use super::*;
 
-    fn results(n_shards: usize) -> Vec<ShardResult> {
+    fn results(n_shards: u8) -> Vec<ShardResult> {
         // Numbers whose sum depends on the order of addition in many ways.
-        let number = |shard: usize, place: usize| ((shard * 7 + place) as f32).sin() * 10_f32.powi(shard as i32 % 9);
+        let number =
+            |shard: u8, place: u8| f32::from(shard).mul_add(7.0, place.into()).sin() * 10_f32.powi((shard % 9).into());
         let result = |shard| ShardResult {
             gradient_sum: (0..5).map(|place| number(shard, place)).collect(),
-            sums: LossSums { loss_sum: f64::from(number(shard, 9)) / 3.0, correct_sum: shard as u64, n_samples: 2 },
+            sums: LossSums { loss_sum: f64::from(number(shard, 9)) / 3.0, correct_sum: shard.into(), n_samples: 2 },
         };
         (0..n_shards).map(result).collect()
     }
@@ -98,13 +99,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_order_of_arrival_gives_the_bits_of_the_tree(
-            order in (1_usize..40).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
+            order in (1_u8..40).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
         ) {
-            let mut expected = results(order.len());
+            let n_shards = u8::try_from(order.len()).expect("below 40");
+            let mut expected = results(n_shards);
             let expected = reduce(&mut expected).clone();
-            let mut reduction = Reduction::new(order.len() as u32);
+            let mut reduction = Reduction::new(n_shards.into());
             for &shard in &order {
-                reduction.add(shard as u32, results(order.len()).swap_remove(shard));
+                reduction.add(shard.into(), results(n_shards).swap_remove(shard.into()));
             }
             let (sum, spent) = reduction.finish();
             prop_assert_eq!(sum, expected);

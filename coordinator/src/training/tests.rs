@@ -54,7 +54,7 @@ impl Run {
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Epoch,
             silence_max: SILENCE_MAX,
-            join_wait_max: Duration::from_secs(60),
+            join_wait_max: Duration::from_mins(1),
             after_stop: AfterStop::ComeBack,
         };
         change(&mut rules);
@@ -117,16 +117,18 @@ impl Run {
     fn shard(&self, step: u64, shard: u64, wrong: u64) -> ShardDone {
         let shard = u32::try_from(shard).expect("a small number");
         let n_samples = if shard < 2 { self.training.schedule.shard_samples(step, shard) } else { 0 };
-        let sums = LossSums { loss_sum: n_samples as f64, correct_sum: 784 * n_samples, n_samples };
+        let count = u8::try_from(n_samples).expect("a small number");
+        let sums = LossSums { loss_sum: count.into(), correct_sum: 784 * n_samples, n_samples };
         let params_fingerprint = self.training.fingerprint + wrong;
-        let computed = Computed::Finite(ShardResult { gradient_sum: vec![n_samples as f32], sums });
+        let computed = Computed::Finite(ShardResult { gradient_sum: vec![count.into()], sums });
         ShardDone { step, shard, computed, params_fingerprint, compute: Duration::from_millis(1) }
     }
 
     fn batch(&self, step: u64, batch: u64) -> BatchDone {
         let batch = u32::try_from(batch).expect("a small number");
         let n_samples = self.training.schedule.batch_samples(batch);
-        BatchDone { step, batch, sums: LossSums { loss_sum: n_samples as f64 / 4.0, correct_sum: 0, n_samples } }
+        let count = u16::try_from(n_samples).expect("a small number");
+        BatchDone { step, batch, sums: LossSums { loss_sum: f64::from(count) / 4.0, correct_sum: 0, n_samples } }
     }
 }
 
