@@ -1,5 +1,6 @@
 //! The images that are trained on: where they come from, how they are split, which of them make up a shard.
 
+mod copy;
 mod fetch;
 mod idx;
 mod sampler;
@@ -12,10 +13,11 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+pub use copy::{PlainFile, open_copy, plain_cache_folder, store_plain};
 pub use fetch::{FILES, FetchError, FetchProgress, FetchReport, MIRRORS, RemoteFile, fetch};
 pub use idx::{IdxError, Pixels};
 pub use sampler::{Order, Sampler};
-pub use source::{DataChoice, cache_folder, open};
+pub use source::{DataChoice, PLAIN_NAMES, cache_folder, open};
 
 use crate::arch::{IMAGE_SIDE, N_PIXELS};
 use crate::gradients::Images;

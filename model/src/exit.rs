@@ -1,6 +1,7 @@
 //! What a program's end tells the one who started it. The numbers are those of BSD's `sysexits.h` where it has one.
 
 use crate::backend::BackendError;
+use crate::configuration::ConfigurationError;
 use crate::data::{DataError, FetchError};
 use crate::files::WriteError;
 use crate::recipe::RecipeError;
@@ -42,7 +43,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<TrainingError>() {
         return Some(if matches!(error, TrainingError::Write(_)) { CANNOT_WRITE } else { DIVERGED });
     }
-    if cause.is::<RecipeError>() {
+    if cause.is::<RecipeError>() || cause.is::<ConfigurationError>() {
         return Some(CONFIGURATION);
     }
     if cause.is::<WeightsError>() {

@@ -41,6 +41,14 @@ pub fn read_bounded(path: &Path, n_bytes_max: u64) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// If the folder cannot be written; nothing is left behind then.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    write_parts_whole(path, &[bytes])
+}
+
+/// As [`write_whole`], for a content that lies in several places.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_parts_whole(path: &Path, parts: &[&[u8]]) -> Result<(), WriteError> {
     let write = || {
         // What is not there yet has no other name than the one given.
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -52,7 +60,9 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
             _ => Path::new("."),
         };
         let mut file = with_usual_permissions(tempfile::Builder::new().prefix(".telar-")).tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|error| error.error)?;
         // The name is in the folder, so the folder has to reach the disk too.

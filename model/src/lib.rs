@@ -2,7 +2,9 @@
 //! Knows nothing of other machines.
 
 pub mod arch;
+pub mod args;
 pub mod backend;
+pub mod configuration;
 pub mod data;
 pub mod evaluation;
 pub mod exit;

@@ -1,11 +1,20 @@
-//! What people and programs see of a run: figures, the run folder, the summary table, pictures.
+//! What people and programs see of a run: the screen, the log, figures, the run folder, the summary table, pictures.
 
+mod bar;
+mod download_bar;
+mod log;
+mod output;
 mod picture;
 mod records;
 mod run_folder;
+mod screen;
 mod summary;
 
-pub use picture::reconstruction_picture;
+pub use download_bar::DownloadBar;
+pub use log::{LogFormat, init_log};
+pub use output::{check_output, print_line, write_stderr_line};
+pub use picture::{reconstruction_picture, split_picture};
 pub use records::{EpochRecord, StepRecord};
 pub use run_folder::RunFolder;
+pub use screen::Screen;
 pub use summary::{SummaryRow, summary};

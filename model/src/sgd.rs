@@ -7,11 +7,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sgd {
     /// Learning rate, above 0.
+    #[serde(serialize_with = "as_f64")]
     pub learning_rate: f32,
     /// Share of the last change that goes on, from 0 (plain) to below 1.
+    #[serde(serialize_with = "as_f64")]
     pub momentum: f32,
     /// Whether the change looks ahead along the momentum (Nesterov).
     pub nesterov: bool,
+}
+
+/// A value with all its digits, as the f64 that equals it. Its shortest digits as f32 are too few: read as f64, as a
+/// reader of JSON does, a few of them round to the middle of two f32 and from there to the wrong one.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
+fn as_f64<S: serde::Serializer>(value: &f32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((*value).into())
 }
 
 impl Sgd {

@@ -10,12 +10,13 @@ use crate::evaluation::Evaluator;
 use crate::files::WriteError;
 use crate::gradients::ShardResult;
 use crate::loss::LossSums;
+use crate::params::initial_params;
 use crate::random::ShardKey;
 use crate::recipe::Recipe;
 use crate::reduce::{average, reduce};
 use crate::replica::Replica;
 use crate::report::{EpochRecord, StepRecord};
-use crate::weights::Weights;
+use crate::weights::{Weights, WeightsError};
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
@@ -66,6 +67,18 @@ pub enum TrainingError {
     /// What listens could not write.
     #[error(transparent)]
     Write(#[from] WriteError),
+}
+
+/// The weights that a recipe starts from: read from its file, or drawn from its seed.
+///
+/// # Errors
+/// If the file cannot be read, is damaged, or holds another network's weights.
+pub fn initial_weights(recipe: &Recipe) -> Result<Weights, WeightsError> {
+    let architecture = recipe.architecture;
+    match &recipe.init_from {
+        Some(path) => Weights::read_of(architecture, path),
+        None => Ok(Weights { architecture, params: initial_params(architecture, recipe.seed) }),
+    }
 }
 
 /// Trains along the recipe from the weights given, and gives those at the end. `device` is without autodiff. Every event

@@ -41,6 +41,16 @@ impl Pixels {
     }
 }
 
+/// What a plain file of so many images begins with.
+pub(super) fn images_header(n_images: u32) -> Vec<u8> {
+    [IMAGES_MAGIC, n_images, SIDE, SIDE].map(u32::to_be_bytes).concat()
+}
+
+/// What a plain file of so many labels begins with.
+pub(super) fn labels_header(n_labels: u32) -> Vec<u8> {
+    [LABELS_MAGIC, n_labels].map(u32::to_be_bytes).concat()
+}
+
 /// A file's content: mapped where the file is plain, so that processes share it; in memory where it is compressed.
 #[derive(Debug)]
 enum FileBytes {

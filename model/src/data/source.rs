@@ -70,26 +70,23 @@ pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Dat
         DataChoice::Folder(folder) => open_folder(folder),
         DataChoice::Synthetic => Ok(synthetic_garments()),
         DataChoice::FashionMnist => open_fashion_mnist(progress),
-        DataChoice::Auto => match std::env::var_os(VARIABLE) {
-            Some(value) if value == "synthetic" => Ok(synthetic_garments()),
-            _ => open_fashion_mnist(progress).or_else(|error| match error {
-                DataError::Fetch(error) if error.is_offline() => {
-                    tracing::warn!("NOT FASHION-MNIST: it is in neither ${VARIABLE}, {LOCAL_FOLDER}/ nor the cache");
-                    tracing::warn!(%error, "and there is no network to download it");
-                    tracing::warn!("going on with SYNTHETIC garments; no figure compares with the book's");
-                    Ok(synthetic_garments())
-                }
-                error => Err(error),
-            }),
-        },
+        DataChoice::Auto if is_variable_synthetic() => Ok(synthetic_garments()),
+        DataChoice::Auto => open_fashion_mnist(progress).or_else(|error| match error {
+            DataError::Fetch(error) if error.is_offline() => {
+                tracing::warn!("NOT FASHION-MNIST: it is in neither ${VARIABLE}, {LOCAL_FOLDER}/ nor the cache");
+                tracing::warn!(%error, "and there is no network to download it");
+                tracing::warn!("going on with SYNTHETIC garments; no figure compares with the book's");
+                Ok(synthetic_garments())
+            }
+            error => Err(error),
+        }),
     }
 }
 
 fn open_fashion_mnist(progress: &mut dyn FetchProgress) -> Result<Dataset, DataError> {
     // Who names a folder means it: nothing else is tried, and whatever it holds is taken.
-    let is_folder = |value: &OsString| !["", "auto", "fashion-mnist", "synthetic"].iter().any(|word| value == word);
-    if let Some(folder) = std::env::var_os(VARIABLE).filter(is_folder) {
-        return open_folder(Path::new(&folder));
+    if let Some(folder) = folder_of_variable() {
+        return open_folder(&folder);
     }
     let cache = cache_folder();
     let places = [Some(PathBuf::from(LOCAL_FOLDER)), cache.clone()];
@@ -99,6 +96,33 @@ fn open_fashion_mnist(progress: &mut dyn FetchProgress) -> Result<Dataset, DataE
     let folder = cache.ok_or(DataError::NoCacheFolder)?;
     fetch(&folder, &FILES, &MIRRORS.map(str::to_owned), progress)?;
     open_folder(&folder)
+}
+
+/// The folder that the environment names, if it names one.
+fn folder_of_variable() -> Option<PathBuf> {
+    let is_folder = |value: &OsString| !["", "auto", "fashion-mnist", "synthetic"].iter().any(|word| value == word);
+    std::env::var_os(VARIABLE).filter(is_folder).map(PathBuf::from)
+}
+
+/// Whether the environment names the synthetic garments.
+fn is_variable_synthetic() -> bool {
+    std::env::var_os(VARIABLE).is_some_and(|value| value == "synthetic")
+}
+
+/// All that [`open`] might open without a download, in its order; the garments only where they are asked for by name.
+pub(super) fn local_choices() -> Vec<DataChoice> {
+    let garments = is_variable_synthetic().then_some(DataChoice::Synthetic);
+    let folders = [folder_of_variable(), Some(PathBuf::from(LOCAL_FOLDER)), cache_folder()];
+    garments.into_iter().chain(folders.into_iter().flatten().map(DataChoice::Folder)).collect()
+}
+
+/// Opens a data set that is on this machine, and nothing else.
+pub(super) fn open_local(choice: &DataChoice) -> Option<Result<Dataset, DataError>> {
+    match choice {
+        DataChoice::Folder(folder) => Some(open_folder(folder)),
+        DataChoice::Synthetic => Some(Ok(synthetic_garments())),
+        DataChoice::Auto | DataChoice::FashionMnist => None, // looked for place by place
+    }
 }
 
 /// What was found without being named may be another data set under the same names, such as MNIST's digits.
@@ -121,12 +145,15 @@ fn synthetic_garments() -> Dataset {
     Dataset { name: "synthetic garments".to_owned(), training_file, test_file }
 }
 
-/// The files' names without `.gz`: images and labels for training, images and labels for the test.
-const NAMES: [[&str; 2]; 2] =
-    [["train-images-idx3-ubyte", "train-labels-idx1-ubyte"], ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]];
+/// The files' names where they are not compressed: images and labels for training, images and labels for the test.
+pub const PLAIN_NAMES: [&str; 4] =
+    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
+
+/// The same in pairs.
+const NAMES: [[&str; 2]; 2] = [[PLAIN_NAMES[0], PLAIN_NAMES[1]], [PLAIN_NAMES[2], PLAIN_NAMES[3]]];
 
 fn is_whole(folder: &Path) -> bool {
-    NAMES.as_flattened().iter().all(|name| find(folder, name).is_some())
+    PLAIN_NAMES.iter().all(|name| find(folder, name).is_some())
 }
 
 /// The file itself if it is there, else its compressed form.
@@ -134,7 +161,7 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     [name.to_owned(), format!("{name}.gz")].iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
-fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
+pub(super) fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
     let [training_file, test_file] = [open_pair(folder, NAMES[0], 12)?, open_pair(folder, NAMES[1], 1)?];
     Ok(Dataset { name: folder.display().to_string(), training_file, test_file })
 }
@@ -155,12 +182,12 @@ fn open_pair(folder: &Path, [images, labels]: [&'static str; 2], n_images_min: u
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Split;
     use super::*;
 
     /// The smallest data set there can be: one validation image.
-    fn write_small(folder: &Path) {
+    pub(in super::super) fn write_small(folder: &Path) {
         for (names, n_images) in NAMES.iter().zip([12_u32, 1]) {
             let pixels = vec![9; n_images as usize * N_PIXELS];
             let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();

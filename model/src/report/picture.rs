@@ -6,11 +6,38 @@ use std::io::Cursor;
 use image::{GrayImage, ImageFormat, Luma};
 
 use crate::arch::N_PIXELS;
+use crate::data::{Dataset, Split};
+use crate::evaluation::Evaluator;
+use crate::layers::Noise;
+use crate::random::Stream;
 
 /// Pixels of the picture for each pixel of an image, and white between images.
 const SCALE: u32 = 4;
 const GAP: u32 = 8;
 const SIDE: u32 = 28;
+
+/// Originals, noisy inputs if there is noise, and reconstructions of a split's first images, as PNG.
+pub fn split_picture(
+    evaluator: &Evaluator,
+    data: &Dataset,
+    split: Split,
+    n_images: u32,
+    noise: Noise,
+    seed: u64,
+) -> Vec<u8> {
+    let n_images = n_images.min(u32::try_from(data.n_images(split)).unwrap_or(u32::MAX));
+    let places: Vec<u32> = (0..n_images).collect();
+    let originals = data.gather(split, &places);
+    let mut inputs = originals.clone();
+    noise.apply(&mut inputs.values, seed, Stream::Picture);
+    let reconstructions = evaluator.reconstruct(inputs.clone());
+    let mut rows: Vec<&[f32]> = vec![&originals.values];
+    if noise != Noise::None {
+        rows.push(&inputs.values);
+    }
+    rows.push(&reconstructions);
+    reconstruction_picture(&rows)
+}
 
 /// A PNG of rows of images. Each row holds images [n, 28, 28] with values from 0 (shown white) to 1 (shown black); values
 /// beyond are shown as the nearest of these.

@@ -1,14 +1,18 @@
 //! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `model.safetensors`, `reconstructions/`.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::records::{EpochRecord, StepRecord};
-use crate::files::{WriteError, write_whole};
+use super::records::EpochRecord;
+use crate::files::{WriteError, read_bounded, write_whole};
 use crate::weights::Weights;
+
+/// Bytes at most of a file that is read again: a line has some 200, so that this is millions of steps.
+const READ_BYTES_MAX: u64 = 1 << 30;
 
 /// A run's folder and its open files. Lines reach the disk at least once an epoch.
 #[derive(Debug)]
@@ -41,6 +45,27 @@ impl RunFolder {
         Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, path })
     }
 
+    /// Opens the folder of a run that goes on after `step`: lines of later steps go, and so does a line that is not whole;
+    /// new ones are added after the rest. What is not there is made.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub fn reopen(path: &Path, step: u64) -> Result<Self, WriteError> {
+        fs::create_dir_all(path.join("reconstructions")).map_err(WriteError::at(path))?;
+        let open = |name| {
+            let file = path.join(name);
+            keep_lines(&file, step)?;
+            let file = OpenOptions::new().append(true).open(&file).map_err(WriteError::at(&file))?;
+            Ok(BufWriter::new(file))
+        };
+        Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, path: path.to_owned() })
+    }
+
+    /// What was last written by [`RunFolder::write_description`] in a folder, if it can be read.
+    pub fn read_description(path: &Path) -> Option<Value> {
+        serde_json::from_slice(&read_bounded(&path.join("run.json"), READ_BYTES_MAX).ok()?).ok()
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -60,26 +85,64 @@ impl RunFolder {
         write_whole(&self.path.join("run.json"), &json)
     }
 
-    /// Adds a step.
+    /// Adds a step: a [`StepRecord`](super::StepRecord), or one with more fields.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn add_step(&mut self, record: &StepRecord) -> Result<(), WriteError> {
+    pub fn add_step(&mut self, record: &impl Serialize) -> Result<(), WriteError> {
         add_line(&mut self.steps, record).map_err(WriteError::at(&self.path.join("steps.jsonl")))
     }
 
-    /// Adds an epoch with its weights and its picture, and brings all lines to the file.
+    /// Adds an epoch with its weights and its picture, and brings all lines to the disk.
     ///
     /// # Errors
     /// If something cannot be written.
     pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights, picture: &[u8]) -> Result<(), WriteError> {
-        weights.write(&self.weights_path())?;
+        self.write_weights(weights)?;
         let name = format!("epoch-{:02}.png", record.epoch);
         write_whole(&self.path.join("reconstructions").join(name), picture)?;
-        let history = add_line(&mut self.history, record).and_then(|()| bring_to_disk(&mut self.history));
-        history.map_err(WriteError::at(&self.path.join("history.jsonl")))?;
+        let added = add_line(&mut self.history, record);
+        added.map_err(WriteError::at(&self.path.join("history.jsonl")))?;
+        self.sync_lines()
+    }
+
+    /// Writes the weights as they are by now.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_weights(&self, weights: &Weights) -> Result<(), WriteError> {
+        weights.write(&self.weights_path())
+    }
+
+    /// Brings all lines to the disk, as before a checkpoint from which the run may go on.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn sync_lines(&mut self) -> Result<(), WriteError> {
+        bring_to_disk(&mut self.history).map_err(WriteError::at(&self.path.join("history.jsonl")))?;
         bring_to_disk(&mut self.steps).map_err(WriteError::at(&self.path.join("steps.jsonl")))
     }
+}
+
+/// What every line has, whatever else.
+#[derive(Deserialize)]
+struct Numbered {
+    step: u64,
+}
+
+/// Rewrites a file with its whole lines up to a step; makes an empty one if there is none.
+fn keep_lines(path: &Path, step: u64) -> Result<(), WriteError> {
+    let bytes = match read_bounded(path, READ_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(WriteError::at(path))?,
+    };
+    let is_kept = |line: &&[u8]| serde_json::from_slice(line).is_ok_and(|Numbered { step: at }| at <= step);
+    let mut kept = Vec::with_capacity(bytes.len());
+    for line in bytes.split(|&byte| byte == b'\n').filter(is_kept) {
+        kept.extend_from_slice(line);
+        kept.push(b'\n');
+    }
+    write_whole(path, &kept)
 }
 
 fn add_line(file: &mut BufWriter<File>, record: &impl Serialize) -> std::io::Result<()> {
@@ -119,6 +182,49 @@ mod tests {
         RunFolder::create(Some(&path), "conv").expect("the folder can be written");
         let error = RunFolder::create(Some(&path), "conv").expect_err("the folder holds a run").to_string();
         assert!(error.contains("it holds a run already"), "{error}");
+    }
+
+    /// What a reopened folder's file of steps holds after another step, from what it held.
+    fn check_reopened(before: Option<&str>, step: u64, after: &str) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (steps, history) = (folder.path().join("steps.jsonl"), folder.path().join("history.jsonl"));
+        if let Some(before) = before {
+            fs::write(&steps, before).expect("a file");
+            fs::write(&history, before).expect("a file");
+        }
+        let mut run = RunFolder::reopen(folder.path(), step).expect("the folder can be written");
+        run.add_step(&serde_json::json!({ "step": step + 1, "n_workers": 4 })).expect("the folder can be written");
+        run.sync_lines().expect("the folder can be written");
+        let new = format!("{{\"n_workers\":4,\"step\":{}}}\n", step + 1);
+        assert_eq!(fs::read_to_string(&steps).expect("steps"), format!("{after}{new}"));
+        assert_eq!(fs::read_to_string(&history).expect("epochs"), after);
+        assert!(folder.path().join("reconstructions").is_dir());
+    }
+
+    #[test]
+    fn a_run_goes_on_after_its_step_and_its_last_whole_line() {
+        let [one, two, three] = [1, 2, 3].map(|step| format!("{{\"step\":{step},\"loss\":0.5}}\n"));
+        let all = format!("{one}{two}{three}");
+        check_reopened(None, 2, "");
+        check_reopened(Some(""), 0, "");
+        check_reopened(Some(&all), 0, "");
+        check_reopened(Some(&all), 2, &format!("{one}{two}"));
+        check_reopened(Some(&all), 9, &all);
+        for torn in 1..three.len() - 2 {
+            check_reopened(Some(&format!("{one}{two}{}", &three[..torn])), 9, &format!("{one}{two}"));
+        }
+        check_reopened(Some(&format!("{one}{{\"epoch\":1}}\n\u{0}\u{0}")), 9, &one);
+    }
+
+    #[test]
+    fn a_description_is_read_if_it_is_there() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(RunFolder::read_description(folder.path()), None);
+        let run = RunFolder::reopen(folder.path(), 0).expect("the folder can be written");
+        run.write_description(&serde_json::json!({ "seed": 7 })).expect("the folder can be written");
+        assert_eq!(RunFolder::read_description(folder.path()), Some(serde_json::json!({ "seed": 7 })));
+        fs::write(folder.path().join("run.json"), "{").expect("a file");
+        assert_eq!(RunFolder::read_description(folder.path()), None);
     }
 
     #[test]

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
 use model::arch::Architecture;
-use model::backend::{self, Backend, BackendError, DeviceChoice};
-use model::data::{DataChoice, Split};
+use model::args::{BackendArgs, DataArgs};
+use model::data::Split;
 use model::layers::Noise;
 use model::recipe::RecipeArgs;
 
@@ -153,48 +152,4 @@ pub struct FetchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Which data set.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Data")]
-pub struct DataArgs {
-    /// A folder with the four IDX files, `fashion-mnist`, `synthetic`, or `auto`: Fashion-MNIST from $TELAR_DATA, data/,
-    /// the user's cache folder or the network, else synthetic garments
-    #[arg(long, value_name = "DATA", default_value = "auto")]
-    pub data: DataChoice,
-}
-
-/// What computes.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "What computes")]
-pub struct BackendArgs {
-    /// Library that computes [default: flex]
-    #[arg(long, env = "TELAR_BACKEND", value_enum)]
-    pub backend: Option<Backend>,
-    /// Device to compute on: cpu, cuda:N or mps [default: cpu, or cuda:0 for the backend cuda]
-    #[arg(long, env = "TELAR_DEVICE", value_name = "DEVICE")]
-    pub device: Option<DeviceChoice>,
-    /// Threads to compute with on the CPU [default: all]
-    #[arg(long, env = "TELAR_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-}
-
-/// A device that is open, and what it is.
-pub struct OpenBackend {
-    pub backend: Backend,
-    pub device_choice: DeviceChoice,
-    pub device: Device,
-    pub n_threads: usize,
-}
-
-impl BackendArgs {
-    /// Opens the device asked for.
-    pub fn open(&self) -> Result<OpenBackend, BackendError> {
-        let backend = self.backend.unwrap_or(Backend::COMPILED[0]);
-        let device_choice = self.device.unwrap_or(backend.usual_device());
-        let device = backend::open(backend, device_choice)?;
-        let n_threads = backend::set_threads(self.threads.map(usize::from));
-        Ok(OpenBackend { backend, device_choice, device, n_threads })
-    }
 }

@@ -1,13 +1,10 @@
-//! `data fetch`, and the progress of any download.
+//! `data fetch`.
 
-use std::io::IsTerminal;
+use model::data::{DataError, FILES, MIRRORS, cache_folder, fetch};
+use model::report::DownloadBar;
+use model::say;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
-use model::data::{DataError, Dataset, FILES, FetchProgress, MIRRORS, cache_folder, fetch, open};
-
-use crate::args::{DataArgs, DataCommand, FetchArgs};
-use crate::output::say;
+use crate::args::{DataCommand, FetchArgs};
 
 pub fn run(command: DataCommand) -> anyhow::Result<()> {
     let DataCommand::Fetch(args) = command;
@@ -29,40 +26,4 @@ pub fn run(command: DataCommand) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-impl DataArgs {
-    /// Opens the data set asked for, showing a download if one is needed.
-    pub fn open(&self) -> Result<Dataset, DataError> {
-        open(&self.data, &mut DownloadBar::default())
-    }
-}
-
-/// A bar on a terminal, a line for each file elsewhere.
-#[derive(Default)]
-struct DownloadBar {
-    bar: Option<ProgressBar>,
-}
-
-impl FetchProgress for DownloadBar {
-    fn begin(&mut self, name: &str, n_bytes: u64, already: u64) {
-        if !std::io::stderr().is_terminal() {
-            eprintln!("fetching {name}: {already} of {n_bytes} bytes are there");
-        }
-        let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        let bar = ProgressBar::new(n_bytes).with_style(ProgressStyle::with_template(style).expect("a valid template"));
-        self.bar = Some(bar.with_message(name.to_owned()).with_position(already));
-    }
-
-    fn advance(&mut self, n_bytes: u64) {
-        if let Some(bar) = &self.bar {
-            bar.inc(n_bytes);
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish();
-        }
-    }
 }

@@ -2,31 +2,21 @@
 
 mod args;
 mod data;
-mod output;
 mod train;
 mod trained;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
-use crate::output::say;
 use args::{Cli, Command, SummaryArgs};
-use model::report::{SummaryRow, summary};
+use model::report::{LogFormat, SummaryRow, check_output, init_log, summary};
+use model::say;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .init();
-    let ended = run(cli.command).and_then(|()| Ok(output::check()?));
+    init_log(LogFormat::Text, "warn");
+    let ended = run(cli.command).and_then(|()| Ok(check_output()?));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

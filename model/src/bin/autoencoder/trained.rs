@@ -7,16 +7,15 @@ use npyz::WriterBuilder;
 use serde_json::json;
 
 use model::arch::N_PIXELS;
-use model::data::{Dataset, Split};
+use model::data::Dataset;
 use model::evaluation::Evaluator;
 use model::files::write_whole;
 use model::layers::Noise;
-use model::random::Stream;
-use model::report::reconstruction_picture;
+use model::report::split_picture;
+use model::say;
 use model::weights::Weights;
 
 use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs, TrainedArgs};
-use crate::output::say;
 
 /// Weights, the device for them, and images to use them on.
 struct Opened {
@@ -59,7 +58,7 @@ pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
     let Opened { weights, device, data } = args.trained.open()?;
     let noise = args.noise.unwrap_or(weights.architecture.book_noise());
     let evaluator = Evaluator::new(&weights, &device);
-    let png = picture(&evaluator, &data, args.split, args.images, noise, args.seed);
+    let png = split_picture(&evaluator, &data, args.split, args.images, noise, args.seed);
     write_whole(&args.out, &png)?;
     if args.trained.json {
         let line = json!({
@@ -71,22 +70,6 @@ pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
         say!("{}: {rows}, reconstructions", args.out.display());
     }
     Ok(())
-}
-
-/// Originals, noisy inputs if there is noise, and reconstructions of a split's first images, as PNG.
-pub fn picture(evaluator: &Evaluator, data: &Dataset, split: Split, n_images: u32, noise: Noise, seed: u64) -> Vec<u8> {
-    let n_images = n_images.min(u32::try_from(data.n_images(split)).unwrap_or(u32::MAX));
-    let places: Vec<u32> = (0..n_images).collect();
-    let originals = data.gather(split, &places);
-    let mut inputs = originals.clone();
-    noise.apply(&mut inputs.values, seed, Stream::Picture);
-    let reconstructions = evaluator.reconstruct(inputs.clone());
-    let mut rows: Vec<&[f32]> = vec![&originals.values];
-    if noise != Noise::None {
-        rows.push(&inputs.values);
-    }
-    rows.push(&reconstructions);
-    reconstruction_picture(&rows)
 }
 
 pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {

@@ -1,0 +1,79 @@
+//! Flags that several programs share: which data, what computes, what the log looks like.
+
+use burn::tensor::Device;
+use clap::Args;
+
+use crate::backend::{self, Backend, BackendError, DeviceChoice};
+use crate::data::{self, DataChoice, DataError, Dataset};
+use crate::report::{DownloadBar, LogFormat};
+
+/// Which data set.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// A folder with the four IDX files, `fashion-mnist`, `synthetic`, or `auto`: Fashion-MNIST from $TELAR_DATA, data/,
+    /// the user's cache folder or the network, else synthetic garments
+    #[arg(long, value_name = "DATA", default_value = "auto")]
+    pub data: DataChoice,
+}
+
+impl DataArgs {
+    /// Opens the data set asked for, showing a download if one is needed.
+    ///
+    /// # Errors
+    /// As [`data::open`].
+    pub fn open(&self) -> Result<Dataset, DataError> {
+        data::open(&self.data, &mut DownloadBar::default())
+    }
+}
+
+/// What computes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "What computes")]
+pub struct BackendArgs {
+    /// Library that computes [default: flex]
+    #[arg(long, env = "TELAR_BACKEND", value_enum)]
+    pub backend: Option<Backend>,
+    /// Device to compute on: cpu, cuda:N or mps [default: cpu, or cuda:0 for the backend cuda]
+    #[arg(long, env = "TELAR_DEVICE", value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Threads to compute with on the CPU [default: all]
+    #[arg(long, env = "TELAR_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// A device that is open, and what it is.
+#[derive(Clone, Debug)]
+pub struct OpenBackend {
+    /// The library that computes.
+    pub backend: Backend,
+    /// The device as it was named.
+    pub device_choice: DeviceChoice,
+    /// The device, without autodiff.
+    pub device: Device,
+    /// Threads that compute on the CPU.
+    pub n_threads: usize,
+}
+
+impl BackendArgs {
+    /// Opens the device asked for. To be called once, before the first tensor.
+    ///
+    /// # Errors
+    /// As [`backend::open`].
+    pub fn open(&self) -> Result<OpenBackend, BackendError> {
+        let backend = self.backend.unwrap_or(Backend::COMPILED[0]);
+        let device_choice = self.device.unwrap_or(backend.usual_device());
+        let device = backend::open(backend, device_choice)?;
+        let n_threads = backend::set_threads(self.threads.map(usize::from));
+        Ok(OpenBackend { backend, device_choice, device, n_threads })
+    }
+}
+
+/// What the log looks like.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "What is told")]
+pub struct LogArgs {
+    /// Form of the log on standard error; `$RUST_LOG` says what is in it
+    #[arg(long, env = "TELAR_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}

@@ -1,0 +1,155 @@
+//! A data set on its way to another machine: as four plain files, and found again by its fingerprint. Downloads nothing.
+
+use std::path::{Path, PathBuf};
+
+use super::idx::{images_header, labels_header};
+use super::source::{local_choices, open_local};
+use super::{DataChoice, Dataset, Labelled, PLAIN_NAMES};
+use crate::files::{WriteError, write_parts_whole};
+
+/// Digits of a fingerprint: blake3 in hexadecimal.
+const FINGERPRINT_DIGITS: usize = 64;
+/// Digits of it that a folder's name has.
+const FOLDER_DIGITS: usize = 16;
+
+/// One of the four files of a data set, uncompressed: the header, and then the content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlainFile<'a> {
+    /// Its name.
+    pub name: &'static str,
+    /// Magic number and counts.
+    pub header: Vec<u8>,
+    /// Pixels or labels, as the data set holds them.
+    pub content: &'a [u8],
+}
+
+impl Dataset {
+    /// The data set as uncompressed IDX files, named as in [`PLAIN_NAMES`].
+    pub fn plain_files(&self) -> [PlainFile<'_>; 4] {
+        let [train_images, train_labels, test_images, test_labels] = PLAIN_NAMES;
+        let [train, test] = [&self.training_file, &self.test_file];
+        [
+            images_file(train_images, train),
+            labels_file(train_labels, train),
+            images_file(test_images, test),
+            labels_file(test_labels, test),
+        ]
+    }
+}
+
+fn images_file<'a>(name: &'static str, file: &'a Labelled) -> PlainFile<'a> {
+    PlainFile { name, header: images_header(n_images(file)), content: file.pixels.as_slice() }
+}
+
+fn labels_file<'a>(name: &'static str, file: &'a Labelled) -> PlainFile<'a> {
+    PlainFile { name, header: labels_header(n_images(file)), content: &file.labels }
+}
+
+fn n_images(file: &Labelled) -> u32 {
+    u32::try_from(file.labels.len()).expect("an IDX file counts images in u32")
+}
+
+/// Writes the data set's plain files into a folder, making it where needed; each file is whole or not there.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn store_plain(data: &Dataset, folder: &Path) -> Result<(), WriteError> {
+    std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
+    for PlainFile { name, header, content } in data.plain_files() {
+        write_parts_whole(&folder.join(name), &[&header, content])?;
+    }
+    Ok(())
+}
+
+/// The user's folder for a copy of the data set with this [`Dataset::fingerprint`]. None if the system has no such
+/// folders, or what is given is no fingerprint: it may come from another machine, and becomes part of a path.
+pub fn plain_cache_folder(fingerprint: &str) -> Option<PathBuf> {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let is_fingerprint = fingerprint.len() == FINGERPRINT_DIGITS && fingerprint.bytes().all(is_digit);
+    let name = is_fingerprint.then(|| &fingerprint[..FOLDER_DIGITS])?;
+    dirs::cache_dir().map(|folder| folder.join("telar").join("datasets").join(name))
+}
+
+/// The data set of this fingerprint, if this machine has it: as an earlier copy, where `extra` says, in `$TELAR_DATA`,
+/// `data/`, or the user's cache folder. What is damaged or another data set is passed over.
+pub fn open_copy(fingerprint: &str, extra: Option<&DataChoice>) -> Option<Dataset> {
+    let copy = plain_cache_folder(fingerprint).map(DataChoice::Folder);
+    let choices = copy.into_iter().chain(extra.cloned()).chain(local_choices());
+    first_of(fingerprint, choices)
+}
+
+fn first_of(fingerprint: &str, choices: impl Iterator<Item = DataChoice>) -> Option<Dataset> {
+    choices.filter_map(|choice| open_local(&choice).map(|opened| (choice, opened))).find_map(|(choice, opened)| {
+        let data = opened.inspect_err(|error| tracing::debug!(%choice, %error, "no copy of the data set here")).ok()?;
+        let found = data.fingerprint();
+        if found != fingerprint {
+            tracing::debug!(%choice, expected = fingerprint, found, "another data set than the one looked for");
+            return None;
+        }
+        Some(data)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::open_folder;
+    use super::super::source::tests::write_small;
+    use super::*;
+
+    /// A data set, and where it lies.
+    fn small() -> (tempfile::TempDir, Dataset) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write_small(folder.path());
+        let data = open_folder(folder.path()).expect("a whole data set");
+        (folder, data)
+    }
+
+    #[test]
+    fn what_is_stored_is_the_same_data_set_in_the_same_bytes() {
+        let (folder, data) = small();
+        let copy = folder.path().join("a/copy");
+        store_plain(&data, &copy).expect("the folder can be written");
+        assert_eq!(open_folder(&copy).expect("a whole data set").fingerprint(), data.fingerprint());
+        for name in PLAIN_NAMES {
+            let read = |folder: &Path| std::fs::read(folder.join(name)).expect("a file");
+            assert_eq!(read(&copy), read(folder.path()), "{name}");
+        }
+        // Onto itself, while the files are mapped.
+        store_plain(&data, folder.path()).expect("the folder can be written");
+        assert_eq!(open_folder(folder.path()).expect("a whole data set").fingerprint(), data.fingerprint());
+    }
+
+    #[test]
+    fn a_copy_is_found_by_its_fingerprint_alone() {
+        let (folder, data) = small();
+        let choice = DataChoice::Folder(folder.path().to_owned());
+        let fingerprint = data.fingerprint();
+        assert_eq!(open_copy(&fingerprint, Some(&choice)).expect("the copy").fingerprint(), fingerprint);
+        let other = format!("{}{}", &fingerprint[1..], &fingerprint[..1]);
+        assert!(open_copy(&other, Some(&choice)).is_none());
+        assert!(open_copy("", Some(&choice)).is_none());
+    }
+
+    #[test]
+    fn damaged_and_missing_copies_are_passed_over() {
+        let (folder, data) = small();
+        let damaged = folder.path().join("damaged");
+        store_plain(&data, &damaged).expect("the folder can be written");
+        std::fs::write(damaged.join(PLAIN_NAMES[1]), b"torn").expect("a file");
+        let folders = [folder.path().join("nowhere"), damaged, folder.path().to_owned()].map(DataChoice::Folder);
+        let find = |folders: &[DataChoice]| first_of(&data.fingerprint(), folders.iter().cloned());
+        assert!(find(&folders[..2]).is_none());
+        assert_eq!(find(&folders).expect("the last one").name(), folder.path().display().to_string());
+    }
+
+    #[test]
+    fn what_is_no_fingerprint_names_no_folder() {
+        let fingerprint = "0123456789abcdef".repeat(4);
+        if let Some(folder) = plain_cache_folder(&fingerprint) {
+            assert!(folder.ends_with("telar/datasets/0123456789abcdef"), "{}", folder.display());
+        }
+        for other in ["", "../../etc", &"../".repeat(30), &"é".repeat(32), &fingerprint.to_uppercase()] {
+            assert_eq!(plain_cache_folder(other), None, "{other}");
+        }
+    }
+}

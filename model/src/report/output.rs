@@ -1,0 +1,42 @@
+//! What goes to standard output, and other programs' lines to standard error; beside the progress bar, if there is one.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::bar;
+use crate::files::WriteError;
+
+/// Prints a line, as `println!` does. That nobody reads it any more, as after `| head`, is no reason to end a run; any
+/// other fault is kept for the end, see [`check_output`](crate::report::check_output).
+#[macro_export]
+macro_rules! say {
+    ($($part:tt)*) => { $crate::report::print_line(format_args!($($part)*)) };
+}
+
+static IS_LOST: AtomicBool = AtomicBool::new(false);
+
+/// What [`say!`](crate::say) does.
+pub fn print_line(line: std::fmt::Arguments) {
+    let printed = bar::beside(|| writeln!(std::io::stdout().lock(), "{line}"));
+    if printed.is_err_and(|error| error.kind() != ErrorKind::BrokenPipe) {
+        IS_LOST.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Writes a line to standard error, such as another process' own. Whether it arrives does not matter to the run.
+pub fn write_stderr_line(line: &str) {
+    // In one piece, so that lines of several threads and processes do not mix.
+    let _ = bar::beside(|| std::io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
+}
+
+/// For the end of a program.
+///
+/// # Errors
+/// If a line could not be printed though somebody was to read it.
+pub fn check_output() -> Result<(), WriteError> {
+    if IS_LOST.load(Ordering::Relaxed) {
+        return Err(WriteError::at(Path::new("standard output"))(std::io::Error::other("lines were lost")));
+    }
+    Ok(())
+}
