@@ -1,1 +1,7 @@
-//! A.
+//! Turns a shard into a gradient, on time: a process that connects to a coordinator, keeps a replica of the parameters,
+//! and computes what it is given. Knows nothing of other workers, and decides nothing about training.
+
+pub mod args;
+pub mod config;
+
+pub use config::Config;
