@@ -2,6 +2,13 @@
 //! and computes what it is given. Knows nothing of other workers, and decides nothing about training.
 
 pub mod args;
+mod compute;
 pub mod config;
+mod link;
+mod plan;
 
 pub use config::Config;
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
