@@ -4,6 +4,7 @@
 pub mod args;
 mod compute;
 pub mod config;
+mod dataset;
 mod link;
 mod plan;
 
