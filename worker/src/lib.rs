@@ -7,9 +7,12 @@ pub mod config;
 mod dataset;
 mod link;
 mod plan;
-
-pub use config::Config;
+mod run;
+mod session;
 
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+
+pub use config::Config;
+pub use run::{WorkerError, exit_code, run};
