@@ -1,1 +1,18 @@
-//! A.
+//! Turns a shard into a gradient, on time: a process that connects to a coordinator, keeps a replica of the parameters,
+//! and computes what it is given. Knows nothing of other workers, and decides nothing about training.
+
+pub mod args;
+mod compute;
+pub mod config;
+mod dataset;
+mod link;
+mod plan;
+mod run;
+mod session;
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+pub use config::Config;
+pub use run::{WorkerError, exit_code, run};

@@ -1,2 +1,87 @@
-//! A.
-fn main() {}
+//! The worker as a program: flags, log, runtime, signals, exit code.
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use model::report::init_log;
+use worker::args::Cli;
+use worker::{Config, exit_code, run};
+
+/// The C library's own gives every block of a gradient's size back to the system, and the next one is paged in anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
+    let cli: Cli = model::configuration::parse()?;
+    init_log(cli.log.log_format, "info");
+    if cli.supervised {
+        end_with_parent()?;
+    }
+    let config = Config::new(cli)?;
+    // Two threads for messages; tensors have their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let signals = Signals::new()?;
+        let shutdown = CancellationToken::new();
+        tokio::select! {
+            ended = run(&config, &shutdown) => Ok(ended?),
+            never = signals.heed(&shutdown) => match never {},
+        }
+    });
+    // What still reads or writes a data set is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Those that ask a program to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// The first signal lets the worker finish what it has, the second one ends it.
+    async fn heed(mut self, shutdown: &CancellationToken) -> Infallible {
+        let first = self.next().await;
+        info!(signal = first.as_raw_value(), "asked to end; a second signal ends this worker at once");
+        shutdown.cancel();
+        let second = self.next().await;
+        std::process::exit(128 + second.as_raw_value());
+    }
+
+    async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+        }
+    }
+}
+
+/// Ends the process when standard input ends, which it does when the parent is gone, however that came about.
+fn end_with_parent() -> std::io::Result<()> {
+    std::thread::Builder::new().name("supervision".to_owned()).spawn(|| {
+        // What is read is of no meaning, and that reading fails means the same as the end.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        // At once, and from here: with the parent the run is gone, and nobody is left to report to or to finish for.
+        std::process::exit(0);
+    })?;
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! The command line, as it is typed.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use model::args::{BackendArgs, DataArgs, LogArgs};
+
+/// Computes gradients for a coordinator, until that has no more work.
+#[derive(Parser, Debug)]
+#[command(
+    name = "worker",
+    version,
+    after_help = "Example:\n  worker --coordinator http://192.168.0.10:7070 --threads 4\n\nEach flag is also a variable, \
+    such as TELAR_THREADS, and a key of the file named by --config. The first Ctrl-C or SIGTERM lets the worker \
+    finish what it computes, for at most 5 seconds; a second one ends it at once."
+)]
+pub struct Cli {
+    /// Where the coordinator listens: http://HOST:PORT, HOST:PORT, or unix:PATH on this machine
+    #[arg(long, env = "TELAR_COORDINATOR", value_name = "ADDRESS", help_heading = "Connection")]
+    pub coordinator: String,
+    /// Give up after so many seconds without a coordinator
+    #[arg(
+        long,
+        env = "TELAR_CONNECT_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+        help_heading = "Connection"
+    )]
+    pub connect_timeout: u32,
+    /// End when standard input ends: for a parent that must leave no process behind
+    #[arg(long, env = "TELAR_SUPERVISED", help_heading = "Connection")]
+    pub supervised: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become help")]
+    pub data: DataArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become help")]
+    pub backend: BackendArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become help")]
+    pub log: LogArgs,
+    /// File with flags, as TOML: `threads = 4`
+    #[arg(long, env = "TELAR_CONFIG", value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+}

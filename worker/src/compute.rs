@@ -1,0 +1,460 @@
+//! The thread that computes: it owns the replica, and does one order after the other. Knows no connection; what it finds
+//! goes to the session that gave the order, if that is still there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use model::args::OpenBackend;
+use model::data::{Sampler, Split};
+use model::evaluation::{Evaluator, n_batches};
+use model::params::params_fingerprint;
+use model::random::ShardKey;
+use model::replica::Replica;
+use model::weights::Weights;
+use proto::limits;
+use proto::v1::worker_message::Kind;
+use proto::v1::{BatchDone, Encoding, Lagging, ShardDone, State, Update, Work, WorkerMessage};
+use proto::values::{self, ValuesError};
+
+use crate::plan::Plan;
+
+/// Orders that wait for the thread. More than these wait in the connection, whose window bounds them.
+const ORDERS_MAX: usize = 16;
+
+/// What the coordinator asks of a replica.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// To be this.
+    State(State),
+    /// To take over a gradient.
+    Update(Update),
+    /// To compute on the parameters as they are.
+    Work(Work),
+}
+
+/// The thread, for those who give it orders.
+#[derive(Debug)]
+pub(crate) struct Compute {
+    jobs: mpsc::Sender<Job>,
+    /// Number of the newest order that changes the parameters: shards of earlier ones are of no use to anybody.
+    newest: Arc<AtomicU64>,
+}
+
+/// The thread has ended, which it does only by a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the computing thread ended by a fault of this program, which is told above")]
+pub struct ComputeEnded;
+
+#[derive(Debug)]
+struct Job {
+    plan: Arc<Plan>,
+    order: Order,
+    /// The parameters it is for: [`Compute::newest`] when it was given.
+    change: u64,
+    replies: mpsc::Sender<WorkerMessage>,
+}
+
+impl Compute {
+    /// Starts the thread. It ends when nobody can give it orders any more.
+    pub fn start(backend: OpenBackend) -> std::io::Result<Self> {
+        let (jobs, mut waiting) = mpsc::channel(ORDERS_MAX);
+        let newest = Arc::new(AtomicU64::new(0));
+        let mut computer = Computer { backend, newest: Arc::clone(&newest), held: None };
+        std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
+            while let Some(job) = waiting.blocking_recv() {
+                computer.handle(job);
+            }
+        })?;
+        Ok(Self { jobs, newest })
+    }
+
+    /// Gives an order; waits for a place in the queue.
+    pub async fn submit(
+        &self,
+        plan: &Arc<Plan>,
+        order: Order,
+        replies: &mpsc::Sender<WorkerMessage>,
+    ) -> Result<(), ComputeEnded> {
+        let change = match order {
+            // Counted before it waits, so that what it makes useless is left at once.
+            Order::State(_) | Order::Update(_) => self.newest.fetch_add(1, Ordering::Relaxed) + 1,
+            Order::Work(_) => self.newest.load(Ordering::Relaxed),
+        };
+        let job = Job { plan: Arc::clone(plan), order, change, replies: replies.clone() };
+        self.jobs.send(job).await.map_err(|_| ComputeEnded)
+    }
+
+    /// Waits until the thread has ended.
+    pub async fn ended(&self) -> ComputeEnded {
+        self.jobs.closed().await;
+        ComputeEnded
+    }
+}
+
+/// Why a replica is not what it should be.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+enum LagError {
+    #[error("{what}: {error}")]
+    Values { what: &'static str, error: ValuesError },
+    #[error("expected the update to step {expected}, found that to step {found}")]
+    Update { expected: u64, found: u64 },
+    #[error("expected work on step {expected}, found work on step {found}")]
+    Ahead { expected: u64, found: u64 },
+    #[error("expected {what} below {n}, found {found}")]
+    Place { what: &'static str, n: u64, found: u64 },
+}
+
+/// What lives on the thread.
+#[derive(Debug)]
+struct Computer {
+    backend: OpenBackend,
+    newest: Arc<AtomicU64>,
+    held: Option<Held>,
+}
+
+impl Computer {
+    fn handle(&mut self, job: Job) {
+        if job.replies.is_closed() {
+            return; // its session is gone, and with it whoever would want the result
+        }
+        // A replica is that of the session that loaded it: another one may be of another run.
+        self.held.take_if(|held| !Arc::ptr_eq(&held.plan, &job.plan));
+        if let Err(error) = self.follow(&job.plan, job.order, job.change, &job.replies) {
+            warn!(%error, "the replica is not what it should be; asking for the state anew");
+            self.held = None;
+            let mut reason = error.to_string();
+            reason.truncate(reason.floor_char_boundary(limits::TEXT_BYTES_MAX));
+            reply(&job.replies, Kind::Lagging(Lagging { reason }));
+        }
+    }
+
+    fn follow(
+        &mut self,
+        plan: &Arc<Plan>,
+        order: Order,
+        change: u64,
+        replies: &mpsc::Sender<WorkerMessage>,
+    ) -> Result<(), LagError> {
+        let work = match order {
+            Order::State(state) => {
+                let held = self.held.take().unwrap_or_else(|| Held::new(plan, &self.backend));
+                self.held = Some(held.loaded(&state)?);
+                state.work
+            }
+            Order::Update(update) => {
+                if let Some(held) = &mut self.held {
+                    held.apply(&update)?;
+                }
+                update.work
+            }
+            Order::Work(work) => Some(work),
+        };
+        let (Some(held), Some(work)) = (&mut self.held, work) else {
+            return Ok(()); // nothing to do, or the state was asked for and is on its way
+        };
+        if work.step < held.step {
+            debug!(step = work.step, "work on a step that is over");
+            return Ok(());
+        }
+        if work.step > held.step {
+            return Err(LagError::Ahead { expected: held.step, found: work.step });
+        }
+        for &shard in &work.shards {
+            if self.newest.load(Ordering::Relaxed) != change || replies.is_closed() {
+                debug!(step = work.step, "the step is over before this worker's shards are");
+                break;
+            }
+            reply(replies, Kind::ShardDone(held.shard(&work, shard)?));
+        }
+        for &batch in &work.batches {
+            // A newer step does not make them useless: they tell of this one.
+            if replies.is_closed() {
+                break;
+            }
+            reply(replies, Kind::BatchDone(held.batch(batch, &self.backend)?));
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a place; a session that is gone needs no answer.
+fn reply(replies: &mpsc::Sender<WorkerMessage>, kind: Kind) {
+    if replies.blocking_send(WorkerMessage { kind: Some(kind) }).is_err() {
+        debug!("a result for a session that is gone");
+    }
+}
+
+/// A replica, and what it was made from.
+#[derive(Debug)]
+struct Held {
+    plan: Arc<Plan>,
+    /// Updates applied.
+    step: u64,
+    weights: Weights,
+    velocity: Vec<f32>,
+    /// A gradient on its way in or out; reused, since it is as large as the parameters.
+    gradient: Vec<f32>,
+    replica: Replica,
+    /// Fingerprint of the parameters that are in `replica`; None if those are of an earlier step.
+    in_replica: Option<u64>,
+    /// The samples of the epoch last worked on.
+    sampler: Option<(u32, Sampler)>,
+    /// The parameters of this step, if any of it was validated here.
+    evaluator: Option<Evaluator>,
+}
+
+impl Held {
+    fn new(plan: &Arc<Plan>, backend: &OpenBackend) -> Self {
+        let (recipe, n_params) = (&plan.terms.recipe, plan.terms.n_params);
+        Self {
+            plan: Arc::clone(plan),
+            step: 0,
+            weights: Weights { architecture: recipe.architecture, params: vec![0.0; n_params] },
+            velocity: recipe.sgd.velocity(n_params),
+            gradient: vec![0.0; n_params],
+            replica: Replica::new(recipe, &backend.device),
+            in_replica: None,
+            sampler: None,
+            evaluator: None,
+        }
+    }
+
+    fn loaded(mut self, state: &State) -> Result<Self, LagError> {
+        let take = |what, bytes: &[u8], into: &mut [f32]| {
+            values::decode(Encoding::F32, bytes, into).map_err(|error| LagError::Values { what, error })
+        };
+        take("the parameters of a state", &state.params, &mut self.weights.params)?;
+        take("the velocity of a state", &state.velocity, &mut self.velocity)?;
+        self.enter(state.step);
+        Ok(self)
+    }
+
+    fn apply(&mut self, update: &Update) -> Result<(), LagError> {
+        let expected = self.step + 1;
+        if update.step != expected {
+            return Err(LagError::Update { expected, found: update.step });
+        }
+        let terms = &self.plan.terms;
+        let taken = terms.path.take(&update.gradient, &mut self.gradient);
+        taken.map_err(|error| LagError::Values { what: "the gradient of an update", error })?;
+        terms.recipe.sgd.apply(&mut self.weights.params, &mut self.velocity, &self.gradient);
+        self.enter(update.step);
+        Ok(())
+    }
+
+    fn enter(&mut self, step: u64) {
+        self.step = step;
+        self.in_replica = None;
+        self.evaluator = None;
+    }
+
+    fn shard(&mut self, work: &Work, shard: u32) -> Result<ShardDone, LagError> {
+        let begun = Instant::now();
+        let terms = &self.plan.terms;
+        below("a shard", shard.into(), terms.recipe.shards.get().into())?;
+        if self.sampler.as_ref().is_none_or(|(epoch, _)| *epoch != work.epoch) {
+            let n_samples = self.plan.data.n_images(Split::Train);
+            let n_samples = u32::try_from(n_samples).expect("an IDX file counts images in u32");
+            self.sampler = Some((work.epoch, terms.recipe.sampler(work.epoch, n_samples)));
+        }
+        let sampler = &self.sampler.as_ref().expect("it was made above").1;
+        below("a step of the epoch", work.step_of_epoch.into(), sampler.n_steps() as u64)?;
+
+        // Not before there is a shard: a worker that only stands by does not pay for it.
+        let params_fingerprint = *self.in_replica.get_or_insert_with(|| {
+            self.replica.load(&self.weights.params);
+            params_fingerprint(&self.weights.params)
+        });
+        let key = ShardKey { epoch: work.epoch, step: self.step, shard };
+        let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
+        let result = self.replica.shard_result(&self.plan.data, key, places, std::mem::take(&mut self.gradient));
+        let gradient_sum = terms.path.put(&result.gradient_sum);
+        self.gradient = result.gradient_sum;
+        Ok(ShardDone {
+            fence: Some(terms.fence.clone()),
+            step: self.step,
+            shard,
+            n_samples: result.sums.n_samples,
+            loss_sum: result.sums.loss_sum,
+            correct_sum: result.sums.correct_sum,
+            gradient_sum,
+            params_fingerprint,
+            compute_nanoseconds: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn batch(&mut self, batch: u32, backend: &OpenBackend) -> Result<BatchDone, LagError> {
+        let Plan { terms, data } = &*self.plan;
+        below("a batch of the validation split", batch.into(), n_batches(data.n_images(Split::Valid)).into())?;
+        let evaluator = self.evaluator.get_or_insert_with(|| Evaluator::new(&self.weights, &backend.device));
+        let sums = evaluator.evaluate_batch(data, Split::Valid, batch);
+        Ok(BatchDone {
+            fence: Some(terms.fence.clone()),
+            step: self.step,
+            batch,
+            n_samples: sums.n_samples,
+            loss_sum: sums.loss_sum,
+            correct_sum: sums.correct_sum,
+        })
+    }
+}
+
+fn below(what: &'static str, found: u64, n: u64) -> Result<(), LagError> {
+    if found < n { Ok(()) } else { Err(LagError::Place { what, n, found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::args::BackendArgs;
+    use model::params::initial_params;
+    use model::recipe::Recipe;
+
+    use super::*;
+    use crate::common;
+    use crate::plan::Terms;
+
+    struct Bench {
+        plan: Arc<Plan>,
+        computer: Computer,
+        replies: mpsc::Sender<WorkerMessage>,
+        results: mpsc::Receiver<WorkerMessage>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let data = common::data_set();
+            let welcome = common::welcome(common::fence(), data.fingerprint());
+            let terms = Terms::try_from(welcome).expect("a welcome that can be followed");
+            let backend = BackendArgs { backend: None, device: None, threads: None }.open().expect("a device");
+            let (replies, results) = mpsc::channel(16);
+            let computer = Computer { backend, newest: Arc::new(AtomicU64::new(0)), held: None };
+            Self { plan: Arc::new(Plan { terms, data: Arc::new(data) }), computer, replies, results }
+        }
+
+        /// Gives an order as the newest one, and gives all that came of it.
+        fn order(&mut self, order: Order) -> Vec<Kind> {
+            let change = self.computer.newest.load(Ordering::Relaxed);
+            let (plan, replies) = (Arc::clone(&self.plan), self.replies.clone());
+            self.computer.handle(Job { plan, order, change, replies });
+            std::iter::from_fn(|| self.results.try_recv().ok()).filter_map(|message| message.kind).collect()
+        }
+
+        fn recipe(&self) -> &Recipe {
+            &self.plan.terms.recipe
+        }
+
+        fn params(&self) -> Vec<f32> {
+            initial_params(self.recipe().architecture, self.recipe().seed)
+        }
+
+        fn state(&self, step: u64, work: Option<Work>) -> Order {
+            let params = values::encode(Encoding::F32, &self.params());
+            let velocity = values::encode(Encoding::F32, &self.recipe().sgd.velocity(self.params().len()));
+            Order::State(State { step, params, velocity, work })
+        }
+    }
+
+    fn work(step: u64, shards: &[u32]) -> Work {
+        let step_of_epoch = u32::try_from(step).expect("few steps");
+        Work { step, epoch: 0, step_of_epoch, shards: shards.to_vec(), batches: vec![] }
+    }
+
+    fn shards(replied: Vec<Kind>) -> Vec<ShardDone> {
+        let shard = |kind| match kind {
+            Kind::ShardDone(done) => done,
+            other => panic!("a shard's result expected, found {other:?}"),
+        };
+        replied.into_iter().map(shard).collect()
+    }
+
+    /// The goal: what a worker computes is what one process alone computes, in every bit, before an update and after it.
+    #[test]
+    fn shards_are_those_of_a_process_alone() {
+        let mut bench = Bench::new();
+        let (recipe, mut params) = (bench.recipe().clone(), bench.params());
+        let mut velocity = recipe.sgd.velocity(params.len());
+        let mut replica = Replica::new(&recipe, &bench.computer.backend.device);
+        let sampler = recipe.sampler(0, common::N_TRAIN);
+
+        let mut found = shards(bench.order(bench.state(0, Some(work(0, &[1, 0])))));
+        for step in 0..2_u64 {
+            let mut gradient = vec![];
+            for (done, shard) in found.iter().zip([1_u32, 0]) {
+                replica.load(&params);
+                let places = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
+                let key = ShardKey { epoch: 0, step, shard };
+                let expected = replica.shard_result(&bench.plan.data, key, places, vec![0.0; params.len()]);
+                assert_eq!((done.step, done.shard, done.n_samples), (step, shard, expected.sums.n_samples));
+                assert_eq!(done.loss_sum.to_bits(), expected.sums.loss_sum.to_bits());
+                assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected.gradient_sum));
+                assert_eq!(done.params_fingerprint, params_fingerprint(&params));
+                gradient = expected.gradient_sum;
+            }
+            recipe.sgd.apply(&mut params, &mut velocity, &gradient);
+            let gradient = values::encode(Encoding::F32, &gradient);
+            let update = Update { step: step + 1, gradient, work: Some(work(step + 1, &[1, 0])) };
+            found = shards(bench.order(Order::Update(update)));
+        }
+    }
+
+    /// The goal: nothing that comes over the wire can end the thread, and each fault is told once.
+    #[test]
+    fn what_does_not_fit_is_told_and_nothing_more_until_the_next_state() {
+        let check = |make: &dyn Fn(&Bench) -> Order, part: &str| {
+            let mut bench = Bench::new();
+            assert!(bench.order(bench.state(5, None)).is_empty());
+            match bench.order(make(&bench)).as_slice() {
+                [Kind::Lagging(Lagging { reason })] => assert!(reason.contains(part), "`{reason}` is not `{part}`"),
+                other => panic!("`{part}` expected, found {other:?}"),
+            }
+            assert!(bench.order(Order::Work(work(5, &[0]))).is_empty(), "{part}");
+            assert_eq!(shards(bench.order(bench.state(2, Some(work(2, &[0]))))).len(), 1, "{part}");
+        };
+        let update = |step, gradient: &[f32]| {
+            let gradient = values::encode(Encoding::F32, gradient);
+            Order::Update(Update { step, gradient, work: None })
+        };
+        check(&|bench| update(7, &bench.params()), "expected the update to step 6, found that to step 7");
+        check(&|bench| update(5, &bench.params()), "found that to step 5");
+        check(&|_| update(6, &[1.0]), "the gradient of an update: expected 655256 bytes, found 4");
+        check(&|bench| update(6, &vec![f32::NAN; bench.params().len()]), "found one that is not");
+        check(&|_| Order::Work(work(6, &[0])), "expected work on step 5, found work on step 6");
+        check(&|_| Order::Work(work(5, &[2])), "expected a shard below 2, found 2");
+        check(&|_| Order::Work(Work { step_of_epoch: u32::MAX, ..work(5, &[0]) }), "a step of the epoch below 14");
+        check(&|_| Order::Work(Work { batches: vec![1], ..work(5, &[]) }), "the validation split below 1, found 1");
+        check(&|_| Order::State(State::default()), "the parameters of a state: expected 655256 bytes, found 0");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_computed() {
+        let mut bench = Bench::new();
+        assert!(bench.order(bench.state(5, None)).is_empty());
+        assert!(bench.order(Order::Work(work(4, &[0]))).is_empty(), "an older step");
+        let (plan, replies) = (Arc::clone(&bench.plan), bench.replies.clone());
+        bench.computer.newest.store(3, Ordering::Relaxed);
+        let batches = vec![0];
+        let order = Order::Work(Work { batches, ..work(5, &[0, 1]) });
+        bench.computer.handle(Job { plan, order, change: 2, replies });
+        let message = bench.results.try_recv().expect("a batch tells of its step also when that is over");
+        assert!(matches!(message.kind, Some(Kind::BatchDone(BatchDone { step: 5, batch: 0, .. }))), "{message:?}");
+        assert!(bench.results.try_recv().is_err(), "shards of a step that is over");
+    }
+
+    /// The goal: a fault of the program is an end that can be told, not a worker that does nothing for ever.
+    #[tokio::test]
+    async fn a_panic_of_the_thread_is_noticed() {
+        let mut bench = Bench::new();
+        let plan = Arc::get_mut(&mut bench.plan).expect("nobody else has it");
+        plan.terms.n_params = 1; // which is not the network's
+        let compute = Compute::start(bench.computer.backend.clone()).expect("a thread");
+        let one = values::encode(Encoding::F32, &[1.0]);
+        let state = State { step: 0, params: one.clone(), velocity: one, work: Some(work(0, &[0])) };
+        compute.submit(&bench.plan, Order::State(state), &bench.replies).await.expect("a queue");
+        let ended = tokio::time::timeout(limits::FIRST_MESSAGE_WAIT_MAX, compute.ended()).await;
+        assert_eq!(ended, Ok(ComputeEnded));
+    }
+}

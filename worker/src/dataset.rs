@@ -1,0 +1,330 @@
+//! The run's data set: this machine's own copy, or one fetched from the coordinator and kept for the next time.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+use tracing::{info, warn};
+
+use model::data::{DataChoice, DataError, Dataset, PLAIN_NAMES, open, open_copy, plain_cache_folder};
+use model::files::WriteError;
+use model::report::DownloadBar;
+use proto::limits;
+use proto::v1::DatasetPiece;
+
+use crate::link::Link;
+
+/// Pieces that wait to be written.
+const PIECES_MAX: usize = 4;
+/// How long the next piece may take.
+const PIECE_WAIT_MAX: Duration = limits::FIRST_MESSAGE_WAIT_MAX;
+
+/// The data set, kept open from one session to the next.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    choice: DataChoice,
+    /// With its fingerprint.
+    kept: Option<(String, Arc<Dataset>)>,
+}
+
+/// A data set that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The folder that the user named holds none.
+    #[error("{0}")]
+    Data(#[from] DataError),
+    /// What was fetched cannot be kept.
+    #[error("{0}")]
+    Write(#[from] WriteError),
+    /// The coordinator stopped sending it.
+    #[error("the data set could not be fetched: {}", .0.message())]
+    Status(#[from] Status),
+    /// The coordinator did not go on sending it.
+    #[error("expected the next piece of the data set within {} s, found none", PIECE_WAIT_MAX.as_secs())]
+    Silent,
+    /// What the coordinator sent is no data set.
+    #[error("{0}")]
+    Piece(#[from] PieceError),
+    /// What the coordinator sent is another data set.
+    #[error("expected the data set with the blake3 {expected} from the coordinator, found {found}")]
+    Other {
+        /// The run's.
+        expected: String,
+        /// That of the files.
+        found: String,
+    },
+}
+
+impl DatasetError {
+    /// Whether another connection could bring it.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::Silent | Self::Piece(PieceError::Torn { .. }))
+    }
+}
+
+impl Shelf {
+    /// A shelf with nothing on it; `choice` is where a copy may be besides the usual places.
+    pub fn new(choice: DataChoice) -> Self {
+        Self { choice, kept: None }
+    }
+
+    /// The data set of this fingerprint, which has the form of one.
+    pub async fn open(&mut self, link: &Link, fingerprint: &str) -> Result<Arc<Dataset>, DatasetError> {
+        if let Some((_, data)) = self.kept.as_ref().filter(|(kept, _)| kept == fingerprint) {
+            return Ok(Arc::clone(data));
+        }
+        self.kept = None;
+        let (choice, wanted) = (self.choice.clone(), fingerprint.to_owned());
+        let data = match blocking(move || open_own(&choice, &wanted)).await? {
+            Some(data) => data,
+            None => fetch(link, fingerprint).await?,
+        };
+        info!(data = data.name(), "the data set is open");
+        let data = Arc::new(data);
+        self.kept = Some((fingerprint.to_owned(), Arc::clone(&data)));
+        Ok(data)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work).await.expect("reading and writing files does not panic")
+}
+
+/// This machine's own copy.
+fn open_own(choice: &DataChoice, fingerprint: &str) -> Result<Option<Dataset>, DataError> {
+    let extra = match choice {
+        DataChoice::Folder(folder) => {
+            // Who names a folder means it, and is told if it is not what is trained on.
+            let data = open(choice, &mut DownloadBar::default())?;
+            let found = data.fingerprint();
+            if found == fingerprint {
+                return Ok(Some(data));
+            }
+            warn!(folder = %folder.display(), expected = fingerprint, found, "--data is not the run's data set, and is not used");
+            None
+        }
+        DataChoice::Synthetic => Some(choice),
+        DataChoice::Auto | DataChoice::FashionMnist => None,
+    };
+    Ok(open_copy(fingerprint, extra))
+}
+
+async fn fetch(link: &Link, fingerprint: &str) -> Result<Dataset, DatasetError> {
+    info!(fingerprint, "no copy of the data set here; fetching it from the coordinator");
+    let asked = timeout(PIECE_WAIT_MAX, link.fetch_dataset(fingerprint.to_owned())).await;
+    let mut pieces = asked.map_err(|_| DatasetError::Silent)??;
+    let (sender, receiver) = mpsc::channel(PIECES_MAX);
+    let wanted = fingerprint.to_owned();
+    let (passed_on, stored) = tokio::join!(pass_on(&mut pieces, sender), blocking(move || store(receiver, &wanted)));
+    passed_on?;
+    stored
+}
+
+/// Ends when there are no more pieces, or nobody takes them.
+async fn pass_on(pieces: &mut Streaming<DatasetPiece>, sender: mpsc::Sender<DatasetPiece>) -> Result<(), DatasetError> {
+    loop {
+        let next = timeout(PIECE_WAIT_MAX, pieces.message()).await.map_err(|_| DatasetError::Silent)??;
+        let Some(piece) = next else { return Ok(()) };
+        if sender.send(piece).await.is_err() {
+            return Ok(()); // why it takes no more is what the other end returns
+        }
+    }
+}
+
+/// Writes the files beside where they belong, and puts them there when they are what they should be.
+fn store(mut pieces: mpsc::Receiver<DatasetPiece>, fingerprint: &str) -> Result<Dataset, DatasetError> {
+    let place = plain_cache_folder(fingerprint);
+    let folder = folder_beside(place.as_deref())?;
+    let mut incoming = Incoming::new(folder.path());
+    while let Some(piece) = pieces.blocking_recv() {
+        incoming.add(&piece)?;
+    }
+    incoming.finish()?;
+
+    let data = open_folder(folder.path())?;
+    let found = data.fingerprint();
+    if found != fingerprint {
+        return Err(DatasetError::Other { expected: fingerprint.to_owned(), found });
+    }
+    let Some(place) = place else { return Ok(data) };
+    match std::fs::rename(folder.path(), &place) {
+        Ok(()) => Ok(open_folder(&place)?),
+        // Another process of this machine was faster: with its files, memory holds the images once. Without them, ours
+        // are open, and stay so when their folder is gone.
+        Err(_) => Ok(open_folder(&place).ok().filter(|data| data.fingerprint() == fingerprint).unwrap_or(data)),
+    }
+}
+
+fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
+    open(&DataChoice::Folder(folder.to_owned()), &mut DownloadBar::default())
+}
+
+/// A folder on the file system of `place` if there can be one, else a private one: data can be trained on unkept.
+fn folder_beside(place: Option<&Path>) -> Result<TempDir, WriteError> {
+    let private = || tempfile::tempdir().map_err(WriteError::at(&std::env::temp_dir()));
+    let Some(parent) = place.and_then(Path::parent) else { return private() };
+    let beside = std::fs::create_dir_all(parent);
+    let beside = beside.and_then(|()| tempfile::Builder::new().prefix(".fetching-").tempdir_in(parent));
+    beside.or_else(|error| {
+        warn!(folder = %parent.display(), %error, "the data set cannot be kept there for the next time");
+        private()
+    })
+}
+
+/// Pieces that do not make up a data set.
+#[derive(Debug, thiserror::Error)]
+pub enum PieceError {
+    /// Not one of the four files.
+    #[error("expected one of the files {}, found `{found}`", PLAIN_NAMES.join(", "))]
+    Name {
+        /// The name found.
+        found: String,
+    },
+    /// A file that is too large.
+    #[error("expected {name} to have at most {} bytes, found {found}", limits::DATASET_FILE_BYTES_MAX)]
+    Size {
+        /// The file.
+        name: String,
+        /// Its bytes, as announced.
+        found: u64,
+    },
+    /// A piece that does not go on where the last one ended.
+    #[error("expected a piece of {expected}, found one of {found}")]
+    Order {
+        /// File, place and bytes.
+        expected: String,
+        /// File, place and bytes.
+        found: String,
+    },
+    /// The pieces ended within a file.
+    #[error("expected all of {name}, found its pieces to end at byte {n_bytes}")]
+    Torn {
+        /// The file.
+        name: String,
+        /// What there is of it.
+        n_bytes: u64,
+    },
+    /// A file cannot be written.
+    #[error("{0}")]
+    Write(#[from] WriteError),
+}
+
+/// A data set that comes in piece by piece.
+#[derive(Debug)]
+struct Incoming {
+    folder: PathBuf,
+    /// The file that is not yet whole.
+    file: Option<IncomingFile>,
+}
+
+#[derive(Debug)]
+struct IncomingFile {
+    file: File,
+    name: String,
+    n_bytes: u64,
+    file_bytes: u64,
+}
+
+impl Incoming {
+    fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), file: None }
+    }
+
+    fn add(&mut self, piece: &DatasetPiece) -> Result<(), PieceError> {
+        let mut incoming = match self.file.take() {
+            Some(incoming) => incoming,
+            None => self.begin(piece)?,
+        };
+        let IncomingFile { name, n_bytes, file_bytes, .. } = &incoming;
+        let n_added = piece.content.len() as u64;
+        let goes_on = (&piece.name, piece.file_bytes, piece.offset) == (name, *file_bytes, *n_bytes);
+        // An empty piece would let a stream go on for ever.
+        let is_within = (1..=file_bytes - n_bytes).contains(&n_added);
+        if !goes_on || !is_within {
+            let expected = format!("`{name}` from byte {n_bytes} of {file_bytes}, not empty and not beyond its end");
+            let found =
+                format!("`{}` from byte {} of {} with {n_added} bytes", piece.name, piece.offset, piece.file_bytes);
+            return Err(PieceError::Order { expected, found });
+        }
+        let path = self.folder.join(name);
+        incoming.file.write_all(&piece.content).map_err(WriteError::at(&path))?;
+        incoming.n_bytes += n_added;
+        if incoming.n_bytes < incoming.file_bytes {
+            self.file = Some(incoming);
+        }
+        Ok(())
+    }
+
+    /// Begins the file that a piece is of.
+    fn begin(&self, piece: &DatasetPiece) -> Result<IncomingFile, PieceError> {
+        let DatasetPiece { name, file_bytes, .. } = piece;
+        if !PLAIN_NAMES.contains(&name.as_str()) {
+            return Err(PieceError::Name { found: name.clone() });
+        }
+        if *file_bytes > limits::DATASET_FILE_BYTES_MAX {
+            return Err(PieceError::Size { name: name.clone(), found: *file_bytes });
+        }
+        let path = self.folder.join(name);
+        // A new one, so that no file comes twice.
+        let file = File::create_new(&path).map_err(WriteError::at(&path))?;
+        Ok(IncomingFile { file, name: name.clone(), n_bytes: 0, file_bytes: *file_bytes })
+    }
+
+    /// What is wrong if there are no more pieces. Whether all files are there shows when they are opened.
+    fn finish(self) -> Result<(), PieceError> {
+        match self.file {
+            Some(IncomingFile { name, n_bytes, .. }) => Err(PieceError::Torn { name, n_bytes }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGES: &str = PLAIN_NAMES[0];
+    const LABELS: &str = PLAIN_NAMES[1];
+
+    fn piece(name: &str, file_bytes: u64, offset: u64, content: &[u8]) -> DatasetPiece {
+        DatasetPiece { name: name.to_owned(), file_bytes, offset, content: content.to_vec().into() }
+    }
+
+    /// What comes of the pieces: the error's words, or nothing.
+    fn check(pieces: &[DatasetPiece], part: &str) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut incoming = Incoming::new(folder.path());
+        let added = pieces.iter().try_for_each(|piece| incoming.add(piece)).and_then(|()| incoming.finish());
+        match added {
+            Ok(()) => assert!(part.is_empty(), "`{part}` expected"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!part.is_empty() && text.contains(part), "`{text}` does not say `{part}`");
+            }
+        }
+    }
+
+    #[test]
+    fn only_whole_files_of_known_names_come_in() {
+        let whole = piece(IMAGES, 3, 0, b"abc");
+        check(&[whole.clone(), piece(LABELS, 2, 0, b"a"), piece(LABELS, 2, 1, b"b")], "");
+        check(&[piece("../weights", 3, 0, b"abc")], "found `../weights`");
+        check(&[piece(IMAGES, limits::DATASET_FILE_BYTES_MAX + 1, 0, b"abc")], "found 470400161");
+        check(&[piece(IMAGES, 3, 1, b"bc")], "from byte 0 of 3, not empty and not beyond its end, found one of");
+        check(&[piece(IMAGES, 3, 0, b"ab"), piece(IMAGES, 3, 1, b"b")], "from byte 2 of 3");
+        check(&[piece(IMAGES, 3, 0, b"ab"), piece(IMAGES, 4, 2, b"c")], "from byte 2 of 4");
+        check(&[piece(IMAGES, 3, 0, b"ab"), piece(LABELS, 3, 2, b"c")], "found one of `train-labels");
+        check(&[piece(IMAGES, 3, 0, b"abcd")], "with 4 bytes");
+        check(&[piece(IMAGES, 3, 0, b"")], "with 0 bytes");
+        check(&[piece(IMAGES, 0, 0, b"")], "with 0 bytes");
+        check(&[piece(IMAGES, 3, 0, b"ab")], "to end at byte 2");
+        check(&[whole.clone(), whole], "File exists");
+    }
+}

@@ -1,0 +1,225 @@
+//! From the first connection to the last: connect, be in a session, back off, and join again.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span, warn};
+
+use model::exit;
+use proto::limits;
+use proto::v1::Dismissal;
+
+use crate::compute::Compute;
+use crate::config::{Address, Config, ConfigError};
+use crate::dataset::{DatasetError, PieceError, Shelf};
+use crate::link::Link;
+use crate::session::{Admission, End, Session, SessionError};
+
+/// The first pause between two attempts; each is twice the one before, up to the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Why a worker ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// Nobody took it in for too long.
+    #[error(
+        "no coordinator at {address}: {reason}; tried for {} s; start one there, or name another with --coordinator",
+        .tried.as_secs()
+    )]
+    NoCoordinator {
+        /// Where it was looked for.
+        address: Address,
+        /// How the last attempt ended.
+        reason: String,
+        /// For how long.
+        tried: Duration,
+    },
+    /// A session ended in a way that another one would end in too.
+    #[error("{0}")]
+    Session(#[from] SessionError),
+    /// The computing thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What the program's end tells the one who started it.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let known = error.chain().find_map(|cause| match cause.downcast_ref::<SessionError>() {
+        Some(SessionError::Status(_) | SessionError::Terms(_)) => Some(exit::CONFIGURATION),
+        Some(SessionError::OutOfOrder { .. } | SessionError::Compute(_)) => Some(exit::INTERNAL),
+        Some(SessionError::Dataset(DatasetError::Piece(PieceError::Write(_)))) => Some(exit::CANNOT_WRITE),
+        Some(SessionError::Dataset(DatasetError::Piece(_) | DatasetError::Other { .. })) => Some(exit::DATA),
+        Some(SessionError::Dataset(_) | SessionError::Link(_) | SessionError::Closed | SessionError::Silent { .. })
+        | None => None,
+    });
+    let is_configuration = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ConfigError::Address(_))));
+    let is_unavailable =
+        error.chain().any(|cause| matches!(cause.downcast_ref(), Some(WorkerError::NoCoordinator { .. })));
+    match known {
+        Some(code) => code,
+        None if is_configuration => exit::CONFIGURATION,
+        None if is_unavailable => exit::UNAVAILABLE,
+        None => exit::code(error),
+    }
+}
+
+/// Works until the coordinator dismisses this worker for good, or `shutdown` is cancelled.
+///
+/// # Errors
+/// If no coordinator takes it in for as long as the configuration says, or one refuses it for good.
+pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), WorkerError> {
+    let compute = Compute::start(config.backend.clone()).map_err(WorkerError::Thread)?;
+    let mut datasets = Shelf::new(config.data.clone());
+    let mut search = Search::begin(&config.coordinator, config.connect_timeout, Instant::now());
+    loop {
+        // Ends with a session that ends for good, with `shutdown`, or when the search has gone on for too long.
+        let joined = tokio::select! {
+            joined = join(config, search.time_left(Instant::now())) => joined,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        let dismissed = match joined {
+            Ok(Admission::Admitted(session)) => {
+                let begun = Instant::now();
+                let ended = be_in(*session, &compute, &mut datasets, shutdown).await;
+                search.begin_again(begun, Instant::now());
+                ended
+            }
+            Ok(Admission::Dismissed(dismissal)) => Ok(End::Dismissed(dismissal)),
+            Err(error) => Err(error),
+        };
+        let reason = match dismissed {
+            Ok(End::Left) => return Ok(()),
+            Ok(End::Dismissed(Dismissal { is_final: true, reason })) => {
+                info!(reason, "dismissed");
+                return Ok(());
+            }
+            Ok(End::Dismissed(Dismissal { is_final: false, reason })) => reason,
+            Err(error) if error.is_final() => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        if shutdown.is_cancelled() {
+            return Ok(()); // the coordinator let go of a worker that had asked for it
+        }
+        let pause = search.go_on(Instant::now(), reason)?;
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+async fn join(config: &Config, time_left: Duration) -> Result<Admission, SessionError> {
+    let link = Link::connect(&config.coordinator, time_left).await?;
+    Session::join(link, &config.backend, time_left.min(limits::FIRST_MESSAGE_WAIT_MAX)).await
+}
+
+async fn be_in(
+    session: Session,
+    compute: &Compute,
+    datasets: &mut Shelf,
+    shutdown: &CancellationToken,
+) -> Result<End, SessionError> {
+    let span = info_span!(
+        "session",
+        worker = session.terms.worker_id,
+        run = session.terms.fence.run_id,
+        incarnation = session.terms.fence.incarnation
+    );
+    session.run(compute, datasets, shutdown).instrument(span).await
+}
+
+/// The search for a coordinator: since when, how fast, and what was said about it.
+#[derive(Debug)]
+struct Search<'a> {
+    address: &'a Address,
+    wait_max: Duration,
+    begun: Instant,
+    /// Before the next attempt.
+    pause: Duration,
+    /// The reason told last: the log has each state once.
+    told: Option<String>,
+}
+
+impl<'a> Search<'a> {
+    fn begin(address: &'a Address, wait_max: Duration, now: Instant) -> Self {
+        Self { address, wait_max, begun: now, pause: PAUSE_MIN, told: None }
+    }
+
+    fn time_left(&self, now: Instant) -> Duration {
+        self.wait_max.saturating_sub(now - self.begun)
+    }
+
+    /// A session was there, and ended now.
+    fn begin_again(&mut self, session_begun: Instant, now: Instant) {
+        // Sessions that end as soon as they begin are no reason to try again as fast as can be.
+        if now - session_begun > PAUSE_MAX {
+            self.pause = PAUSE_MIN;
+        }
+        self.begun = now;
+        self.told = None;
+    }
+
+    /// How long to wait after an attempt that came to nothing.
+    fn go_on(&mut self, now: Instant, reason: String) -> Result<Duration, WorkerError> {
+        let time_left = self.time_left(now);
+        if time_left.is_zero() {
+            let address = self.address.clone();
+            return Err(WorkerError::NoCoordinator { address, reason, tried: now - self.begun });
+        }
+        if self.told.as_ref() != Some(&reason) {
+            let seconds_left = time_left.as_secs();
+            warn!(address = %self.address, reason, seconds_left, "no session with a coordinator; trying again");
+            self.told = Some(reason);
+        }
+        let pause = self.pause.min(time_left);
+        self.pause = (2 * self.pause).min(PAUSE_MAX);
+        Ok(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// The pauses in milliseconds until the search gives up, if each attempt takes no time.
+    fn pauses(search: &mut Search, now: &mut Instant) -> Vec<u128> {
+        let mut pauses = vec![];
+        while let Ok(pause) = search.go_on(*now, "nobody".to_owned()) {
+            *now += pause;
+            pauses.push(pause.as_millis());
+        }
+        pauses
+    }
+
+    #[test]
+    fn pauses_double_up_to_two_seconds_and_end_with_the_time_given() {
+        let address = Address::Unix("socket".to_owned());
+        let mut now = Instant::now();
+        let mut search = Search::begin(&address, 6 * SECOND, now);
+        assert_eq!(pauses(&mut search, &mut now), [50, 100, 200, 400, 800, 1_600, 2_000, 850]); // 6 s in all
+        let error = search.go_on(now, "nobody".to_owned()).expect_err("the time is over").to_string();
+        assert_eq!(
+            error,
+            "no coordinator at unix:socket: nobody; tried for 6 s; start one there, or name another with --coordinator"
+        );
+    }
+
+    #[test]
+    fn a_session_gives_all_the_time_again_but_the_first_pause_only_if_it_lasted() {
+        let address = Address::Unix("socket".to_owned());
+        let check = |lasted: Duration, expected: &[u128]| {
+            let mut now = Instant::now();
+            let mut search = Search::begin(&address, 3 * SECOND, now);
+            assert_eq!(pauses(&mut search, &mut now), [50, 100, 200, 400, 800, 1_450]);
+            search.begin_again(now, now + lasted);
+            now += lasted;
+            assert_eq!(pauses(&mut search, &mut now), expected);
+        };
+        check(SECOND, &[2_000, 1_000]);
+        check(3 * SECOND, &[50, 100, 200, 400, 800, 1_450]);
+    }
+}

@@ -1,0 +1,256 @@
+//! One connection's conversation: the join, the data set, then orders in and results out, until somebody ends it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+use tracing::{info, warn};
+
+use model::args::OpenBackend;
+use model::backend::compute_class;
+use proto::limits;
+use proto::v1::coordinator_message::Kind as Inbound;
+use proto::v1::worker_message::Kind as Outbound;
+use proto::v1::{CoordinatorMessage, Dismissal, Heartbeat, Join, Leaving, Welcome, WorkerMessage};
+
+use crate::compute::{Compute, ComputeEnded, Order};
+use crate::dataset::{DatasetError, Shelf};
+use crate::link::{Link, LinkError};
+use crate::plan::{Plan, Terms, TermsError};
+
+/// Messages that wait to be sent: results of the size of the parameters among them.
+const OUTBOUND_MESSAGES_MAX: usize = 4;
+/// How long a worker that was asked to end goes on with what it has.
+const LEAVING_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A worker that the coordinator has taken in.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The run.
+    pub terms: Terms,
+    link: Link,
+    outbound: mpsc::Sender<WorkerMessage>,
+    inbound: Streaming<CoordinatorMessage>,
+}
+
+/// The coordinator's answer to a join.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    Admitted(Box<Session>),
+    Dismissed(Dismissal),
+}
+
+/// How a session ended that did what it should.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The coordinator ended it.
+    Dismissed(Dismissal),
+    /// This worker was asked to end, and waited long enough.
+    Left,
+}
+
+/// A session that ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No connection.
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    /// The coordinator, or the connection, says so.
+    #[error("{}", words(.0))]
+    Status(#[from] Status),
+    /// Without a word.
+    #[error("the coordinator ended the session")]
+    Closed,
+    /// No answer to the join.
+    #[error("expected the coordinator's answer within {} s, found none", .waited.as_secs_f32())]
+    Silent {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A message that does not belong there.
+    #[error("expected {expected}, found {found}; use a coordinator and workers of one version")]
+    OutOfOrder {
+        /// What belongs there.
+        expected: &'static str,
+        /// What came.
+        found: &'static str,
+    },
+    /// A welcome that cannot be followed.
+    #[error("{0}")]
+    Terms(#[from] TermsError),
+    /// No data set.
+    #[error("{0}")]
+    Dataset(#[from] DatasetError),
+    /// The computing thread is no more.
+    #[error("{0}")]
+    Compute(#[from] ComputeEnded),
+}
+
+impl SessionError {
+    /// Whether another session would end in the same way.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Status(status) => is_refusal(status),
+            Self::Link(_) | Self::Closed | Self::Silent { .. } => false,
+            Self::Dataset(error) => !error.is_of_connection(),
+            Self::OutOfOrder { .. } | Self::Terms(_) | Self::Compute(_) => true,
+        }
+    }
+}
+
+/// Whether the coordinator has looked at this worker and does not want it.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
+}
+
+fn words(status: &Status) -> String {
+    if status.message().is_empty() { status.code().description().to_owned() } else { status.message().to_owned() }
+}
+
+impl Session {
+    /// Says who joins, and hears the answer.
+    pub async fn join(link: Link, backend: &OpenBackend, wait_max: Duration) -> Result<Admission, SessionError> {
+        let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES_MAX);
+        // Before the stream is opened, since a coordinator may answer the call only when it has heard who calls.
+        let join = WorkerMessage { kind: Some(Outbound::Join(introduction(backend))) };
+        outbound.try_send(join).expect("a new queue has room");
+        let answer = async {
+            let mut inbound = link.open_session(ReceiverStream::new(messages)).await?;
+            let first = next(&mut inbound).await?;
+            Ok::<_, SessionError>((inbound, first))
+        };
+        let answered = timeout(wait_max, answer).await;
+        let (inbound, first) = answered.map_err(|_| SessionError::Silent { waited: wait_max })??;
+        match first {
+            Heard::Welcome(welcome) => {
+                let terms = Terms::try_from(welcome)?;
+                Ok(Admission::Admitted(Box::new(Self { terms, link, outbound, inbound })))
+            }
+            Heard::Dismissal(dismissal) => Ok(Admission::Dismissed(dismissal)),
+            Heard::Order(_) => Err(SessionError::OutOfOrder { expected: "a welcome", found: "an order" }),
+        }
+    }
+
+    /// Does what it is told until the session's end, giving signs of life whatever else it does.
+    pub async fn run(
+        mut self,
+        compute: &Compute,
+        datasets: &mut Shelf,
+        shutdown: &CancellationToken,
+    ) -> Result<End, SessionError> {
+        let outbound = self.outbound.clone();
+        tokio::select! {
+            dismissal = self.converse(compute, datasets) => Ok(End::Dismissed(dismissal?)),
+            ended = compute.ended() => Err(ended.into()),
+            () = leave(&outbound, shutdown) => Ok(End::Left),
+            never = give_signs_of_life(&outbound) => match never {},
+        }
+    }
+
+    async fn converse(&mut self, compute: &Compute, datasets: &mut Shelf) -> Result<Dismissal, SessionError> {
+        let recipe = &self.terms.recipe;
+        info!(network = %recipe.architecture, step = recipe.cut(), "joined the run");
+        let data = tokio::select! {
+            data = datasets.open(&self.link, &self.terms.data_fingerprint) => data?,
+            heard = next(&mut self.inbound) => return match heard? {
+                Heard::Dismissal(dismissal) => Ok(dismissal),
+                Heard::Welcome(_) => Err(out_of_order("a second welcome")),
+                Heard::Order(_) => Err(out_of_order("an order before the data set was ready")),
+            },
+        };
+        let ready = WorkerMessage { kind: Some(Outbound::Ready(self.terms.ready())) };
+        // That nobody takes it any more shows when the next message is awaited.
+        let _ = self.outbound.send(ready).await;
+        let plan = Arc::new(Plan { terms: self.terms.clone(), data });
+        loop {
+            // Ends with the stream. A silent coordinator may have nothing to say; one that is gone is noticed by HTTP/2.
+            match next(&mut self.inbound).await? {
+                Heard::Order(order) => compute.submit(&plan, order, &self.outbound).await?,
+                Heard::Dismissal(dismissal) => return Ok(dismissal),
+                Heard::Welcome(_) => return Err(out_of_order("a second welcome")),
+            }
+        }
+    }
+}
+
+fn out_of_order(found: &'static str) -> SessionError {
+    SessionError::OutOfOrder { expected: "an order or a dismissal", found }
+}
+
+fn introduction(backend: &OpenBackend) -> Join {
+    let OpenBackend { backend, device_choice, n_threads, .. } = backend;
+    Join {
+        version: proto::VERSION.to_owned(),
+        host: host(),
+        process: std::process::id(),
+        backend: format!("{backend} on {device_choice}"),
+        compute_class: compute_class(*backend, *device_choice, *n_threads),
+        threads: u32::try_from(*n_threads).unwrap_or(u32::MAX),
+    }
+}
+
+/// The machine's name where the system tells it in a file, for people.
+fn host() -> String {
+    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let mut name = told.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    if let Some(name) = &mut name {
+        name.truncate(name.floor_char_boundary(limits::TEXT_BYTES_MAX));
+    }
+    name.unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// A message that something has to be done about.
+#[derive(Debug)]
+enum Heard {
+    Welcome(Welcome),
+    Order(Order),
+    Dismissal(Dismissal),
+}
+
+async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Heard, SessionError> {
+    loop {
+        // Ends with the stream.
+        let message = inbound.message().await?.ok_or(SessionError::Closed)?;
+        return Ok(match message.kind {
+            Some(Inbound::Welcome(welcome)) => Heard::Welcome(welcome),
+            Some(Inbound::State(state)) => Heard::Order(Order::State(state)),
+            Some(Inbound::Update(update)) => Heard::Order(Order::Update(update)),
+            Some(Inbound::Work(work)) => Heard::Order(Order::Work(work)),
+            Some(Inbound::Dismissal(dismissal)) => Heard::Dismissal(dismissal),
+            Some(Inbound::Refusal(refusal)) => {
+                warn!(reason = refusal.reason, "the coordinator did not use what this worker sent");
+                continue;
+            }
+            None => return Err(out_of_order("a message of an unknown kind")),
+        });
+    }
+}
+
+async fn give_signs_of_life(outbound: &mpsc::Sender<WorkerMessage>) -> Infallible {
+    let mut ticks = interval(limits::HEARTBEAT_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // If there is no room, what is in the queue is a sign of life as well.
+        let _ = outbound.try_send(WorkerMessage { kind: Some(Outbound::Heartbeat(Heartbeat {})) });
+    }
+}
+
+/// Ends some time after this worker was asked to end: until then it finishes what it has.
+async fn leave(outbound: &mpsc::Sender<WorkerMessage>, shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    let leaving = Leaving { reason: "the worker was asked to end".to_owned() };
+    let tell = async {
+        let _ = outbound.send(WorkerMessage { kind: Some(Outbound::Leaving(leaving)) }).await;
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        never = tell => match never {},
+        () = sleep(LEAVING_WAIT_MAX) => warn!("the coordinator did not dismiss this worker in time"),
+    }
+}

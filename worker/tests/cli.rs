@@ -1,0 +1,134 @@
+//! The program as its users see it where there is no coordinator.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The program with flags separated by spaces, without the caller's own settings.
+fn program(flags: &str) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("worker"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
+    command.args(flags.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Ends with the exit code, and says every part on standard error.
+fn check_end(output: &Output, exit_code: i32, parts: &[&str]) {
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit_code), "it said: {error}");
+    for part in parts {
+        assert!(error.contains(part), "`{error}` does not hold `{part}`");
+    }
+}
+
+fn check(flags: &str, exit_code: i32, parts: &[&str]) {
+    check_end(&program(flags).output().expect("the program starts"), exit_code, parts);
+}
+
+/// An address where nobody listens.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+/// Waits until the program says that it is looking for a coordinator, so that its signals are in place.
+fn wait_for_search(child: &mut Child) -> impl FnOnce(Child) -> Output + use<> {
+    use std::io::{BufRead, BufReader, Read};
+
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut said = String::new();
+    while !said.contains("trying again") {
+        assert!(lines.read_line(&mut said).expect("text") > 0, "it ended before it looked for anything: {said}");
+    }
+    move |child| {
+        let mut output = child.wait_with_output().expect("its end");
+        lines.read_to_string(&mut said).expect("text");
+        output.stderr = said.into_bytes();
+        output
+    }
+}
+
+#[test]
+fn help_tells_flags_defaults_and_an_example() {
+    let output = program("--help").output().expect("the program starts");
+    let help = text(&output.stdout);
+    for part in ["Example:\n  worker --coordinator http://", "TELAR_COORDINATOR", "[default: 60]", "What computes:"] {
+        assert!(help.contains(part), "`{help}` does not hold `{part}`");
+    }
+}
+
+#[test]
+fn what_is_no_address_is_told_what_to_write() {
+    for address in ["localhost", "https://localhost:7070", "unix:"] {
+        let found = format!("found `{address}`; write for example `--coordinator http://");
+        check(
+            &format!("--coordinator {address}"),
+            64,
+            &["expected --coordinator as http://HOST:PORT or unix:PATH", &found],
+        );
+    }
+    check("", 2, &["--coordinator"]);
+}
+
+#[test]
+fn a_device_that_cannot_be_had_is_told_before_anybody_is_looked_for() {
+    check("--coordinator localhost:7070 --backend flex --device mps", 64, &["error: the backend `flex`"]);
+    check("--coordinator localhost:7070 --config /nowhere/telar.toml", 64, &["cannot read /nowhere/telar.toml"]);
+}
+
+#[test]
+fn nobody_at_an_address_is_told_after_the_time_given() {
+    let address = free_address();
+    let begun = Instant::now();
+    check(
+        &format!("--coordinator {address} --connect-timeout 1"),
+        69,
+        &[&format!("no coordinator at http://{address}")],
+    );
+    assert!((1..10).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    check(
+        "--coordinator unix:/nowhere/socket --connect-timeout 1",
+        69,
+        &["no coordinator at unix:/nowhere/socket: No such"],
+    );
+}
+
+/// The goal: something that takes connections and says nothing is no coordinator, and does not hold a worker for ever.
+#[test]
+fn a_silent_peer_is_no_coordinator() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    check(
+        &format!("--coordinator {address} --connect-timeout 1"),
+        69,
+        &[&format!("no coordinator at http://{address}")],
+    );
+}
+
+#[test]
+fn a_supervised_worker_ends_with_its_standard_input() {
+    let mut command = program(&format!("--coordinator {} --supervised", free_address()));
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("the program starts");
+    let end = wait_for_search(&mut child);
+    drop(child.stdin.take());
+    check_end(&end(child), 0, &[]);
+}
+
+#[test]
+fn a_signal_ends_a_worker_that_has_no_session() {
+    for signal in ["TERM", "INT"] {
+        let mut child = program(&format!("--coordinator {}", free_address())).spawn().expect("the program starts");
+        let end = wait_for_search(&mut child);
+        let begun = Instant::now();
+        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(sent.expect("kill is there").success());
+        check_end(&end(child), 0, &["asked to end"]);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}

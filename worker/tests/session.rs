@@ -1,0 +1,320 @@
+//! The program in a session with a coordinator that follows a script.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use model::backend::reference_device;
+use model::data::Dataset;
+use model::params::{initial_params, params_fingerprint};
+use model::random::ShardKey;
+use model::recipe::{Recipe, RecipeArgs};
+use model::replica::Replica;
+use proto::v1::coordinator_message::Kind as Said;
+use proto::v1::training_server::{Training, TrainingServer};
+use proto::v1::worker_message::Kind as Heard;
+use proto::v1::{
+    CoordinatorMessage, DatasetPiece, Dismissal, Encoding, FetchDatasetRequest, Leaving, State, Update, Work,
+    WorkerMessage,
+};
+use proto::{limits, values};
+
+/// Every wait's deadline: generous, for slow machines.
+const WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// Hands each session to the test, and gives away a data set.
+struct Script {
+    peers: mpsc::Sender<Peer>,
+    data: Arc<Dataset>,
+    n_fetched: Arc<AtomicUsize>,
+}
+
+/// One worker in one session.
+struct Peer {
+    heard: Streaming<WorkerMessage>,
+    said: mpsc::Sender<Result<CoordinatorMessage, Status>>,
+}
+
+#[tonic::async_trait]
+impl Training for Script {
+    type SessionStream = ReceiverStream<Result<CoordinatorMessage, Status>>;
+    type FetchDatasetStream = ReceiverStream<Result<DatasetPiece, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (said, saying) = mpsc::channel(16);
+        let peer = Peer { heard: request.into_inner(), said };
+        self.peers.send(peer).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(saying)))
+    }
+
+    async fn fetch_dataset(
+        &self,
+        request: Request<FetchDatasetRequest>,
+    ) -> Result<Response<Self::FetchDatasetStream>, Status> {
+        assert_eq!(request.into_inner().data_fingerprint, self.data.fingerprint());
+        self.n_fetched.fetch_add(1, Ordering::Relaxed);
+        let (giving, given) = mpsc::channel(64);
+        for file in self.data.plain_files() {
+            let whole = [&file.header, file.content].concat();
+            for (number, content) in whole.chunks(limits::PIECE_BYTES / 8).enumerate() {
+                let offset = (number * limits::PIECE_BYTES / 8) as u64;
+                let (name, content) = (file.name.to_owned(), content.to_vec().into());
+                let piece = DatasetPiece { name, file_bytes: whole.len() as u64, offset, content };
+                giving.try_send(Ok(piece)).expect("a small data set has few pieces");
+            }
+        }
+        Ok(Response::new(ReceiverStream::new(given)))
+    }
+}
+
+/// A coordinator's place, and the workers that come to it.
+struct Place {
+    folder: TempDir,
+    peers: mpsc::Receiver<Peer>,
+    data: Arc<Dataset>,
+    n_fetched: Arc<AtomicUsize>,
+}
+
+impl Place {
+    fn open() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (data, n_fetched) = (Arc::new(common::data_set()), Arc::new(AtomicUsize::new(0)));
+        let (sending, peers) = mpsc::channel(4);
+        let script = Script { peers: sending, data: Arc::clone(&data), n_fetched: Arc::clone(&n_fetched) };
+        let listener = UnixListener::bind(folder.path().join("socket")).expect("a socket");
+        let (accepted, connections) = mpsc::channel(4);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                if accepted.send(Ok::<_, std::io::Error>(stream)).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let server =
+            TrainingServer::new(script).max_encoding_message_size(limits::message_bytes_max(limits::PARAMS_MAX));
+        let server = Server::builder().add_service(server);
+        tokio::spawn(server.serve_with_incoming(ReceiverStream::new(connections)));
+        Self { folder, peers, data, n_fetched }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn start_worker(&self) -> Child {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("worker"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
+            command.env_remove(name);
+        }
+        command.arg("--coordinator").arg(format!("unix:{}", self.path().join("socket").display()));
+        // Where the user's own data sets are not found.
+        command.env("XDG_CACHE_HOME", self.path().join("cache")).current_dir(self.path());
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().expect("the program starts")
+    }
+
+    /// The next worker that joins.
+    async fn joined(&mut self) -> Peer {
+        let mut peer = timeout(WAIT_MAX, self.peers.recv()).await.expect("a session in time").expect("a session");
+        match peer.hear().await {
+            Heard::Join(join) => {
+                assert_eq!((join.version.as_str(), join.backend.is_empty()), (proto::VERSION, false));
+                assert!(join.compute_class.contains(std::env::consts::ARCH), "{}", join.compute_class);
+            }
+            other => panic!("a join expected, found {other:?}"),
+        }
+        peer
+    }
+
+    /// The next worker that joins, admitted and ready.
+    async fn ready(&mut self) -> Peer {
+        let mut peer = self.joined().await;
+        peer.say(Said::Welcome(common::welcome(common::fence(), self.data.fingerprint()))).await;
+        match peer.hear().await {
+            Heard::Ready(ready) => assert_eq!(ready.data_fingerprint, self.data.fingerprint()),
+            other => panic!("readiness expected, found {other:?}"),
+        }
+        peer
+    }
+}
+
+impl Peer {
+    async fn say(&self, kind: Said) {
+        self.said.send(Ok(CoordinatorMessage { kind: Some(kind) })).await.expect("the worker is there");
+    }
+
+    /// The next message that is more than a sign of life.
+    async fn hear(&mut self) -> Heard {
+        loop {
+            let message = timeout(WAIT_MAX, self.heard.message()).await.expect("a message in time");
+            match message.expect("the worker is there").expect("a message").kind.expect("a known kind") {
+                Heard::Heartbeat(_) => {}
+                kind => return kind,
+            }
+        }
+    }
+
+    async fn dismiss(&self, is_final: bool) {
+        self.say(Said::Dismissal(Dismissal { is_final, reason: "the script says so".to_owned() })).await;
+    }
+}
+
+async fn end(child: Child) -> Output {
+    timeout(WAIT_MAX, child.wait_with_output()).await.expect("an end in time").expect("an end")
+}
+
+async fn terminate(child: &Child) {
+    let process = child.id().expect("it runs").to_string();
+    assert!(Command::new("kill").args(["-TERM", &process]).status().await.expect("kill is there").success());
+}
+
+fn check_end(output: &Output, exit_code: i32, part: &str) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit_code), "it said: {error}");
+    assert!(error.contains(part), "`{error}` does not hold `{part}`");
+}
+
+/// The recipe of [`common::welcome`], from flags as one process alone has them.
+fn recipe() -> Recipe {
+    let args = RecipeArgs {
+        arch: Some(model::arch::Architecture::Denoising),
+        epochs: Some(1),
+        batch_size: Some(8),
+        learning_rate: Some(0.5),
+        momentum: Some(0.9),
+        nesterov: false,
+        noise: Some("gaussian:0.2".parse().expect("a noise")),
+        no_shuffle: false,
+        seed: Some(7),
+        max_steps: None,
+        init_from: None,
+    };
+    Recipe::new(args, 2).expect("a recipe")
+}
+
+fn work(step: u64, shards: &[u32], batches: &[u32]) -> Work {
+    let step_of_epoch = u32::try_from(step).expect("few steps");
+    Work { step, epoch: 0, step_of_epoch, shards: shards.to_vec(), batches: batches.to_vec() }
+}
+
+fn state(step: u64, params: &[f32], work: Work) -> Said {
+    let encoded = |values: &[f32]| values::encode(Encoding::F32, values);
+    let velocity = encoded(&recipe().sgd.velocity(params.len()));
+    Said::State(State { step, params: encoded(params), velocity, work: Some(work) })
+}
+
+/// The goal: a whole life, with a data set that is fetched once, results that one process alone would have, a replica
+/// that is loaded anew after a wrong update, and a second session after the first.
+#[tokio::test]
+async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
+    let mut place = Place::open();
+    let child = place.start_worker();
+    let mut peer = place.ready().await;
+
+    let recipe = recipe();
+    let params = initial_params(recipe.architecture, recipe.seed);
+    let mut replica = Replica::new(&recipe, &reference_device());
+    replica.load(&params);
+    let sampler = recipe.sampler(0, common::N_TRAIN);
+    peer.say(state(0, &params, work(0, &[0, 1], &[]))).await;
+    let mut gradient = vec![];
+    for shard in 0..2 {
+        let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
+        let key = ShardKey { epoch: 0, step: 0, shard };
+        let expected =
+            replica.shard_result(&place.data, key, sampler.shard(0, shard as usize), vec![0.0; params.len()]);
+        assert_eq!((done.fence, done.step, done.shard, done.n_samples), (Some(common::fence()), 0, shard, 4));
+        assert_eq!(done.loss_sum.to_bits(), expected.sums.loss_sum.to_bits());
+        assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected.gradient_sum));
+        assert_eq!(done.params_fingerprint, params_fingerprint(&params));
+        gradient = expected.gradient_sum;
+    }
+
+    let update =
+        |step| Update { step, gradient: values::encode(Encoding::F32, &gradient), work: Some(work(step, &[0], &[])) };
+    peer.say(Said::Update(update(1))).await;
+    let (mut updated, mut velocity) = (params.clone(), recipe.sgd.velocity(params.len()));
+    recipe.sgd.apply(&mut updated, &mut velocity, &gradient);
+    let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
+    assert_eq!((done.step, done.params_fingerprint), (1, params_fingerprint(&updated)));
+
+    peer.say(Said::Update(update(3))).await;
+    let Heard::Lagging(lagging) = peer.hear().await else { panic!("a replica that lags") };
+    assert_eq!(lagging.reason, "expected the update to step 2, found that to step 3");
+    peer.say(state(1, &updated, work(1, &[], &[0]))).await;
+    let Heard::BatchDone(done) = peer.hear().await else { panic!("a batch's result") };
+    assert_eq!((done.step, done.batch, done.n_samples), (1, 0, 10));
+    peer.dismiss(false).await;
+
+    let peer = place.ready().await;
+    peer.dismiss(true).await;
+    check_end(&end(child).await, 0, "the script says so");
+    assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
+
+    // Another process finds what the first one kept.
+    let child = place.start_worker();
+    place.ready().await.dismiss(true).await;
+    check_end(&end(child).await, 0, "the script says so");
+    assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
+    let mut place = Place::open();
+    let child = place.start_worker();
+    let mut peer = place.ready().await;
+    terminate(&child).await;
+    let Heard::Leaving(Leaving { reason }) = peer.hear().await else { panic!("a worker that leaves") };
+    assert_eq!(reason, "the worker was asked to end");
+    peer.say(state(0, &initial_params(recipe().architecture, 7), work(0, &[1], &[]))).await;
+    let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
+    assert_eq!(done.shard, 1);
+    drop(peer); // and with it the stream
+    check_end(&end(child).await, 0, "asked to end");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_worker_at_once() {
+    let mut place = Place::open();
+    let child = place.start_worker();
+    let mut peer = place.ready().await;
+    terminate(&child).await;
+    assert!(matches!(peer.hear().await, Heard::Leaving(_)));
+    terminate(&child).await;
+    check_end(&end(child).await, 128 + 15, "asked to end");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_refused_says_why() {
+    let check = async |answer: Result<Said, Status>, exit_code, part: &str| {
+        let mut place = Place::open();
+        let child = place.start_worker();
+        let peer = place.joined().await;
+        let answer = answer.map(|kind| CoordinatorMessage { kind: Some(kind) });
+        peer.said.send(answer).await.expect("the worker is there");
+        check_end(&end(child).await, exit_code, part);
+    };
+    check(Err(Status::failed_precondition("expected version 9")), 64, "error: expected version 9").await;
+    let mut welcome = common::welcome(common::fence(), "0".repeat(64));
+    welcome.layout_fingerprint += 1;
+    check(Ok(Said::Welcome(welcome)), 64, "expected the parameter layout").await;
+    let dismissal = Dismissal { is_final: true, reason: "nothing to do".to_owned() };
+    check(Ok(Said::Dismissal(dismissal)), 0, "nothing to do").await;
+    check(Ok(Said::Work(Work::default())), 70, "expected a welcome, found an order").await;
+}
