@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use model::args::BackendArgs;
 use model::report::{LogFormat, write_stderr_line};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -107,18 +107,15 @@ impl Launcher {
             };
             let status = status.map_err(|source| LaunchError::Start { program: self.program.clone(), source })?;
             let last_lines = worker.last_lines().await;
-            if shutdown.is_cancelled() {
-                break;
-            }
             n_short_lives = if started.elapsed() < SHORT_LIFE { n_short_lives + 1 } else { 0 };
             if n_short_lives >= SHORT_LIVES_MAX {
                 return Err(LaunchError::DiesAtOnce { number, n_lives: n_short_lives, status, last_lines });
             }
             let pause = PAUSE * 2_u32.pow(n_short_lives);
-            warn!(local_worker = number, %status, pause_ms = pause.as_millis(), "local worker ended; it is started anew");
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = shutdown.cancelled() => {}
+                // When the run is over, workers end a moment before this is told.
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(pause) => warn!(local_worker = number, %status, "local worker ended; it is started anew"),
             }
         }
         Ok(())
@@ -158,17 +155,20 @@ impl Launcher {
         let mut child =
             command.spawn().map_err(|source| LaunchError::Start { program: self.program.clone(), source })?;
         info!(local_worker = number, process = child.id(), "local worker started");
+        let stdin = child.stdin.take().expect("standard input is a pipe");
         let lines = child.stderr.take().expect("standard error is a pipe");
         let relay = TaskTracker::new();
         let last_lines = relay.spawn(relay_lines(number, lines));
         relay.close();
-        Ok(LocalWorker { child, last_lines })
+        Ok(LocalWorker { child, last_lines, _stdin: stdin })
     }
 }
 
 struct LocalWorker {
     child: Child,
     last_lines: tokio::task::JoinHandle<VecDeque<String>>,
+    /// Open as long as the worker is to live. Waiting for a child closes what it still holds.
+    _stdin: ChildStdin,
 }
 
 impl LocalWorker {
