@@ -1,0 +1,98 @@
+//! What the rooms of the house may not hold. Rules that a compiler does not know.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Words with which files, sockets, clocks, chance, threads, tokio, tonic and burn come into a file.
+const OUTSIDE: [&str; 17] = [
+    "tokio",
+    "tonic",
+    "burn",
+    "proto::",
+    "std::fs",
+    "std::net",
+    "std::os",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::sync",
+    "Instant",
+    "SystemTime",
+    "rand",
+    "HashMap",
+    "HashSet",
+    "unsafe",
+];
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The Rust files of a folder and those below it.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder of the project").map(|entry| entry.expect("an entry").path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let below = folders.iter().flat_map(|folder| sources(folder));
+    files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")).chain(below).collect()
+}
+
+/// Lines that hold one of the words as a whole word, comments apart.
+fn lines_with(path: &Path, words: &[&str]) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("a file of the project");
+    let code = text.lines().zip(1..).filter(|(line, _)| !line.trim_start().starts_with("//"));
+    let has = |line: &str| words.iter().any(|word| has_word(line, word));
+    code.filter(|(line, _)| has(line)).map(|(line, number)| format!("{}:{number}: {line}", path.display())).collect()
+}
+
+/// Whether the word is there and not a part of a longer one.
+fn has_word(line: &str, word: &str) -> bool {
+    let is_part = |character: Option<char>| character.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    line.match_indices(word).any(|(start, _)| {
+        let end = start + word.len();
+        !is_part(line[..start].chars().next_back()) && (word.ends_with(':') || !is_part(line[end..].chars().next()))
+    })
+}
+
+#[test]
+fn the_training_core_is_a_function_of_its_events() {
+    let source = project().join("coordinator/src");
+    let files: Vec<PathBuf> =
+        sources(&source.join("training")).into_iter().chain([source.join("training.rs")]).collect();
+    assert!(files.len() >= 6, "the core has moved: {files:?}");
+    let found: Vec<String> = files.iter().flat_map(|path| lines_with(path, &OUTSIDE)).collect();
+    assert!(found.is_empty(), "the core knows of the outside:\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_words_are_found_where_they_are() {
+    let driver = project().join("coordinator/src/driver.rs");
+    assert!(!lines_with(&driver, &["tokio"]).is_empty() && !lines_with(&driver, &["Instant"]).is_empty());
+    assert!(has_word("use burn::x;", "burn") && !has_word("let burned = 1;", "burn") && !has_word("operand", "rand"));
+}
+
+#[test]
+fn rooms_know_only_the_rooms_that_they_may() {
+    let check = |room: &str, unknown: &[&str]| {
+        let manifest = fs::read_to_string(project().join(room).join("Cargo.toml")).expect("a room has a manifest");
+        let dependencies = manifest.split_once("[dependencies]").map_or("", |(_, rest)| rest);
+        let found: Vec<&str> = dependencies
+            .lines()
+            .filter(|line| unknown.iter().any(|name| line.starts_with(&format!("{name}."))))
+            .collect();
+        assert!(found.is_empty(), "{room} knows {found:?}");
+    };
+    check("proto", &["model", "coordinator", "worker", "burn", "tokio"]);
+    check("model", &["proto", "coordinator", "worker", "tokio", "tonic"]);
+    check("coordinator", &["worker"]);
+    check("worker", &["coordinator"]);
+}
+
+#[test]
+fn backends_are_named_in_one_file() {
+    let words = ["Device::flex", "Device::libtorch", "Device::cuda", "burn_flex", "burn_tch"];
+    let rooms = ["proto", "model", "coordinator", "worker"];
+    let files = rooms.iter().flat_map(|room| sources(&project().join(room).join("src")));
+    let others = files.filter(|path| !path.ends_with("model/src/backend.rs"));
+    let found: Vec<String> = others.flat_map(|path| lines_with(&path, &words)).collect();
+    assert!(found.is_empty(), "a backend is named outside of its file:\n{}", found.join("\n"));
+}
