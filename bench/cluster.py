@@ -18,8 +18,6 @@ import sys
 
 from book import PROJECT, RECIPES
 
-PROGRAMS = PROJECT / "target" / "release"
-
 
 def describe(folder):
     """What a run's folder says of it, if the run is complete."""
@@ -67,19 +65,23 @@ def main():
     parser.add_argument("--only", action="append", metavar="NAME", help="only recipes whose name contains this")
     parser.add_argument("--data", default="fashion-mnist", help="as the programs' --data (default: fashion-mnist)")
     parser.add_argument("--runs", type=pathlib.Path, default=PROJECT / "runs" / "cluster", help="folder for the runs")
+    parser.add_argument("--programs", type=pathlib.Path, help="folder of the programs, if they are built already")
     parser.add_argument("--out", type=pathlib.Path, default=PROJECT / "bench" / "CLUSTER.md", help="table to write")
     options = parser.parse_args()
 
-    subprocess.run(["cargo", "build", "--release"], check=True, cwd=PROJECT)
+    programs = options.programs
+    if programs is None:
+        subprocess.run(["cargo", "build", "--release"], check=True, cwd=PROJECT)
+        programs = PROJECT / "target" / "release"
     ends, costs = [], []
     for name, (flags, losses, accuracies, loss_margin, accuracy_margin) in RECIPES.items():
         if "dropout" in name or options.only and not any(part in name for part in options.only):
             continue
         common = [*flags, "--seed", options.seed, "--data", options.data]
         folder = options.runs / f"{flags[1]}-{options.workers}-workers"
-        cluster = run([PROGRAMS / "coordinator", "--workers", options.workers, *common], folder)
+        cluster = run([programs / "coordinator", "--workers", options.workers, *common], folder)
         one = options.runs / f"{flags[1]}-one-process"
-        alone = run([PROGRAMS / "autoencoder", "train", "--shards", options.workers, *common], one)
+        alone = run([programs / "autoencoder", "train", "--shards", options.workers, *common], one)
 
         last = cluster["result"]["last_epoch"]
         is_in = (losses[0] - loss_margin <= last["val_loss"] <= losses[1] + loss_margin

@@ -135,6 +135,12 @@ pub enum ConfigError {
     /// A program for workers that somebody else starts.
     #[error("--worker-program is for `--launch local`; leave it out")]
     ProgramExternally,
+    /// What workers compute with that somebody else starts.
+    #[error("{flag} is for local workers; leave it out here, and give it to each `worker`")]
+    BackendExternally {
+        /// The flag.
+        flag: &'static str,
+    },
     /// Two folders for one run.
     #[error("--resume goes on in the folder of the run; leave --run-dir out, or name the same folder")]
     TwoFolders,
@@ -172,6 +178,7 @@ impl TryFrom<Args> for Config {
             },
             Launch::External if args.worker_program.is_some() => return Err(ConfigError::ProgramExternally),
             Launch::External => {
+                check_no_backend(&args.backend)?;
                 Workers::External { listen: listen_address(args.listen.as_deref().unwrap_or("127.0.0.1:7187"))? }
             }
         };
@@ -270,6 +277,15 @@ fn worker_program(given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
     if path.is_file() { Ok(path) } else { Err(ConfigError::NoWorkerProgram { path }) }
 }
 
+fn check_no_backend(backend: &BackendArgs) -> Result<(), ConfigError> {
+    let BackendArgs { backend, device, threads } = backend;
+    let given = [("--backend", backend.is_some()), ("--device", device.is_some()), ("--threads", threads.is_some())];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => Err(ConfigError::BackendExternally { flag }),
+        None => Ok(()),
+    }
+}
+
 /// The cores shared among the workers, if nothing else is said.
 fn with_threads(backend: BackendArgs, n_workers: NonZeroU32) -> BackendArgs {
     let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -320,6 +336,7 @@ mod tests {
         check("--launch external --listen http://localhost:7187", "HOST:PORT or unix:PATH");
         check("--launch external --listen localhost:70000", "found `localhost:70000`");
         check("--launch external --worker-program x", "--launch local");
+        check("--launch external --threads 2", "--threads is for local workers");
         check("--resume a --run-dir b", "name the same folder");
     }
 

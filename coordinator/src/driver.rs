@@ -247,19 +247,23 @@ impl Running {
     fn report(&mut self, report: Report) {
         let happening = match report {
             Report::Step(report) => self.step_happening(report),
-            Report::Epoch(report) => Happening::Epoch {
-                record: EpochRecord::new(
-                    report.step,
-                    report.epoch + 1,
-                    &report.training,
-                    &report.validation,
-                    report.duration,
-                ),
-                weights: Weights {
-                    architecture: self.recipe.architecture,
-                    params: self.training.state().params.clone(),
-                },
-            },
+            Report::Epoch(report) => {
+                // What the validation cost is no part of the next step.
+                self.costs = StepCosts::default();
+                Happening::Epoch {
+                    record: EpochRecord::new(
+                        report.step,
+                        report.epoch + 1,
+                        &report.training,
+                        &report.validation,
+                        report.duration,
+                    ),
+                    weights: Weights {
+                        architecture: self.recipe.architecture,
+                        params: self.training.state().params.clone(),
+                    },
+                }
+            }
             other => Happening::Told(other),
         };
         self.observer.tell(happening);
@@ -271,7 +275,9 @@ impl Running {
         if self.hash_steps == HashSteps::Yes {
             record.params_blake3 = Some(params_blake3(&self.training.state().params));
         }
-        let costs = StepCosts { compute, ..std::mem::take(&mut self.costs) };
+        let costs = std::mem::take(&mut self.costs);
+        // The first step begins with the first worker, the waiting before.
+        let costs = StepCosts { compute, wait: costs.wait.min(duration), ..costs };
         Happening::Step { record, costs, workers, n_active }
     }
 }

@@ -28,7 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
 use crate::accept::Connection;
@@ -251,8 +251,11 @@ impl Session {
         let reason = match reason {
             Ok(()) => "it closed its connection".to_owned(),
             Err(status) => {
-                debug!(worker = %worker_id, reason = status.message(), "a session failed");
-                let reason = status.message().to_owned();
+                debug!(worker = %worker_id, code = ?status.code(), reason = status.message(), "a session failed");
+                let reason = match status.code() {
+                    Code::InvalidArgument | Code::FailedPrecondition => status.message().to_owned(),
+                    _ => format!("its connection broke: {}", status.message()),
+                };
                 let _ = messages.try_send(Err(status));
                 reason
             }
