@@ -49,8 +49,8 @@ fn training() -> Training {
         n_valid: 1,
         rounding: Rounding::None,
         checkpoint_every: CheckpointEvery::Epoch,
-        silence_max: Duration::from_secs(3600),
-        join_wait_max: Duration::from_secs(3600),
+        silence_max: Duration::from_hours(1),
+        join_wait_max: Duration::from_hours(1),
         after_stop: AfterStop::End,
     };
     let mut training = Training::new(rules, state, Duration::ZERO);

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use model::files::WriteError;
 use model::report::{EpochRecord, Screen, StepRecord};
 use model::weights::Weights;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 pub use costs::{CostTotals, StepCosts};
 pub use history::{ClusterStepRecord, History};
@@ -73,18 +73,19 @@ pub struct Told {
 }
 
 impl Observer {
-    /// Starts the thread. When a file cannot be written, `give_up` is called, once.
+    /// Starts the thread, which logs in `span`. When a file cannot be written, `give_up` is called, once.
     pub fn start(
         history: History,
         saver: Saver,
         screen: Screen,
         n_expected: u32,
+        span: Span,
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (happenings, inbox) = sync_channel(HAPPENINGS_MAX);
         let told = Told { history, saver, screen, costs: CostTotals::default(), last_epoch: None, failure: None };
         let thread = std::thread::Builder::new().name("observer".to_owned());
-        let thread = thread.spawn(move || told.tell_all(&inbox, n_expected, give_up));
+        let thread = thread.spawn(move || span.in_scope(|| told.tell_all(&inbox, n_expected, give_up)));
         Self { happenings, thread: thread.expect("the system has a thread to give") }
     }
 

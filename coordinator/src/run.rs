@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Instrument, info_span, warn};
 
 use crate::accept::{Listener, accept};
 use crate::buffers::Buffers;
@@ -97,6 +97,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let screen = begin_screen(&config, &start, &data, &place);
 
     let Start { recipe, state, folder, run_id, incarnation, lock, .. } = start;
+    let span = info_span!("run", id = run_id, incarnation);
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let stop = {
         let inputs = inputs.clone();
@@ -118,21 +119,22 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let service =
         Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs.clone(), shutdown.clone());
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
-    let server = tokio::spawn(service.serve(connections));
-    let acceptor = tokio::spawn(accept(place.listener, accepted, shutdown.clone()));
+    let server = tokio::spawn(service.serve(connections).instrument(span.clone()));
+    let acceptor = tokio::spawn(accept(place.listener, accepted, shutdown.clone()).instrument(span.clone()));
     let signals = tokio::spawn(minds_signals(inputs));
 
     let run_facts =
         RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
     let history = History { folder, data: Arc::clone(&data), device: reference_device(), recipe: recipe.clone() };
-    let saver = Saver::start(Checkpoints::of(history.folder.path(), config.n_checkpoints_kept), run_facts);
+    let saver =
+        Saver::start(Checkpoints::of(history.folder.path(), config.n_checkpoints_kept), run_facts, span.clone());
     let driver = Driver {
         training: Training::new(rules(&config, &recipe, &data), state, Duration::ZERO),
         recipe,
         inputs: inbox,
         facts,
         buffers,
-        observer: Observer::start(history, saver, screen, config.n_workers.get(), stop.clone()),
+        observer: Observer::start(history, saver, screen, config.n_workers.get(), span.clone(), stop.clone()),
         hash_steps: config.hash_steps,
     };
     let local = CancellationToken::new();
@@ -140,13 +142,14 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
     let launched = local_workers.map(|launcher| {
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
-        tokio::spawn(async move {
+        let kept = async move {
             let kept = launch(launcher, &data, n_workers, local).await;
             if kept.is_err() {
                 stop();
             }
             kept
-        })
+        };
+        tokio::spawn(kept.instrument(span.clone()))
     });
     let runtime = tokio::runtime::Handle::current();
     let driver = std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(driver.run()))?;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use model::files::WriteError;
 use model::recipe::Recipe;
-use tracing::{debug, info, warn};
+use tracing::{Span, debug, info, warn};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::training::State;
@@ -44,12 +44,14 @@ struct Next {
 }
 
 impl Saver {
-    /// Starts the thread.
-    pub fn start(checkpoints: Checkpoints, run: RunFacts) -> Self {
+    /// Starts the thread, which logs in `span`.
+    pub fn start(checkpoints: Checkpoints, run: RunFacts, span: Span) -> Self {
         let desk = Arc::new(Desk::default());
         let thread = {
             let desk = Arc::clone(&desk);
-            std::thread::Builder::new().name("saver".to_owned()).spawn(move || desk.write_all(&checkpoints))
+            std::thread::Builder::new()
+                .name("saver".to_owned())
+                .spawn(move || span.in_scope(|| desk.write_all(&checkpoints)))
         };
         Self { run, desk, thread: thread.expect("the system has a thread to give") }
     }

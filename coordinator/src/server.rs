@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status, Streaming};
-use tracing::{debug, info};
+use tracing::{Instrument, debug, info};
 
 use crate::accept::Connection;
 use crate::buffers::Buffers;
@@ -171,7 +171,7 @@ impl TrainingService for Service {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (messages, stream) = mpsc::channel(OUTBOX_MESSAGES_MAX);
         let session = Session { shared: Arc::clone(&self.shared), messages, closed: CancellationToken::new() };
-        self.shared.sessions.spawn(session.run(request.into_inner()));
+        self.shared.sessions.spawn(session.run(request.into_inner()).in_current_span());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

@@ -1,0 +1,387 @@
+//! What peers may send, and what becomes of it: the real program, spoken to by a worker that the test plays itself. What is
+//! not right is answered and changes nothing: an honest worker beside it ends with the bits of a process that trains alone.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use model::backend::reference_device;
+use model::data::{DataChoice, Dataset, PLAIN_NAMES, Split, open};
+use model::params::{params_blake3, params_fingerprint};
+use model::random::ShardKey;
+use model::recipe::Recipe;
+use model::replica::Replica;
+use model::report::DownloadBar;
+use model::training::{Next, initial_weights, train};
+use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::training_client::TrainingClient;
+use proto::v1::worker_message::Kind;
+use proto::v1::{CoordinatorMessage, Encoding, Fence, Heartbeat, Join, Ready, ShardDone, Welcome, Work, WorkerMessage};
+use proto::values;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// Nothing that is waited for takes longer.
+const WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// A data set of 120 images for training and validation, and 10 for the test.
+fn write_data_set(folder: &Path) {
+    for (names, n_images) in [&PLAIN_NAMES[..2], &PLAIN_NAMES[2..]].into_iter().zip([120_u32, 10]) {
+        let pixel = |place: u32| u8::try_from(place * place / 7 % 256).expect("below 256");
+        let images = (0..n_images * 784).map(pixel);
+        let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
+        std::fs::write(folder.join(names[0]), header.into_iter().chain(images).collect::<Vec<u8>>()).expect("a file");
+        let header = [0x801, n_images].map(u32::to_be_bytes).concat();
+        std::fs::write(folder.join(names[1]), [header, vec![3; n_images as usize]].concat()).expect("a file");
+    }
+}
+
+/// A coordinator that waits for workers, killed when it is dropped.
+struct Coordinator {
+    folder: TempDir,
+    process: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    address: String,
+}
+
+impl Coordinator {
+    /// Four steps of denoising in two shards of four images each.
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write_data_set(folder.path());
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("coordinator"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
+            command.env_remove(name);
+        }
+        let flags =
+            "--launch external --listen 127.0.0.1:0 --arch denoising --batch-size 8 --shards 2 --max-steps 4 --json";
+        command.args(flags.split(' ')).arg("--data").arg(folder.path()).arg("--run-dir").arg(folder.path().join("run"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("the program starts");
+        let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
+        let begin: Value = serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON");
+        let address = begin["address"].as_str().expect("an address").to_owned();
+        Self { folder, process, lines, address }
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Channel::from_shared(self.address.clone()).expect("an address");
+        endpoint.connect().await.expect("the coordinator listens")
+    }
+
+    /// Its exit code, and the last line that it printed, if any, or else what it said on standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let last = self.lines.by_ref().map(|line| line.expect("text")).last();
+        let code = self.process.wait().expect("the program ends").code();
+        let mut error = String::new();
+        let stderr = self.process.stderr.take().expect("a pipe");
+        BufReader::new(stderr).read_to_string(&mut error).expect("text");
+        (code, last.unwrap_or(error))
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A worker played by hand.
+struct Worker {
+    outbound: mpsc::Sender<WorkerMessage>,
+    inbound: Streaming<CoordinatorMessage>,
+    welcome: Welcome,
+}
+
+fn join() -> Join {
+    Join { version: proto::VERSION.to_owned(), host: "here".to_owned(), process: 1, ..Join::default() }
+}
+
+async fn open_session(
+    coordinator: &Coordinator,
+    first: Kind,
+) -> (mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>) {
+    let (outbound, messages) = mpsc::channel(16);
+    outbound.send(WorkerMessage { kind: Some(first) }).await.expect("a new queue has room");
+    let mut client = TrainingClient::new(coordinator.channel().await);
+    let inbound = client.session(ReceiverStream::new(messages)).await.expect("a session").into_inner();
+    (outbound, inbound)
+}
+
+async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Told, Status> {
+    let message = timeout(WAIT_MAX, inbound.message()).await.expect("an answer in time")?;
+    message.and_then(|message| message.kind).ok_or_else(|| Status::ok("the stream ended"))
+}
+
+impl Worker {
+    async fn join(coordinator: &Coordinator) -> Self {
+        let (outbound, mut inbound) = open_session(coordinator, Kind::Join(join())).await;
+        match next(&mut inbound).await {
+            Ok(Told::Welcome(welcome)) => Self { outbound, inbound, welcome },
+            other => panic!("a welcome expected, found {other:?}"),
+        }
+    }
+
+    fn fence(&self) -> Option<Fence> {
+        self.welcome.fence.clone()
+    }
+
+    fn ready(&self) -> Ready {
+        let Welcome { fence, layout_fingerprint, data_fingerprint, .. } = self.welcome.clone();
+        Ready { fence, layout_fingerprint, data_fingerprint }
+    }
+
+    async fn say(&self, kind: Kind) {
+        self.outbound.send(WorkerMessage { kind: Some(kind) }).await.expect("the session is open");
+    }
+
+    /// What comes next that is no update and no more work: those go on beside.
+    async fn hear(&mut self) -> Result<Told, Status> {
+        loop {
+            match next(&mut self.inbound).await? {
+                Told::Update(_) | Told::Work(_) => {}
+                told => return Ok(told),
+            }
+        }
+    }
+}
+
+/// One process that computes what an honest worker is asked for, until it is dismissed; gives its parameters at the end.
+async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Dataset) -> Vec<f32> {
+    let mut worker = Worker::join(coordinator).await;
+    worker.say(Kind::Ready(worker.ready())).await;
+    let mut replica = Replica::new(recipe, &reference_device());
+    let evaluate = |params: &[f32], batch| {
+        let weights = model::weights::Weights { architecture: recipe.architecture, params: params.to_vec() };
+        model::evaluation::Evaluator::new(&weights, &reference_device()).evaluate_batch(data, Split::Valid, batch)
+    };
+    let (mut params, mut gradient) = (Vec::new(), Vec::new());
+    loop {
+        let work: Work = match next(&mut worker.inbound).await.expect("a session to the end") {
+            Told::State(state) => {
+                params = vec![0.0; state.params.len() / 4];
+                gradient.clone_from(&params);
+                values::decode(Encoding::F32, &state.params, &mut params).expect("finite values");
+                state.work.unwrap_or_default()
+            }
+            Told::Update(update) => {
+                values::decode(Encoding::F32, &update.gradient, &mut gradient).expect("finite values");
+                recipe.sgd.apply(&mut params, &mut [], &gradient);
+                update.work.unwrap_or_default()
+            }
+            Told::Work(work) => work,
+            Told::Dismissal(dismissal) if dismissal.is_final => return params,
+            other => panic!("an order expected, found {other:?}"),
+        };
+        let sampler = recipe.sampler(work.epoch, 110);
+        replica.load(&params);
+        for shard in work.shards {
+            let key = ShardKey { epoch: work.epoch, step: work.step, shard };
+            let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
+            let result = replica.shard_result(data, key, places, vec![0.0; params.len()]);
+            worker
+                .say(Kind::ShardDone(ShardDone {
+                    fence: worker.fence(),
+                    step: work.step,
+                    shard,
+                    n_samples: result.sums.n_samples,
+                    loss_sum: result.sums.loss_sum,
+                    correct_sum: result.sums.correct_sum,
+                    gradient_sum: values::encode(Encoding::F32, &result.gradient_sum),
+                    params_fingerprint: params_fingerprint(&params),
+                    compute_nanoseconds: 1,
+                }))
+                .await;
+        }
+        for batch in work.batches {
+            let sums = evaluate(&params, batch);
+            worker
+                .say(Kind::BatchDone(proto::v1::BatchDone {
+                    fence: worker.fence(),
+                    step: work.step,
+                    batch,
+                    n_samples: sums.n_samples,
+                    loss_sum: sums.loss_sum,
+                    correct_sum: sums.correct_sum,
+                }))
+                .await;
+        }
+    }
+}
+
+fn small_run(coordinator: &Coordinator) -> (Recipe, Dataset) {
+    let data = open(&DataChoice::Folder(coordinator.folder.path().to_owned()), &mut DownloadBar::default());
+    let description = std::fs::read(coordinator.folder.path().join("run/run.json")).expect("a description");
+    let description: Value = serde_json::from_slice(&description).expect("JSON");
+    (serde_json::from_value(description["recipe"].clone()).expect("a recipe"), data.expect("a whole data set"))
+}
+
+/// A result as the first worker's first shard would be, all zeros.
+fn zeros(worker: &Worker, state: &proto::v1::State) -> ShardDone {
+    let mut params = vec![0.0; state.params.len() / 4];
+    values::decode(Encoding::F32, &state.params, &mut params).expect("finite values");
+    ShardDone {
+        fence: worker.fence(),
+        step: 0,
+        shard: 0,
+        n_samples: 4,
+        loss_sum: 0.0,
+        correct_sum: 0,
+        gradient_sum: vec![0_u8; state.params.len()].into(),
+        params_fingerprint: params_fingerprint(&params),
+        compute_nanoseconds: 1,
+    }
+}
+
+/// The first messages of a session, each wrong in one thing.
+async fn check_refused(coordinator: &Coordinator, first: Kind, code: Code, part: &str) {
+    let (_outbound, mut inbound) = open_session(coordinator, first).await;
+    let status = next(&mut inbound).await.expect_err(part);
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
+}
+
+/// A message in a session that has got its state, changed in one thing, that ends the session.
+async fn check_ends(coordinator: &Coordinator, change: impl FnOnce(&mut ShardDone), code: Code, part: &str) {
+    let mut worker = Worker::join(coordinator).await;
+    worker.say(Kind::Ready(worker.ready())).await;
+    let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
+    let mut done = zeros(&worker, &state);
+    change(&mut done);
+    worker.say(Kind::ShardDone(done)).await;
+    let status = worker.hear().await.expect_err(part);
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
+}
+
+#[tokio::test]
+async fn what_is_not_right_is_answered_and_changes_nothing() {
+    let coordinator = Coordinator::start();
+    let bad_join = |change: fn(&mut Join)| {
+        let mut join = join();
+        change(&mut join);
+        Kind::Join(join)
+    };
+    check_refused(&coordinator, Kind::Heartbeat(Heartbeat {}), Code::InvalidArgument, "expected a join").await;
+    let other_version = bad_join(|join| "9.9.9".clone_into(&mut join.version));
+    check_refused(&coordinator, other_version, Code::FailedPrecondition, "found 9.9.9").await;
+
+    for (change, part) in [
+        ((|ready| ready.layout_fingerprint ^= 1) as fn(&mut Ready), "expected the layout"),
+        (|ready| ready.data_fingerprint = "0".repeat(64), "expected the data set"),
+        (|ready| ready.fence = None, "found nothing of the kind"),
+    ] {
+        let mut worker = Worker::join(&coordinator).await;
+        let mut ready = worker.ready();
+        change(&mut ready);
+        worker.say(Kind::Ready(ready)).await;
+        let status = worker.hear().await.expect_err(part);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains(part), "{status:?}");
+    }
+
+    let fenced = |run_id: &str, incarnation| Some(Fence { run_id: run_id.to_owned(), incarnation });
+    let other_run = fenced("0000000000000000", 1);
+    check_ends(&coordinator, |done| done.fence = other_run, Code::FailedPrecondition, "found run 0000000000000000")
+        .await;
+    check_ends(
+        &coordinator,
+        |done| done.fence.as_mut().expect("a fence").incarnation = 2,
+        Code::FailedPrecondition,
+        "incarnation 1, found run",
+    )
+    .await;
+    let short = |done: &mut ShardDone| done.gradient_sum.truncate(655_252);
+    check_ends(&coordinator, short, Code::InvalidArgument, "expected 655256 bytes, found 655252").await;
+
+    // A session that goes on: what is stale, unknown or computed on other parameters is not used.
+    let mut worker = Worker::join(&coordinator).await;
+    worker.say(Kind::Ready(worker.ready())).await;
+    let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
+    for (change, part) in [
+        ((|done| done.step = 7) as fn(&mut ShardDone), "expected results of step 0, found one of step 7"),
+        (|done| done.shard = 2, "found task 2"),
+        (|done| done.shard = u32::MAX, "found task 4294967295"),
+    ] {
+        let mut done = zeros(&worker, &state);
+        change(&mut done);
+        worker.say(Kind::ShardDone(done)).await;
+        match worker.hear().await {
+            Ok(Told::Refusal(refusal)) => assert!(refusal.reason.contains(part), "{refusal:?}"),
+            other => panic!("a refusal expected, found {other:?}"),
+        }
+    }
+    let mut strayed = zeros(&worker, &state);
+    strayed.params_fingerprint ^= 1;
+    worker.say(Kind::ShardDone(strayed)).await;
+    assert!(matches!(worker.hear().await, Ok(Told::State(_))), "a replica that strays is sent anew");
+    let mut few = zeros(&worker, &state);
+    few.n_samples = 3;
+    worker.say(Kind::ShardDone(few)).await;
+    match worker.hear().await {
+        Ok(Told::Dismissal(dismissal)) => assert!(dismissal.reason.contains("expected 4 images"), "{dismissal:?}"),
+        other => panic!("a dismissal expected, found {other:?}"),
+    }
+
+    let (recipe, data) = small_run(&coordinator);
+    let params = work_honestly(&coordinator, &recipe, &data).await;
+    let alone =
+        train(&recipe, &data, &reference_device(), initial_weights(&recipe).expect("weights"), &mut |_| Ok(Next::GoOn));
+    let expected = params_blake3(&alone.expect("a run to the end").params);
+    assert_eq!(params_blake3(&params), expected);
+    let (code, last) = coordinator.end();
+    assert_eq!(code, Some(0), "{last}");
+    let end: Value = serde_json::from_str(&last).expect("JSON");
+    assert_eq!(end["params_blake3"], expected);
+}
+
+#[tokio::test]
+async fn a_number_that_is_not_finite_ends_the_run_with_its_place() {
+    let coordinator = Coordinator::start();
+    let mut worker = Worker::join(&coordinator).await;
+    worker.say(Kind::Ready(worker.ready())).await;
+    let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
+    let mut done = zeros(&worker, &state);
+    let mut gradient = vec![0.0; state.params.len() / 4];
+    gradient[1000] = f32::NAN;
+    done.gradient_sum = values::encode(Encoding::F32, &gradient);
+    worker.say(Kind::ShardDone(done)).await;
+    assert!(matches!(worker.hear().await, Ok(Told::Dismissal(_))));
+    let (code, last) = coordinator.end();
+    assert_eq!(code, Some(74), "{last}");
+    for part in ["at step 1, in epoch 1, the gradient of shard 0 is not finite", "lower --learning-rate"] {
+        assert!(last.contains(part), "`{last}` does not say `{part}`");
+    }
+}
+
+#[tokio::test]
+async fn health_and_reflection_answer() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
+
+    let coordinator = Coordinator::start();
+    let service = "telar.v1.Training".to_owned();
+    let health = HealthClient::new(coordinator.channel().await).check(HealthCheckRequest { service }).await;
+    assert_eq!(health.expect("an answer").into_inner().status(), ServingStatus::Serving);
+
+    let list = server_reflection_request::MessageRequest::ListServices(String::new());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
+    let mut client = ServerReflectionClient::new(coordinator.channel().await);
+    let answer = client.server_reflection_info(tokio_stream::once(request)).await.expect("an answer");
+    let answer = answer.into_inner().message().await.expect("a message").and_then(|answer| answer.message_response);
+    let Some(server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer else {
+        panic!("a list of services expected, found {answer:?}");
+    };
+    let names: Vec<&str> = services.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"telar.v1.Training") && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+}
