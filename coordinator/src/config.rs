@@ -274,7 +274,11 @@ fn worker_program(given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
         std::env::current_exe().unwrap_or_default().with_file_name(name)
     };
     let path = given.unwrap_or_else(beside);
-    if path.is_file() { Ok(path) } else { Err(ConfigError::NoWorkerProgram { path }) }
+    // In full, since a bare name would be looked for along $PATH.
+    match path.canonicalize() {
+        Ok(program) if program.is_file() => Ok(program),
+        Ok(_) | Err(_) => Err(ConfigError::NoWorkerProgram { path }),
+    }
 }
 
 fn check_no_backend(backend: &BackendArgs) -> Result<(), ConfigError> {
