@@ -65,13 +65,16 @@ pub async fn accept(
     let greetings = TaskTracker::new();
     // Ends with the shutdown.
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        let io = tokio::select! {
-            () = shutdown.cancelled() => break,
-            io = listener.accept() => io,
+        let next = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            listener.accept().await.map(|io| (io, permit))
         };
-        match io {
-            Ok(io) => {
+        let next = tokio::select! {
+            () = shutdown.cancelled() => break,
+            next = next => next,
+        };
+        match next {
+            Ok((io, permit)) => {
                 let (accepted, shutdown) = (accepted.clone(), shutdown.clone());
                 greetings.spawn(async move {
                     tokio::select! {

@@ -42,7 +42,7 @@ pub struct Args {
     /// Where to wait for workers that others start: HOST:PORT or unix:PATH [default: 127.0.0.1:7187]
     #[arg(long, env = "TELAR_LISTEN", value_name = "ADDRESS", help_heading = "Who computes")]
     pub listen: Option<String>,
-    /// How long to wait for the first worker
+    /// How long to wait for the first worker, and for each one to open its data set
     #[arg(
         long,
         env = "TELAR_JOIN_TIMEOUT",
@@ -62,9 +62,9 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     pub heartbeat_timeout: f64,
-    /// How gradients travel; `auto` is `grpc`
-    #[arg(long, env = "TELAR_WIRE", value_enum, default_value_t = Wire::Auto, help_heading = "Who computes")]
-    pub wire: Wire,
+    /// How gradients travel [default: auto, or as in the run that is resumed]
+    #[arg(long, env = "TELAR_WIRE", value_enum, help_heading = "Who computes")]
+    pub wire: Option<Wire>,
     /// The program of a worker [default: `worker` beside this program]
     #[arg(long, env = "TELAR_WORKER_PROGRAM", value_name = "FILE", help_heading = "Who computes")]
     pub worker_program: Option<PathBuf>,
@@ -120,10 +120,10 @@ pub enum Launch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wire {
-    /// The fastest that changes no bit
+    /// The fastest that changes no bit: grpc
     Auto,
     /// As f32
     Grpc,
-    /// As bf16, in half the bytes: rounded, and so a little less exact
+    /// As bf16, in half the bytes, with error feedback: other bits, and a loss that differs in the fourth digit
     GrpcBf16,
 }

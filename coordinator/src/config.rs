@@ -11,7 +11,7 @@ use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
 use proto::v1::Encoding;
 
 use crate::args::{Args, Launch, Wire};
-use crate::training::{CheckpointEvery, Rounding};
+use crate::training::CheckpointEvery;
 
 /// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.
 #[derive(Clone, Debug)]
@@ -28,8 +28,8 @@ pub struct Config {
     pub join_wait_max: Duration,
     /// How long one may be silent.
     pub silence_max: Duration,
-    /// How gradients travel.
-    pub encoding: Encoding,
+    /// How gradients travel, if it was said.
+    pub encoding: Option<Encoding>,
     /// Which data set.
     pub data: DataArgs,
     /// Where the run goes.
@@ -189,10 +189,10 @@ impl TryFrom<Args> for Config {
             workers,
             join_wait_max,
             silence_max,
-            encoding: match args.wire {
+            encoding: args.wire.map(|wire| match wire {
                 Wire::Auto | Wire::Grpc => Encoding::F32,
                 Wire::GrpcBf16 => Encoding::Bf16,
-            },
+            }),
             data: args.data,
             run,
             checkpoint_every,
@@ -200,16 +200,6 @@ impl TryFrom<Args> for Config {
             hash_steps: if args.hash_steps { HashSteps::Yes } else { HashSteps::No },
             output: if args.json { Output::Json } else { Output::Text },
         })
-    }
-}
-
-impl Config {
-    /// What is done to averaged gradients so that they fit the wire.
-    pub fn rounding(&self) -> Rounding {
-        match self.encoding {
-            Encoding::Bf16 => Rounding::Bf16,
-            Encoding::F32 | Encoding::Unspecified => Rounding::None,
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use model::params::params_blake3;
 use model::recipe::Recipe;
 use model::report::{EpochRecord, StepRecord};
 use model::weights::Weights;
+use proto::limits::HEARTBEAT_INTERVAL;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
 use proto::values;
@@ -18,6 +19,7 @@ use tokio::time::timeout_at;
 use crate::buffers::Buffers;
 use crate::config::HashSteps;
 use crate::observe::{Happening, Observer, StepCosts};
+use crate::saver::Desk;
 use crate::server::{Facts, Outbox};
 use crate::training::{
     Action, Event, Farewell, Outcome, Profile, Report, ShardDone, StepReport, Training, Work, WorkerId,
@@ -55,6 +57,8 @@ pub struct Driver {
     pub buffers: Arc<Buffers>,
     /// Who watches.
     pub observer: Observer,
+    /// Where states for checkpoints are offered.
+    pub desk: Arc<Desk>,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
 }
@@ -73,13 +77,14 @@ pub struct Ended {
 impl Driver {
     /// Runs until the core wishes to finish.
     pub async fn run(self) -> Ended {
-        let Self { training, recipe, inputs, facts, buffers, observer, hash_steps } = self;
+        let Self { training, recipe, inputs, facts, buffers, observer, desk, hash_steps } = self;
         let running = Running {
             training,
             recipe,
             facts,
             buffers,
             observer,
+            desk,
             hash_steps,
             outboxes: BTreeMap::new(),
             clock: Clock::start(),
@@ -95,6 +100,7 @@ struct Running {
     facts: Arc<Facts>,
     buffers: Arc<Buffers>,
     observer: Observer,
+    desk: Arc<Desk>,
     hash_steps: HashSteps,
     outboxes: BTreeMap<WorkerId, Outbox>,
     clock: Clock,
@@ -121,12 +127,15 @@ impl Clock {
         self.start + self.stalled + time
     }
 
-    /// To be told when a wait for a moment is over.
-    fn woke_up(&mut self, moment: Instant) {
+    /// Whether a wait for a moment ended much later. If so, the clock is set back, and for a sign of life of each worker more:
+    /// those that came in the meantime are still to be read.
+    fn was_held_up(&mut self, moment: Instant) -> bool {
         let late = moment.elapsed();
-        if late > STALL {
-            self.stalled += late;
+        let is_late = late > STALL;
+        if is_late {
+            self.stalled += late + HEARTBEAT_INTERVAL;
         }
+        is_late
     }
 }
 
@@ -144,12 +153,11 @@ impl Running {
                 Some(moment) => timeout_at(moment.into(), inputs.recv()).await.ok(),
             };
             self.costs.wait += waiting.elapsed();
-            match (input, moment) {
-                (Some(input), _) => self.take(input.unwrap_or(Input::Happened(Event::Stop))),
-                (None, moment) => {
-                    self.clock.woke_up(moment.unwrap_or(waiting));
-                    self.training.handle_deadline(self.clock.now());
-                }
+            let was_held_up = moment.is_some_and(|moment| self.clock.was_held_up(moment));
+            match input {
+                Some(input) => self.take(input.unwrap_or(Input::Happened(Event::Stop))),
+                None if was_held_up => {}
+                None => self.training.handle_deadline(self.clock.now()),
             }
         }
     }
@@ -197,12 +205,17 @@ impl Running {
                     self.send(worker_id, Kind::Refusal(Refusal { reason: refusal.to_string() }));
                 }
                 Action::Dismiss(worker_id, farewell, reason) => {
-                    let is_final = farewell == Farewell::End;
-                    self.send(worker_id, Kind::Dismissal(Dismissal { is_final, reason }));
+                    let farewell = match farewell {
+                        Farewell::ComeBack => v1::Farewell::ComeBack,
+                        Farewell::End => v1::Farewell::End,
+                        Farewell::Refused => v1::Farewell::Refused,
+                    };
+                    self.send(worker_id, Kind::Dismissal(Dismissal { farewell: farewell.into(), reason }));
                     self.outboxes.remove(&worker_id);
                 }
                 Action::Checkpoint => {
-                    self.observer.tell(Happening::Checkpoint(Box::new(self.training.state().clone())));
+                    let offer = self.desk.offer(self.training.state().clone());
+                    self.tell(Happening::Checkpoint(offer));
                 }
                 Action::Report(report) => self.report(report),
                 Action::Finish(outcome) => return Some(outcome),
@@ -266,7 +279,14 @@ impl Running {
             }
             other => Happening::Told(other),
         };
-        self.observer.tell(happening);
+        self.tell(happening);
+    }
+
+    fn tell(&mut self, happening: Happening) {
+        if self.observer.tell(happening).is_err() {
+            // Nothing would be kept of what is trained from here on.
+            self.training.handle_event(self.clock.now(), Event::Stop);
+        }
     }
 
     fn step_happening(&mut self, report: StepReport) -> Happening {

@@ -1,20 +1,23 @@
-//! Starts local workers and minds them: relays what they say, starts those anew that die, and gives up on those that die at
-//! once again and again. Each has a pipe to this process as its standard input, and ends when that closes: so none
+//! Starts local workers and minds them: relays what they say, starts those anew that die, and gives up when none stays alive.
+//! Each has a pipe to this process as its standard input, and ends when that closes: so none
 //! outlives the coordinator, whatever becomes of it.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use model::args::BackendArgs;
+use model::exit;
 use model::report::{LogFormat, write_stderr_line};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 /// A worker that lives for less than this has died at once.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
@@ -55,9 +58,10 @@ pub enum LaunchError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// It ends again and again.
+    /// None of them stays alive.
     #[error(
-        "local worker {number} ended {n_lives} times at once, the last time with {status}; its last words were:\n{last_lines}"
+        "no local worker stays alive: number {number} ended {n_lives} times at once, the last time with {ended}; its last \
+         words were:\n{last_lines}"
     )]
     DiesAtOnce {
         /// Which one, counted from 1.
@@ -65,21 +69,29 @@ pub enum LaunchError {
         /// How often.
         n_lives: u32,
         /// How it ended.
-        status: ExitStatus,
+        ended: String,
+        /// What it said last.
+        last_lines: String,
+    },
+    /// It says itself that it is not to be started so.
+    #[error("a local worker cannot work as it was started: {last_lines}")]
+    Configuration {
         /// What it said last.
         last_lines: String,
     },
 }
-
 impl Launcher {
-    /// Keeps `n_workers` workers running until `shutdown`, and then waits for their end.
+    /// Keeps `n_workers` workers running until `shutdown`, and then waits for their end. One that dies at once again and
+    /// again is tried further as long as another one lives.
     ///
     /// # Errors
-    /// If one cannot be kept running; the others end then too.
+    /// If none stays alive, or one says that it cannot work so; the others end then too.
     pub async fn run(self, n_workers: u32, shutdown: CancellationToken) -> Result<(), LaunchError> {
+        let n_alive = Arc::new(AtomicU32::new(n_workers));
         let mut keepers = tokio::task::JoinSet::new();
         for number in 1..=n_workers {
-            keepers.spawn(self.clone().keep_one(number, shutdown.clone()));
+            let keeper = Keeper { number, launcher: self.clone(), n_alive: Arc::clone(&n_alive), n_short_lives: 0 };
+            keepers.spawn(keeper.keep(shutdown.clone()).in_current_span());
         }
         let mut first_error = Ok(());
         while let Some(ended) = keepers.join_next().await {
@@ -90,35 +102,6 @@ impl Launcher {
             }
         }
         first_error
-    }
-
-    async fn keep_one(self, number: u32, shutdown: CancellationToken) -> Result<(), LaunchError> {
-        let mut n_short_lives = 0;
-        // Ends with the shutdown, or when the worker has died at once too often.
-        while !shutdown.is_cancelled() {
-            let started = Instant::now();
-            let mut worker = self.start(number)?;
-            let status = tokio::select! {
-                status = worker.child.wait() => status,
-                () = shutdown.cancelled() => {
-                    worker.end(number).await;
-                    return Ok(());
-                }
-            };
-            let status = status.map_err(|source| LaunchError::Start { program: self.program.clone(), source })?;
-            let last_lines = worker.last_lines().await;
-            n_short_lives = if started.elapsed() < SHORT_LIFE { n_short_lives + 1 } else { 0 };
-            if n_short_lives >= SHORT_LIVES_MAX {
-                return Err(LaunchError::DiesAtOnce { number, n_lives: n_short_lives, status, last_lines });
-            }
-            let pause = PAUSE * 2_u32.pow(n_short_lives);
-            tokio::select! {
-                // When the run is over, workers end a moment before this is told.
-                () = shutdown.cancelled() => break,
-                () = tokio::time::sleep(pause) => warn!(local_worker = number, %status, "local worker ended; it is started anew"),
-            }
-        }
-        Ok(())
     }
 
     fn start(&self, number: u32) -> Result<LocalWorker, LaunchError> {
@@ -161,6 +144,69 @@ impl Launcher {
         let last_lines = relay.spawn(relay_lines(number, lines));
         relay.close();
         Ok(LocalWorker { child, last_lines, _stdin: stdin })
+    }
+}
+
+/// Who keeps one worker running.
+struct Keeper {
+    number: u32,
+    launcher: Launcher,
+    /// Workers that have not died at once too often in a row.
+    n_alive: Arc<AtomicU32>,
+    n_short_lives: u32,
+}
+
+impl Keeper {
+    async fn keep(mut self, shutdown: CancellationToken) -> Result<(), LaunchError> {
+        // Ends with the shutdown, or when nothing is to be hoped for.
+        while !shutdown.is_cancelled() {
+            let started = Instant::now();
+            let (ended, last_lines) = match self.launcher.start(self.number) {
+                Ok(mut worker) => {
+                    let status = tokio::select! {
+                        status = worker.child.wait() => status,
+                        () = shutdown.cancelled() => {
+                            worker.end(self.number).await;
+                            return Ok(());
+                        }
+                    };
+                    let last_lines = worker.last_lines().await;
+                    if status.as_ref().is_ok_and(|status| status.code() == Some(exit::CONFIGURATION.into())) {
+                        return Err(LaunchError::Configuration { last_lines });
+                    }
+                    (status.map_or_else(|error| error.to_string(), |status: ExitStatus| status.to_string()), last_lines)
+                }
+                Err(error) => (error.to_string(), String::new()),
+            };
+            let pause = self.count(started.elapsed(), &ended, last_lines)?;
+            tokio::select! {
+                // When the run is over, workers end a moment before this is told.
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(pause) => {
+                    warn!(local_worker = self.number, ended, "local worker ended; it is started anew");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a life, and gives how long to wait before the next one.
+    fn count(&mut self, life: Duration, ended: &str, last_lines: String) -> Result<Duration, LaunchError> {
+        let n_before = self.n_short_lives;
+        self.n_short_lives = if life < SHORT_LIFE { (n_before + 1).min(SHORT_LIVES_MAX) } else { 0 };
+        match (n_before == SHORT_LIVES_MAX, self.n_short_lives == SHORT_LIVES_MAX) {
+            (false, true) => {
+                if self.n_alive.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    let (number, n_lives, ended) = (self.number, self.n_short_lives, ended.to_owned());
+                    return Err(LaunchError::DiesAtOnce { number, n_lives, ended, last_lines });
+                }
+            }
+            (true, false) => {
+                self.n_alive.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        Ok(PAUSE * 2_u32.pow(self.n_short_lives))
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use coordinator::args::Args;
 use coordinator::config::Config;
-use model::report::{check_output, init_log, write_stderr_line};
+use model::report::{LogGuard, check_output, init_log, write_stderr_line};
 
 /// Under glibc's own allocator a buffer the size of a gradient goes back to the system each time it is freed, and is
 /// page-faulted in anew.
@@ -12,7 +12,9 @@ use model::report::{check_output, init_log, write_stderr_line};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match run() {
+    // Kept until all is told.
+    let mut log = None;
+    match run(&mut log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             write_stderr_line(&format!("error: {error}"));
@@ -21,10 +23,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
+fn run(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     let args: Args = model::configuration::parse()?;
     let log_format = args.log.log_format;
-    init_log(log_format, "info");
+    *log = Some(init_log(log_format, "info"));
     let config = Config::try_from(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(coordinator::run(config, log_format));

@@ -1,40 +1,40 @@
 //! A coordinator's life: begin or resume the run, listen, start workers, train, tell, end.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use model::backend::reference_device;
-use model::data::{Dataset, Split, plain_cache_folder, store_plain};
+use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
 use model::exit;
 use model::files::WriteError;
 use model::layers::Noise;
-use model::params::{ParamLayout, params_blake3};
+use model::params::ParamLayout;
 use model::recipe::Recipe;
-use model::report::{LogFormat, RunFolder, Screen};
-use model::training::TrainingError;
-use model::weights::Weights;
+use model::report::{DownloadBar, LogFormat, Screen};
 use proto::v1::{self, Encoding};
-use serde_json::{Value, json};
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 
-use crate::accept::{Listener, accept};
+use crate::accept::accept;
 use crate::buffers::Buffers;
 use crate::checkpoint::Checkpoints;
-use crate::config::{Config, ConfigError, ListenAddress, Output, Workers};
+use crate::config::{Config, ConfigError, Output, Workers};
+use crate::description::Description;
 use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
 use crate::launch::{LaunchError, Launcher};
-use crate::observe::{History, Observer, Told};
+use crate::observe::{History, Observer};
+use crate::place::Place;
 use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
-use crate::start::{ResumeError, Start};
+use crate::start::{ResumeError, Start, rounding};
 use crate::training::{AfterStop, Event, Outcome, Rules, Training};
 
 /// How long sessions may take to end when the run is over.
@@ -76,7 +76,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             return Some(match error {
                 ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } => exit::DATA,
                 ResumeError::NoRun | ResumeError::Recipe(_) | ResumeError::OtherWire { .. } => exit::CONFIGURATION,
+                ResumeError::InUse { .. } => exit::CANNOT_WRITE,
             });
+        }
+        if let Some(LaunchError::Configuration { .. }) = cause.downcast_ref() {
+            return Some(exit::CONFIGURATION);
         }
         (cause.is::<ClusterError>() || cause.is::<LaunchError>()).then_some(exit::UNAVAILABLE)
     });
@@ -90,13 +94,14 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let data = Arc::new(config.data.open()?);
     let data_fingerprint = data.fingerprint();
+    // Before the run's folder is made: an address that is in use is no reason for a run that never began.
+    let mut place = Place::open(&config).await?;
     let start = Start::new(&config, &data_fingerprint)?;
-    let place = Place::open(&config).await?;
     let described = Description::new(&config, &start, &data, &data_fingerprint);
     start.folder.write_description(&described.json)?;
     let screen = begin_screen(&config, &start, &data, &place);
 
-    let Start { recipe, state, folder, run_id, incarnation, lock, .. } = start;
+    let Start { recipe, encoding, state, folder, run_id, incarnation, lock, .. } = start;
     let span = info_span!("run", id = run_id, incarnation);
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let stop = {
@@ -111,30 +116,43 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         recipe: recipe_message(&recipe),
         data_fingerprint: data_fingerprint.clone(),
         layout_fingerprint: layout.fingerprint().0,
-        encoding: config.encoding,
+        encoding,
         silence_max: config.silence_max,
     });
     // A vector for each shard's result, each one's message in decoding, and the averaged gradient.
     let buffers = Arc::new(Buffers::new(layout.n_params(), 2 * recipe.shards.get() as usize + 1));
     let service =
         Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs.clone(), shutdown.clone());
+    let listener = place.listener.take().expect("it was opened and not taken yet");
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
-    let server = tokio::spawn(service.serve(connections).instrument(span.clone()));
-    let acceptor = tokio::spawn(accept(place.listener, accepted, shutdown.clone()).instrument(span.clone()));
-    let signals = tokio::spawn(minds_signals(inputs));
+    let server = {
+        let stop = stop.clone();
+        let served = async move {
+            let served = service.serve(connections).await;
+            if served.is_err() {
+                stop();
+            }
+            served
+        };
+        tokio::spawn(served.instrument(span.clone()))
+    };
+    let acceptor = tokio::spawn(accept(listener, accepted, shutdown.clone()).instrument(span.clone()));
+    let signals = tokio::spawn(mind_signals(inputs)?);
 
     let run_facts =
         RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
     let history = History { folder, data: Arc::clone(&data), device: reference_device(), recipe: recipe.clone() };
     let saver =
         Saver::start(Checkpoints::of(history.folder.path(), config.n_checkpoints_kept), run_facts, span.clone());
+    let desk = saver.desk();
     let driver = Driver {
-        training: Training::new(rules(&config, &recipe, &data), state, Duration::ZERO),
+        training: Training::new(rules(&config, encoding, &recipe, &data), state, Duration::ZERO),
         recipe,
         inputs: inbox,
         facts,
         buffers,
         observer: Observer::start(history, saver, screen, config.n_workers.get(), span.clone(), stop.clone()),
+        desk,
         hash_steps: config.hash_steps,
     };
     let local = CancellationToken::new();
@@ -143,7 +161,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let launched = local_workers.map(|launcher| {
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
         let kept = async move {
-            let kept = launch(launcher, &data, n_workers, local).await;
+            let kept = launch(launcher, data, data_fingerprint, n_workers, local).await;
             if kept.is_err() {
                 stop();
             }
@@ -165,85 +183,34 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     };
     shutdown.cancel();
     signals.abort();
-    acceptor.await?;
-    if timeout(GRACE, server).await.is_err() {
+    let served = timeout(GRACE, async {
+        acceptor.await?;
+        server.await?
+    });
+    let served = served.await.unwrap_or_else(|_| {
         warn!("some peers did not close their connections in time");
-    }
-    let ended = described.end(&config, &outcome, &training, told);
-    drop(lock);
-    kept?;
-    match outcome {
-        Outcome::NobodyCame => {
-            Err(ClusterError::NobodyCame { address: place.words, waited: config.join_wait_max }.into())
+        Ok(())
+    });
+    let failed = match (kept, served) {
+        (Err(error), _) | (_, Err(error)) => Some(error),
+        _ if outcome == Outcome::NobodyCame => {
+            let (address, waited) = (place.words.clone(), config.join_wait_max);
+            Some(ClusterError::NobodyCame { address, waited }.into())
         }
-        _ => ended,
-    }
-}
-
-/// Where workers find the coordinator.
-struct Place {
-    listener: Listener,
-    /// As a worker's flag has it, for local workers.
-    address: Option<String>,
-    /// As people type it.
-    words: String,
-    /// The socket and whatever else is of this run only; goes with it.
-    private: TempDir,
-}
-
-impl Place {
-    async fn open(config: &Config) -> Result<Self, anyhow::Error> {
-        let private = tempfile::Builder::new().prefix("telar-").tempdir();
-        let private = private.map_err(WriteError::at(&std::env::temp_dir()))?;
-        let (listen, is_local) = match &config.workers {
-            Workers::Local { .. } => (ListenAddress::Unix(private.path().join("socket")), true),
-            Workers::External { listen } => (listen.clone(), false),
-        };
-        let error = |source| ClusterError::Listen { address: listen.to_string(), source };
-        let (listener, words) = match &listen {
-            ListenAddress::Tcp(address) => {
-                let listener = TcpListener::bind(address).await.map_err(error)?;
-                let words = reachable(listener.local_addr().map_err(error)?);
-                (Listener::Tcp(listener), words)
-            }
-            ListenAddress::Unix(path) => {
-                remove_stale(path).await;
-                (Listener::Unix(UnixListener::bind(path).map_err(error)?), listen.to_string())
-            }
-        };
-        let address = is_local.then(|| words.clone());
-        Ok(Self { listener, address, words, private })
-    }
-}
-
-/// The address to type for one that is listened at; a machine that listens everywhere is named by its name.
-fn reachable(address: SocketAddr) -> String {
-    if !address.ip().is_unspecified() {
-        return format!("http://{address}");
-    }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "HOST" } else { host.trim() };
-    format!("http://{host}:{}", address.port())
-}
-
-/// A socket that an earlier process left behind keeps nobody from listening.
-async fn remove_stale(path: &Path) {
-    let is_stale = match UnixStream::connect(path).await {
-        Ok(_) => false,
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        _ => None,
     };
-    if is_stale && let Err(error) = std::fs::remove_file(path) {
-        warn!(path = %path.display(), %error, "an old socket could not be removed");
-    }
+    let ended = described.end(&config, &place, &outcome, &training, told, failed);
+    drop(lock);
+    ended
 }
 
-fn rules(config: &Config, recipe: &Recipe, data: &Dataset) -> Rules {
+fn rules(config: &Config, encoding: Encoding, recipe: &Recipe, data: &Dataset) -> Rules {
     let n_images = |split| u32::try_from(data.n_images(split)).expect("an IDX file counts images in u32");
     Rules {
         recipe: recipe.clone(),
         n_train: n_images(Split::Train),
         n_valid: n_images(Split::Valid),
-        rounding: config.rounding(),
+        rounding: rounding(encoding),
         checkpoint_every: config.checkpoint_every,
         silence_max: config.silence_max,
         join_wait_max: config.join_wait_max,
@@ -275,21 +242,23 @@ fn recipe_message(recipe: &Recipe) -> v1::Recipe {
 }
 
 /// The first SIGINT or SIGTERM ends the run with a checkpoint, the second one ends the process.
-async fn minds_signals(inputs: mpsc::Sender<Input>) -> std::io::Result<()> {
+fn mind_signals(inputs: mpsc::Sender<Input>) -> std::io::Result<impl Future<Output = ()> + Send> {
+    let is_second = Arc::new(AtomicBool::new(false));
+    for number in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the flag down and raises it, the second one finds it up, and ends the process
+        // from within, whatever its threads wait for. Local workers end with their standard input, a pipe to this process.
+        signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&is_second))?;
+        signal_hook::flag::register(number, Arc::clone(&is_second))?;
+    }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut is_first = true;
-    loop {
-        let number = tokio::select! {
-            _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-            _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-        };
-        if !std::mem::take(&mut is_first) {
-            // Local workers end with their standard input, which is a pipe to this process.
-            std::process::exit(128 + number);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
         // A driver that is gone has ended the run already.
         let _ = inputs.send(Input::Happened(Event::Stop)).await;
-    }
+    })
 }
 
 fn launcher(config: &Config, address: String, private: &TempDir, log_format: LogFormat) -> Option<Launcher> {
@@ -301,24 +270,22 @@ fn launcher(config: &Config, address: String, private: &TempDir, log_format: Log
 /// Puts the data set where local workers can map it, and keeps them running.
 async fn launch(
     launcher: Launcher,
-    data: &Arc<Dataset>,
+    data: Arc<Dataset>,
+    fingerprint: String,
     n_workers: u32,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (data, private) = (Arc::clone(data), launcher.data.clone());
-    let data = tokio::task::spawn_blocking(move || plain_folder(&data, private)).await??;
+    let private = launcher.data.clone();
+    let data = tokio::task::spawn_blocking(move || plain_folder(&data, &fingerprint, private)).await??;
     Ok(Launcher { data, ..launcher }.run(n_workers, shutdown).await?)
 }
 
 /// A folder with the data set as plain files, which processes share by mapping them: the user's cache, or one of this run.
-fn plain_folder(data: &Dataset, private: PathBuf) -> Result<PathBuf, WriteError> {
-    let cache = plain_cache_folder(&data.fingerprint());
+fn plain_folder(data: &Dataset, fingerprint: &str, private: PathBuf) -> Result<PathBuf, WriteError> {
+    let cache = plain_cache_folder(fingerprint);
     let is_whole = |folder: &Path| {
-        let files = data.plain_files();
-        files.iter().all(|file| {
-            let n_bytes = std::fs::metadata(folder.join(file.name)).map_or(0, |metadata| metadata.len());
-            n_bytes == (file.header.len() + file.content.len()) as u64
-        })
+        let found = open(&DataChoice::Folder(folder.to_owned()), &mut DownloadBar::default());
+        found.is_ok_and(|found| found.fingerprint() == fingerprint)
     };
     if let Some(folder) = cache
         && (is_whole(&folder) || store_plain(data, &folder).is_ok())
@@ -344,7 +311,7 @@ fn begin_screen(config: &Config, start: &Start, data: &Dataset, place: &Place) -
         recipe.noise,
         recipe.seed,
     )];
-    let wire = match config.encoding {
+    let wire = match start.encoding {
         Encoding::Bf16 => "gradients as bf16",
         Encoding::F32 | Encoding::Unspecified => "gradients as f32",
     };
@@ -373,114 +340,4 @@ fn begin_screen(config: &Config, start: &Start, data: &Dataset, place: &Place) -
         "step": start.state.step, "n_steps": n_steps,
     }));
     screen
-}
-
-/// What `run.json` says.
-struct Description {
-    json: Value,
-}
-
-impl Description {
-    fn new(config: &Config, start: &Start, data: &Dataset, data_fingerprint: &str) -> Self {
-        let layout = ParamLayout::of(start.recipe.architecture);
-        let (launch, threads) = match &config.workers {
-            Workers::Local { backend, .. } => ("local", backend.threads),
-            Workers::External { .. } => ("external", None),
-        };
-        let json = json!({
-            "program": "coordinator",
-            "version": env!("CARGO_PKG_VERSION"),
-            "run_id": start.run_id,
-            "incarnation": start.incarnation,
-            "resumed_from": start.resumed_from.as_ref().map(|path| path.display().to_string()),
-            "recipe": start.recipe,
-            "workers": config.n_workers,
-            "launch": launch,
-            "threads_per_worker": threads,
-            "wire": match config.encoding {
-                Encoding::Bf16 => "grpc-bf16",
-                Encoding::F32 | Encoding::Unspecified => "grpc",
-            },
-            "checkpoint_every": config.checkpoint_every.to_string(),
-            "keep": config.n_checkpoints_kept,
-            "join_timeout_seconds": config.join_wait_max.as_secs_f64(),
-            "heartbeat_timeout_seconds": config.silence_max.as_secs_f64(),
-            "data": { "name": data.name(), "fingerprint": data_fingerprint },
-            "n_params": layout.n_params(),
-            "layout_fingerprint": layout.fingerprint().to_string(),
-        });
-        Self { json }
-    }
-
-    /// Writes the last files and says the last words.
-    fn end(mut self, config: &Config, outcome: &Outcome, training: &Training, told: Told) -> anyhow::Result<()> {
-        let Told { history, saver, mut screen, costs, last_epoch, failure } = told;
-        let saved = saver.finish();
-        let state = training.state();
-        let hash = params_blake3(&state.params);
-        let folder: &RunFolder = &history.folder;
-        let classes = training.compute_classes();
-        let recipe = &history.recipe;
-        let diverged = match outcome {
-            Outcome::Diverged { step, epoch, what } => Some(TrainingError::Diverged {
-                step: *step,
-                epoch: epoch + 1,
-                what: what.clone(),
-                learning_rate: recipe.sgd.learning_rate,
-            }),
-            Outcome::Completed | Outcome::Stopped | Outcome::NobodyCame => None,
-        };
-        self.json["compute_classes"] = json!(classes);
-        self.json["result"] = json!({
-            "outcome": outcome.to_string(), "step": state.step, "last_epoch": last_epoch, "params_blake3": hash,
-            "milliseconds_per_step": costs.means(), "error": diverged.as_ref().map(ToString::to_string),
-        });
-        folder.write_description(&self.json)?;
-        if let Some(error) = diverged {
-            return Err(error.into());
-        }
-        if let Some(error) = failure {
-            return Err(error.into());
-        }
-        let is_trained = matches!(outcome, Outcome::Completed | Outcome::Stopped) && state.step > 0;
-        let checkpoint = saved?;
-        if is_trained {
-            let weights = Weights { architecture: recipe.architecture, params: state.params.clone() };
-            folder.write_weights(&weights)?;
-        }
-
-        screen.finish();
-        let weights = folder.weights_path();
-        screen.json_line(&json!({
-            "event": "end", "outcome": outcome.to_string(), "step": state.step, "last_epoch": last_epoch,
-            "weights": weights.display().to_string(), "params_blake3": hash,
-            "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()),
-            "milliseconds_per_step": costs.means(),
-        }));
-        if *outcome == Outcome::Stopped {
-            screen.tell(&format!(
-                "stopped after step {}; go on with: coordinator --workers {} --resume {}",
-                state.step,
-                config.n_workers,
-                folder.path().display()
-            ));
-        }
-        if let Some(words) = costs.words() {
-            screen.tell(&words);
-        }
-        if classes.len() > 1 {
-            screen.tell("workers of several compute classes took part: another run may differ in bits");
-        }
-        if let Some(record) = last_epoch.filter(|_| *outcome == Outcome::Completed) {
-            screen.tell(&format!(
-                "val loss {:.4}, val rounded accuracy {:.4} after {} epochs, {} steps",
-                record.val_loss, record.val_rounded_accuracy, record.epoch, record.step
-            ));
-        }
-        if is_trained {
-            screen.tell(&format!("weights: {}", weights.display()));
-            screen.tell(&format!("parameters blake3: {hash}"));
-        }
-        Ok(())
-    }
 }

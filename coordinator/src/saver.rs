@@ -1,8 +1,9 @@
-//! Keeps checkpoints on a thread of its own, so that no step waits for a disk. While one is written, the newest that is
-//! wished for waits, and an older one that waits gives way.
+//! Keeps checkpoints on a thread of its own, so that no step waits for a disk. A state is first offered, by the driver, and
+//! then released, by the observer, when the run folder's lines are on the disk up to it: whoever resumes from it has all
+//! lines. Where the disk is slower than the steps, a newer state takes the place of an older one that waits.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use model::files::WriteError;
@@ -12,10 +13,9 @@ use tracing::{Span, debug, info, warn};
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::training::State;
 
-/// The thread, and what it is to write next.
+/// The thread that writes.
 #[derive(Debug)]
 pub struct Saver {
-    run: RunFacts,
     desk: Arc<Desk>,
     thread: JoinHandle<Result<Option<PathBuf>, WriteError>>,
 }
@@ -31,15 +31,22 @@ pub struct RunFacts {
     pub data_fingerprint: String,
 }
 
+/// Where states lie until they are written: at most one that is offered, and one that is released.
 #[derive(Debug, Default)]
-struct Desk {
-    next: Mutex<Next>,
+pub struct Desk {
+    states: Mutex<States>,
     changed: Condvar,
 }
 
+/// Which offer a state was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer(u64);
+
 #[derive(Debug, Default)]
-struct Next {
-    checkpoint: Option<Checkpoint>,
+struct States {
+    n_offers: u64,
+    offered: Option<(Offer, State)>,
+    released: Option<State>,
     is_last: bool,
 }
 
@@ -49,66 +56,111 @@ impl Saver {
         let desk = Arc::new(Desk::default());
         let thread = {
             let desk = Arc::clone(&desk);
-            std::thread::Builder::new()
-                .name("saver".to_owned())
-                .spawn(move || span.in_scope(|| desk.write_all(&checkpoints)))
+            let write = move || span.in_scope(|| desk.write_all(&checkpoints, &run));
+            std::thread::Builder::new().name("saver".to_owned()).spawn(write)
         };
-        Self { run, desk, thread: thread.expect("the system has a thread to give") }
+        Self { desk, thread: thread.expect("the system has a thread to give") }
     }
 
-    /// Wishes for a checkpoint of a state.
-    pub fn save(&self, state: State) {
-        let RunFacts { run_id, recipe, data_fingerprint } = self.run.clone();
-        let checkpoint = Checkpoint { run_id, recipe, data_fingerprint, state };
-        let mut next = self.desk.next.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(older) = next.checkpoint.replace(checkpoint) {
-            debug!(
-                step = older.state.step,
-                "checkpoint passed over for a newer one: the disk is slower than the steps"
-            );
+    /// Where states are offered.
+    pub fn desk(&self) -> Arc<Desk> {
+        Arc::clone(&self.desk)
+    }
+
+    /// Releases an offer, if no newer one has taken its place.
+    pub fn release(&self, offer: Offer) {
+        let mut states = self.desk.lock();
+        if let Some((_, state)) = states.offered.take_if(|(found, _)| *found == offer) {
+            if let Some(older) = states.released.replace(state) {
+                debug!(step = older.step, "checkpoint passed over for a newer one: the disk is slower than the steps");
+            }
+            self.desk.changed.notify_one();
         }
-        self.desk.changed.notify_one();
     }
 
-    /// Waits for what is wished for; gives where the last checkpoint is, if there is one.
+    /// Waits for what was released; gives where the last checkpoint is, if there is one.
     ///
     /// # Errors
     /// If the last one could not be written.
     pub fn finish(self) -> Result<Option<PathBuf>, WriteError> {
-        self.desk.next.lock().unwrap_or_else(PoisonError::into_inner).is_last = true;
+        self.desk.lock().is_last = true;
         self.desk.changed.notify_one();
         self.thread.join().expect("the saver's thread writes or tells why not")
     }
 }
 
 impl Desk {
-    /// Writes what is wished for, until the last one; what became of that.
-    fn write_all(&self, checkpoints: &Checkpoints) -> Result<Option<PathBuf>, WriteError> {
+    /// Offers a state.
+    pub fn offer(&self, state: State) -> Offer {
+        let mut states = self.lock();
+        states.n_offers += 1;
+        let offer = Offer(states.n_offers);
+        states.offered = Some((offer, state));
+        offer
+    }
+
+    fn lock(&self) -> MutexGuard<'_, States> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what is released, until the last one; what became of that.
+    fn write_all(&self, checkpoints: &Checkpoints, run: &RunFacts) -> Result<Option<PathBuf>, WriteError> {
         let mut last = Ok(None);
-        while let Some(checkpoint) = self.take() {
-            last = checkpoints.save(&checkpoint).map(Some);
-            match &last {
+        while let Some(state) = self.take() {
+            let RunFacts { run_id, recipe, data_fingerprint } = run.clone();
+            let checkpoint = Checkpoint { run_id, recipe, data_fingerprint, state };
+            let step = checkpoint.state.step;
+            last = match checkpoints.save(&checkpoint) {
                 Ok(path) => {
-                    let path = path.as_deref().unwrap_or_else(|| std::path::Path::new("")).display();
-                    info!(step = checkpoint.state.step, %path, "checkpoint saved");
+                    info!(step, path = %path.display(), "checkpoint saved");
+                    Ok(Some(path))
                 }
-                Err(error) => warn!(step = checkpoint.state.step, %error, "checkpoint not saved; training goes on"),
-            }
+                Err(error) => {
+                    warn!(step, %error, "checkpoint not saved; training goes on");
+                    Err(error)
+                }
+            };
         }
         last
     }
 
-    fn take(&self) -> Option<Checkpoint> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take(&self) -> Option<State> {
+        let mut states = self.lock();
         // Ends: whoever changes something says so.
         loop {
-            if let Some(checkpoint) = next.checkpoint.take() {
-                return Some(checkpoint);
+            if let Some(state) = states.released.take() {
+                return Some(state);
             }
-            if next.is_last {
+            if states.is_last {
                 return None;
             }
-            next = self.changed.wait(next).unwrap_or_else(PoisonError::into_inner);
+            states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::training::Rounding;
+
+    #[test]
+    fn what_is_released_is_written_and_an_older_offer_gives_way() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
+        let params = model::params::initial_params(recipe.architecture, 1);
+        let state = |step| State { step, ..State::new(&recipe, Rounding::None, params.clone()) };
+        let run = RunFacts { run_id: "1".to_owned(), recipe: recipe.clone(), data_fingerprint: String::new() };
+        let checkpoints = Checkpoints::of(folder.path(), 9);
+        let saver = Saver::start(checkpoints.clone(), run, Span::none());
+        let desk = saver.desk();
+        let [first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));
+        saver.release(first);
+        saver.release(third);
+        saver.release(second);
+        desk.offer(state(4)); // never released
+        let last = saver.finish().expect("the folder can be written").expect("one was written");
+        assert!(last.ends_with("step-00000003.safetensors"), "{}", last.display());
+        assert_eq!(std::fs::read_dir(last.parent().expect("a folder")).expect("a folder").count(), 1);
     }
 }

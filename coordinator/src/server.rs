@@ -12,7 +12,7 @@ use model::loss::LossSums;
 use prost::bytes::Bytes;
 use proto::limits::{
     CONNECTION_WINDOW_BYTES, DATASET_FILE_BYTES_MAX, FIRST_MESSAGE_WAIT_MAX, FRAME_BYTES, HEARTBEAT_INTERVAL,
-    OUTBOX_MESSAGES_MAX, PIECE_BYTES, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX, TEXT_BYTES_MAX,
+    OUTBOX_MESSAGES_MAX, PIECE_BYTES, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX, TEXT_BYTES_MAX, WORKERS_MAX,
     message_bytes_max,
 };
 use proto::v1::training_server::{Training as TrainingService, TrainingServer};
@@ -21,7 +21,7 @@ use proto::v1::{
     worker_message::Kind,
 };
 use proto::values::{self, ValuesError};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -63,7 +63,6 @@ impl Facts {
             data_fingerprint: self.data_fingerprint.clone(),
             layout_fingerprint: self.layout_fingerprint,
             encoding: self.encoding.into(),
-            silence_milliseconds_max: u32::try_from(self.silence_max.as_millis()).unwrap_or(u32::MAX),
         }
     }
 }
@@ -110,6 +109,7 @@ struct Shared {
     sessions: TaskTracker,
     shutdown: CancellationToken,
     last_worker_id: AtomicU64,
+    places: Arc<Semaphore>,
 }
 
 impl Service {
@@ -122,7 +122,8 @@ impl Service {
         shutdown: CancellationToken,
     ) -> Self {
         let (sessions, last_worker_id) = (TaskTracker::new(), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { facts, data, buffers, inputs, sessions, shutdown, last_worker_id }) }
+        let places = Arc::new(Semaphore::new(WORKERS_MAX));
+        Self { shared: Arc::new(Shared { facts, data, buffers, inputs, sessions, shutdown, last_worker_id, places }) }
     }
 
     /// Serves the connections given until `shutdown`, and then until the last session has ended.
@@ -228,6 +229,12 @@ struct Session {
 
 impl Session {
     async fn run(self, mut inbound: Streaming<WorkerMessage>) {
+        let Ok(_place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
+            let reason = format!("expected at most {WORKERS_MAX} workers, found one more");
+            // It may be gone already.
+            let _ = self.messages.try_send(Err(Status::resource_exhausted(reason)));
+            return;
+        };
         let profile = match self.join(&mut inbound).await {
             Ok(profile) => profile,
             Err(status) => {
@@ -313,9 +320,9 @@ impl Shared {
             }
             Kind::BatchDone(done) => {
                 self.check_fence(done.fence.as_ref())?;
-                let v1::BatchDone { step, batch, n_samples, loss_sum, correct_sum, .. } = done;
+                let v1::BatchDone { step, batch, n_samples, loss_sum, correct_sum, params_fingerprint, .. } = done;
                 let sums = LossSums { loss_sum, correct_sum, n_samples };
-                Event::BatchDone(worker_id, BatchDone { step, batch, sums })
+                Event::BatchDone(worker_id, BatchDone { step, batch, sums, params_fingerprint })
             }
             Kind::Leaving(leaving) => Event::Leaving(worker_id, short(leaving.reason)),
             Kind::Lagging(lagging) => Event::Lagging(worker_id, short(lagging.reason)),

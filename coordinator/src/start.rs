@@ -8,6 +8,7 @@ use model::files::WriteError;
 use model::recipe::{Recipe, RecipeError};
 use model::report::RunFolder;
 use model::training::initial_weights;
+use proto::v1::Encoding;
 use tracing::{info, warn};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
@@ -19,6 +20,8 @@ use crate::training::{Rounding, State};
 pub struct Start {
     /// What is trained.
     pub recipe: Recipe,
+    /// How gradients travel.
+    pub encoding: Encoding,
     /// What it has come to.
     pub state: State,
     /// Its folder.
@@ -56,6 +59,12 @@ pub enum ResumeError {
         /// What is there.
         found: String,
     },
+    /// Somebody is there already.
+    #[error("expected nobody at work in {}, found another coordinator; wait for its end, or name another folder", folder.display())]
+    InUse {
+        /// The run's folder.
+        folder: PathBuf,
+    },
     /// Its gradients were rounded in another way.
     #[error("expected {expected} as in the run that is resumed; leave --wire as it was, or start a new run")]
     OtherWire {
@@ -82,8 +91,18 @@ impl Start {
         let weights = initial_weights(&recipe)?;
         let folder = RunFolder::create(folder, recipe.architecture.name())?;
         let lock = lock(folder.path())?;
-        let state = State::new(&recipe, config.rounding(), weights.params);
-        Ok(Self { recipe, state, run_id: new_run_id(&folder), folder, incarnation: 1, resumed_from: None, lock })
+        let encoding = config.encoding.unwrap_or(Encoding::F32);
+        let state = State::new(&recipe, rounding(encoding), weights.params);
+        Ok(Self {
+            recipe,
+            encoding,
+            state,
+            run_id: new_run_id(&folder),
+            folder,
+            incarnation: 1,
+            resumed_from: None,
+            lock,
+        })
     }
 
     fn resume(config: &Config, folder: Option<&Path>, data_fingerprint: &str) -> anyhow::Result<Self> {
@@ -91,8 +110,9 @@ impl Start {
             Some(folder) => folder.to_owned(),
             None => newest_run(config).ok_or(ResumeError::NoRun)?,
         };
-        let Newest { path: from, checkpoint, skipped } =
-            Checkpoints::of(&path, config.n_checkpoints_kept).newest().map_err(ResumeError::NoCheckpoint)?;
+        let lock = path.is_dir().then(|| lock(&path)).transpose()?;
+        let newest = Checkpoints::of(&path, config.n_checkpoints_kept).newest().map_err(ResumeError::NoCheckpoint)?;
+        let Newest { path: from, checkpoint, skipped } = newest;
         for error in skipped {
             warn!(%error, "checkpoint skipped");
         }
@@ -101,12 +121,14 @@ impl Start {
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
         }
-        match (state.residual.is_empty(), config.rounding()) {
-            (true, Rounding::Bf16) => return Err(ResumeError::OtherWire { expected: "--wire auto" }.into()),
-            (false, Rounding::None) => return Err(ResumeError::OtherWire { expected: "--wire grpc-bf16" }.into()),
-            _ => {}
+        let (encoding, flag) = match state.residual.is_empty() {
+            true => (Encoding::F32, "--wire grpc"),
+            false => (Encoding::Bf16, "--wire grpc-bf16"),
+        };
+        if config.encoding.is_some_and(|given| given != encoding) {
+            return Err(ResumeError::OtherWire { expected: flag }.into());
         }
-        let lock = lock(&path)?;
+        let lock = lock.expect("a folder with a checkpoint is a folder");
         let incarnation = RunFolder::read_description(&path)
             .and_then(|description| description["incarnation"].as_u64())
             .and_then(|incarnation| u32::try_from(incarnation).ok())
@@ -114,7 +136,7 @@ impl Start {
         let folder = RunFolder::reopen(&path, state.step)?;
         info!(checkpoint = %from.display(), step = state.step, "run resumed");
         let (incarnation, resumed_from) = (incarnation + 1, Some(from));
-        Ok(Self { recipe, state, folder, run_id, incarnation, resumed_from, lock })
+        Ok(Self { recipe, encoding, state, folder, run_id, incarnation, resumed_from, lock })
     }
 }
 
@@ -131,15 +153,21 @@ fn newest_run(config: &Config) -> Option<PathBuf> {
 }
 
 /// A folder has one coordinator at a time.
-fn lock(folder: &Path) -> Result<File, WriteError> {
+fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join(".lock");
     let file = File::create(&path).map_err(WriteError::at(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(WriteError::at(folder)(std::io::Error::other("another coordinator is at work in it")))
-        }
-        Err(TryLockError::Error(error)) => Err(WriteError::at(&path)(error)),
+        Err(TryLockError::WouldBlock) => Err(ResumeError::InUse { folder: folder.to_owned() }.into()),
+        Err(TryLockError::Error(error)) => Err(WriteError::at(&path)(error).into()),
+    }
+}
+
+/// What is done to averaged gradients so that they fit the wire.
+pub fn rounding(encoding: Encoding) -> Rounding {
+    match encoding {
+        Encoding::Bf16 => Rounding::Bf16,
+        Encoding::F32 | Encoding::Unspecified => Rounding::None,
     }
 }
 

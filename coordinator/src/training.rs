@@ -44,7 +44,7 @@ pub struct Rules {
     pub checkpoint_every: CheckpointEvery,
     /// How long a worker may be silent.
     pub silence_max: Duration,
-    /// How long the first worker may take to come.
+    /// How long the first worker may take to come, and each one to get ready.
     pub join_wait_max: Duration,
     /// What becomes of the workers when the run is stopped before its end.
     pub after_stop: AfterStop,
@@ -163,6 +163,8 @@ pub struct BatchDone {
     pub batch: u32,
     /// What came out.
     pub sums: LossSums,
+    /// [`params_fingerprint`] of the parameters that it was computed on.
+    pub params_fingerprint: u64,
 }
 
 /// What the core wishes to be done, in this order.
@@ -200,6 +202,8 @@ pub enum Farewell {
     End,
     /// It may join anew.
     ComeBack,
+    /// It should end: it is of no use as it is.
+    Refused,
 }
 
 /// What a worker has to compute, in order, on the parameters after `step` updates.
@@ -436,6 +440,9 @@ impl Training {
         };
         if training.schedule.next(training.state.step, &training.state.epoch_sums) == Next::End {
             training.conclude(Outcome::Completed);
+        } else {
+            // From here on there is something to resume from, whatever happens.
+            training.checkpoint();
         }
         training
     }
@@ -474,6 +481,10 @@ impl Training {
             | Event::Lost(worker_id, _)
                 if !self.roster.hear(worker_id, now) => {}
             Event::Ready(worker_id) => self.handle_ready(now, worker_id),
+            Event::ShardDone(worker_id, _) | Event::BatchDone(worker_id, _) if self.roster.is_preparing(worker_id) => {
+                let reason = "expected it to say that it is ready, found results".to_owned();
+                self.dismiss(worker_id, Farewell::Refused, reason);
+            }
             Event::ShardDone(worker_id, done) => self.handle_shard_done(worker_id, done),
             Event::BatchDone(worker_id, done) => self.handle_batch_done(worker_id, &done),
             Event::Lagging(worker_id, reason) => self.send_state_anew(worker_id, reason),
@@ -490,13 +501,18 @@ impl Training {
             Phase::Gathering { deadline } if self.roster.n_members() == 0 => Some(deadline),
             _ => None,
         };
-        [gathering, self.roster.next_deadline()].into_iter().flatten().min()
+        let preparing = self.roster.next_joined().map(|joined| joined + self.rules.join_wait_max);
+        [gathering, preparing, self.roster.next_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due at a time.
     pub fn handle_deadline(&mut self, now: Duration) {
         for worker_id in self.roster.silent(now) {
             let reason = format!("silent for {} ms", self.rules.silence_max.as_millis());
+            self.dismiss(worker_id, Farewell::ComeBack, reason);
+        }
+        for worker_id in self.roster.late(now, self.rules.join_wait_max) {
+            let reason = format!("not ready for {} s", self.rules.join_wait_max.as_secs_f64());
             self.dismiss(worker_id, Farewell::ComeBack, reason);
         }
         let nobody_came =
@@ -569,10 +585,8 @@ impl Training {
             return self.refuse(worker_id, refusal);
         }
         if params_fingerprint != self.fingerprint {
-            let (expected, found) = (self.fingerprint, params_fingerprint);
-            let reason = format!("expected parameters {expected:016x} at step {step}, found {found:016x}");
             self.keep_spent(computed);
-            return self.send_state_anew(worker_id, reason);
+            return self.send_state_anew(worker_id, self.stray(params_fingerprint));
         }
         let result = match computed {
             Computed::Finite(result) if result.sums.loss_sum.is_finite() => result,
@@ -582,7 +596,7 @@ impl Training {
         let expected = self.schedule.shard_samples(step, shard);
         if let Err(reason) = check_counts(&result.sums, expected, "shard", shard) {
             self.spent.push(result.gradient_sum);
-            return self.dismiss(worker_id, Farewell::End, reason);
+            return self.dismiss(worker_id, Farewell::Refused, reason);
         }
         round.tasks.complete(shard, worker_id);
         round.reduction.add(shard, result);
@@ -591,7 +605,7 @@ impl Training {
     }
 
     fn handle_batch_done(&mut self, worker_id: WorkerId, done: &BatchDone) {
-        let BatchDone { step, batch, sums } = *done;
+        let BatchDone { step, batch, sums, params_fingerprint } = *done;
         let Phase::Validating(round) = &mut self.phase else {
             return self.refuse(worker_id, Refusal::Stale { expected: self.state.step, found: step });
         };
@@ -603,11 +617,14 @@ impl Training {
             TaskStanding::Unknown => return self.refuse(worker_id, Refusal::NoSuchTask { step, task: batch }),
             TaskStanding::First => {}
         }
+        if params_fingerprint != self.fingerprint {
+            return self.send_state_anew(worker_id, self.stray(params_fingerprint));
+        }
         if !sums.loss_sum.is_finite() {
             return self.diverge(step, "validation loss");
         }
         if let Err(reason) = check_counts(&sums, self.schedule.batch_samples(batch), "batch", batch) {
-            return self.dismiss(worker_id, Farewell::End, reason);
+            return self.dismiss(worker_id, Farewell::Refused, reason);
         }
         round.tasks.complete(batch, worker_id);
         round.results[batch as usize] = sums;
@@ -820,6 +837,11 @@ impl Training {
         self.report(Report::Lagging { worker_id, reason });
         let tasks = self.phase.tasks().map(|tasks| tasks.of(worker_id).collect()).unwrap_or_default();
         self.actions.push_back(Action::SendState(worker_id, self.work(tasks)));
+    }
+
+    /// What is wrong with a replica of these parameters.
+    fn stray(&self, found: u64) -> String {
+        format!("expected parameters {:016x} at step {}, found {found:016x}", self.fingerprint, self.state.step)
     }
 
     fn refuse_stale(&mut self, worker_id: WorkerId, found: u64, computed: Computed) {

@@ -17,7 +17,9 @@ use model::training::{Next, initial_weights, train};
 use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
-use proto::v1::{CoordinatorMessage, Encoding, Fence, Heartbeat, Join, Ready, ShardDone, Welcome, Work, WorkerMessage};
+use proto::v1::{
+    CoordinatorMessage, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, Welcome, Work, WorkerMessage,
+};
 use proto::values;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -178,7 +180,7 @@ async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Datase
                 update.work.unwrap_or_default()
             }
             Told::Work(work) => work,
-            Told::Dismissal(dismissal) if dismissal.is_final => return params,
+            Told::Dismissal(dismissal) if dismissal.farewell() == Farewell::End => return params,
             other => panic!("an order expected, found {other:?}"),
         };
         let sampler = recipe.sampler(work.epoch, 110);
@@ -211,6 +213,7 @@ async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Datase
                     n_samples: sums.n_samples,
                     loss_sum: sums.loss_sum,
                     correct_sum: sums.correct_sum,
+                    params_fingerprint: params_fingerprint(&params),
                 }))
                 .await;
         }
@@ -327,7 +330,10 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     few.n_samples = 3;
     worker.say(Kind::ShardDone(few)).await;
     match worker.hear().await {
-        Ok(Told::Dismissal(dismissal)) => assert!(dismissal.reason.contains("expected 4 images"), "{dismissal:?}"),
+        Ok(Told::Dismissal(dismissal)) => {
+            assert_eq!(dismissal.farewell(), Farewell::Refused);
+            assert!(dismissal.reason.contains("expected 4 images"), "{dismissal:?}");
+        }
         other => panic!("a dismissal expected, found {other:?}"),
     }
 

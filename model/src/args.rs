@@ -11,9 +11,9 @@ use crate::report::{DownloadBar, LogFormat};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// A folder with the four IDX files, `fashion-mnist`, `synthetic`, or `auto`: Fashion-MNIST from $TELAR_DATA, data/,
-    /// the user's cache folder or the network, else synthetic garments
-    #[arg(long, value_name = "DATA", default_value = "auto")]
+    /// A folder with the four IDX files, `fashion-mnist`, `synthetic`, or `auto`: Fashion-MNIST from data/, the user's cache
+    /// folder or the network, else synthetic garments
+    #[arg(long, env = "TELAR_DATA", value_name = "DATA", default_value = "auto")]
     pub data: DataChoice,
 }
 

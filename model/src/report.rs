@@ -11,8 +11,8 @@ mod screen;
 mod summary;
 
 pub use download_bar::DownloadBar;
-pub use log::{LogFormat, init_log};
-pub use output::{check_output, print_line, write_stderr_line};
+pub use log::{LogFormat, LogGuard, init_log, write_stderr_line};
+pub use output::{check_output, print_line};
 pub use picture::{reconstruction_picture, split_picture};
 pub use records::{EpochRecord, StepRecord};
 pub use run_folder::RunFolder;

@@ -11,7 +11,7 @@ use model::args::{BackendArgs, DataArgs, LogArgs};
 #[command(
     name = "worker",
     version,
-    after_help = "Example:\n  worker --coordinator http://192.168.0.10:7070 --threads 4\n\nEach flag is also a variable, \
+    after_help = "Example:\n  worker --coordinator http://192.168.0.10:7187 --threads 4\n\nEach flag is also a variable, \
     such as TELAR_THREADS, and a key of the file named by --config. The first Ctrl-C or SIGTERM lets the worker \
     finish what it computes, for at most 5 seconds; a second one ends it at once."
 )]

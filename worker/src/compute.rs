@@ -199,8 +199,10 @@ struct Held {
     /// A gradient on its way in or out; reused, since it is as large as the parameters.
     gradient: Vec<f32>,
     replica: Replica,
-    /// Fingerprint of the parameters that are in `replica`; None if those are of an earlier step.
-    in_replica: Option<u64>,
+    /// Of the parameters, once it was asked for.
+    fingerprint: Option<u64>,
+    /// The step whose parameters are in `replica`.
+    step_in_replica: Option<u64>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
     /// The parameters of this step, if any of it was validated here.
@@ -217,7 +219,8 @@ impl Held {
             velocity: recipe.sgd.velocity(n_params),
             gradient: vec![0.0; n_params],
             replica: Replica::new(recipe, &backend.device),
-            in_replica: None,
+            fingerprint: None,
+            step_in_replica: None,
             sampler: None,
             evaluator: None,
         }
@@ -248,7 +251,8 @@ impl Held {
 
     fn enter(&mut self, step: u64) {
         self.step = step;
-        self.in_replica = None;
+        self.fingerprint = None;
+        self.step_in_replica = None;
         self.evaluator = None;
     }
 
@@ -265,10 +269,11 @@ impl Held {
         below("a step of the epoch", work.step_of_epoch.into(), sampler.n_steps() as u64)?;
 
         // Not before there is a shard: a worker that only stands by does not pay for it.
-        let params_fingerprint = *self.in_replica.get_or_insert_with(|| {
+        if self.step_in_replica != Some(self.step) {
             self.replica.load(&self.weights.params);
-            params_fingerprint(&self.weights.params)
-        });
+            self.step_in_replica = Some(self.step);
+        }
+        let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
         let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
         let result = self.replica.shard_result(&self.plan.data, key, places, std::mem::take(&mut self.gradient));
@@ -299,6 +304,7 @@ impl Held {
             n_samples: sums.n_samples,
             loss_sum: sums.loss_sum,
             correct_sum: sums.correct_sum,
+            params_fingerprint: *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params)),
         })
     }
 }

@@ -63,7 +63,7 @@ pub enum Address {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected --coordinator as http://HOST:PORT or unix:PATH, found `{found}`; write for example \
-     `--coordinator http://192.168.0.10:7070`"
+     `--coordinator http://192.168.0.10:7187`"
 )]
 pub struct AddressError {
     /// What was given.
@@ -111,10 +111,10 @@ mod tests {
     #[test]
     fn addresses_are_read_as_they_may_be_written() {
         let check = |text: &str, read: &str| assert_eq!(text.parse::<Address>().expect(text).to_string(), read);
-        check("http://localhost:7070", "http://localhost:7070");
-        check("http://localhost:7070/", "http://localhost:7070");
+        check("http://localhost:7187", "http://localhost:7187");
+        check("http://localhost:7187/", "http://localhost:7187");
         check("telar_coordinator.example-1:1", "http://telar_coordinator.example-1:1");
-        check("[::1]:7070", "http://[::1]:7070");
+        check("[::1]:7187", "http://[::1]:7187");
         check("unix:run/socket", "unix:run/socket");
         check("unix:///run/telar/a b", "unix:/run/telar/a b");
     }
@@ -127,12 +127,12 @@ mod tests {
             "localhost:0",
             "localhost:65536",
             "localhost:",
-            ":7070",
-            "::1:7070",
-            "[localhost]:7070",
-            "https://localhost:7070",
-            "http://localhost:7070/path",
-            "http://user@localhost:7070",
+            ":7187",
+            "::1:7187",
+            "[localhost]:7187",
+            "https://localhost:7187",
+            "http://localhost:7187/path",
+            "http://user@localhost:7187",
             "/run/telar/socket",
             "unix:",
             "unix://",

@@ -156,9 +156,14 @@ fn store(mut pieces: mpsc::Receiver<DatasetPiece>, fingerprint: &str) -> Result<
     let Some(place) = place else { return Ok(data) };
     match std::fs::rename(folder.path(), &place) {
         Ok(()) => Ok(open_folder(&place)?),
-        // Another process of this machine was faster: with its files, memory holds the images once. Without them, ours
-        // are open, and stay so when their folder is gone.
-        Err(_) => Ok(open_folder(&place).ok().filter(|data| data.fingerprint() == fingerprint).unwrap_or(data)),
+        // Another process of this machine was faster: with its files, memory holds the images once.
+        Err(_) => Ok(open_folder(&place).ok().filter(|data| data.fingerprint() == fingerprint).unwrap_or_else(|| {
+            // Or what lies there is damaged, and goes out of the way. Ours are open, and stay so wherever they are.
+            let aside = place.with_extension("damaged");
+            let moved = std::fs::rename(&place, &aside).and_then(|()| std::fs::rename(folder.path(), &place));
+            warn!(folder = %place.display(), is_replaced = moved.is_ok(), "the copy of the data set there is damaged");
+            data
+        })),
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use model::report::init_log;
+use model::report::{LogGuard, init_log, write_stderr_line};
 use worker::args::Cli;
 use worker::{Config, exit_code, run};
 
@@ -16,18 +16,20 @@ use worker::{Config, exit_code, run};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match start() {
+    // Kept until all is told.
+    let mut log = None;
+    match start(&mut log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            write_stderr_line(&format!("error: {error}"));
             ExitCode::from(exit_code(&error))
         }
     }
 }
 
-fn start() -> anyhow::Result<()> {
+fn start(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     let cli: Cli = model::configuration::parse()?;
-    init_log(cli.log.log_format, "info");
+    *log = Some(init_log(cli.log.log_format, "info"));
     if cli.supervised {
         end_with_parent()?;
     }

@@ -8,7 +8,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use model::exit;
 use proto::limits;
-use proto::v1::Dismissal;
+use proto::v1::Farewell;
 
 use crate::compute::Compute;
 use crate::config::{Address, Config, ConfigError};
@@ -36,6 +36,12 @@ pub enum WorkerError {
         /// For how long.
         tried: Duration,
     },
+    /// It is of no use to the coordinator.
+    #[error("the coordinator refused this worker: {reason}")]
+    Refused {
+        /// What was expected and found.
+        reason: String,
+    },
     /// A session ended in a way that another one would end in too.
     #[error("{0}")]
     Session(#[from] SessionError),
@@ -54,7 +60,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(SessionError::Dataset(_) | SessionError::Link(_) | SessionError::Closed | SessionError::Silent { .. })
         | None => None,
     });
-    let is_configuration = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ConfigError::Address(_))));
+    let is_configuration = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(ConfigError::Address(_)))
+            || matches!(cause.downcast_ref(), Some(WorkerError::Refused { .. }))
+    });
     let is_unavailable =
         error.chain().any(|cause| matches!(cause.downcast_ref(), Some(WorkerError::NoCoordinator { .. })));
     match known {
@@ -91,11 +100,14 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), Wo
         };
         let reason = match dismissed {
             Ok(End::Left) => return Ok(()),
-            Ok(End::Dismissed(Dismissal { is_final: true, reason })) => {
-                info!(reason, "dismissed");
-                return Ok(());
-            }
-            Ok(End::Dismissed(Dismissal { is_final: false, reason })) => reason,
+            Ok(End::Dismissed(dismissal)) => match dismissal.farewell() {
+                Farewell::End => {
+                    info!(reason = dismissal.reason, "dismissed");
+                    return Ok(());
+                }
+                Farewell::Refused => return Err(WorkerError::Refused { reason: dismissal.reason }),
+                Farewell::ComeBack | Farewell::Unspecified => dismissal.reason,
+            },
             Err(error) if error.is_final() => return Err(error.into()),
             Err(error) => error.to_string(),
         };

@@ -65,7 +65,7 @@ fn help_tells_flags_defaults_and_an_example() {
 
 #[test]
 fn what_is_no_address_is_told_what_to_write() {
-    for address in ["localhost", "https://localhost:7070", "unix:"] {
+    for address in ["localhost", "https://localhost:7187", "unix:"] {
         let found = format!("found `{address}`; write for example `--coordinator http://");
         check(
             &format!("--coordinator {address}"),
@@ -78,8 +78,8 @@ fn what_is_no_address_is_told_what_to_write() {
 
 #[test]
 fn a_device_that_cannot_be_had_is_told_before_anybody_is_looked_for() {
-    check("--coordinator localhost:7070 --backend flex --device mps", 64, &["error: the backend `flex`"]);
-    check("--coordinator localhost:7070 --config /nowhere/telar.toml", 64, &["cannot read /nowhere/telar.toml"]);
+    check("--coordinator localhost:7187 --backend flex --device mps", 64, &["error: the backend `flex`"]);
+    check("--coordinator localhost:7187 --config /nowhere/telar.toml", 64, &["cannot read /nowhere/telar.toml"]);
 }
 
 #[test]

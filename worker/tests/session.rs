@@ -27,7 +27,7 @@ use proto::v1::coordinator_message::Kind as Said;
 use proto::v1::training_server::{Training, TrainingServer};
 use proto::v1::worker_message::Kind as Heard;
 use proto::v1::{
-    CoordinatorMessage, DatasetPiece, Dismissal, Encoding, FetchDatasetRequest, Leaving, State, Update, Work,
+    CoordinatorMessage, DatasetPiece, Dismissal, Encoding, Farewell, FetchDatasetRequest, Leaving, State, Update, Work,
     WorkerMessage,
 };
 use proto::{limits, values};
@@ -170,8 +170,9 @@ impl Peer {
         }
     }
 
-    async fn dismiss(&self, is_final: bool) {
-        self.say(Said::Dismissal(Dismissal { is_final, reason: "the script says so".to_owned() })).await;
+    async fn dismiss(&self, farewell: Farewell) {
+        self.say(Said::Dismissal(Dismissal { farewell: farewell.into(), reason: "the script says so".to_owned() }))
+            .await;
     }
 }
 
@@ -260,16 +261,16 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
     peer.say(state(1, &updated, work(1, &[], &[0]))).await;
     let Heard::BatchDone(done) = peer.hear().await else { panic!("a batch's result") };
     assert_eq!((done.step, done.batch, done.n_samples), (1, 0, 10));
-    peer.dismiss(false).await;
+    peer.dismiss(Farewell::ComeBack).await;
 
     let peer = place.ready().await;
-    peer.dismiss(true).await;
+    peer.dismiss(Farewell::End).await;
     check_end(&end(child).await, 0, "the script says so");
     assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
 
     // Another process finds what the first one kept.
     let child = place.start_worker();
-    place.ready().await.dismiss(true).await;
+    place.ready().await.dismiss(Farewell::End).await;
     check_end(&end(child).await, 0, "the script says so");
     assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
 }
@@ -314,7 +315,7 @@ async fn a_worker_that_is_refused_says_why() {
     let mut welcome = common::welcome(common::fence(), "0".repeat(64));
     welcome.layout_fingerprint += 1;
     check(Ok(Said::Welcome(welcome)), 64, "expected the parameter layout").await;
-    let dismissal = Dismissal { is_final: true, reason: "nothing to do".to_owned() };
+    let dismissal = Dismissal { farewell: Farewell::End.into(), reason: "nothing to do".to_owned() };
     check(Ok(Said::Dismissal(dismissal)), 0, "nothing to do").await;
     check(Ok(Said::Work(Work::default())), 70, "expected a welcome, found an order").await;
 }

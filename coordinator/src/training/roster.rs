@@ -50,6 +50,8 @@ pub struct Member {
     pub profile: Profile,
     /// How far it is.
     pub standing: Standing,
+    /// When it joined.
+    pub joined: Duration,
     /// When it was heard of last.
     pub heard: Duration,
 }
@@ -69,7 +71,7 @@ impl Roster {
 
     /// Takes a worker in.
     pub fn add(&mut self, worker_id: WorkerId, profile: Profile, now: Duration) {
-        let member = Member { profile, standing: Standing::Preparing, heard: now };
+        let member = Member { profile, standing: Standing::Preparing, joined: now, heard: now };
         let known = self.members.insert(worker_id, member);
         assert!(known.is_none(), "a worker's number is given once");
     }
@@ -88,6 +90,23 @@ impl Roster {
     pub fn hear(&mut self, worker_id: WorkerId, now: Duration) -> bool {
         let member = self.members.get_mut(&worker_id);
         member.map(|member| member.heard = now).is_some()
+    }
+
+    /// Whether a worker is there, and not ready yet.
+    pub fn is_preparing(&self, worker_id: WorkerId) -> bool {
+        self.members.get(&worker_id).is_some_and(|member| member.standing == Standing::Preparing)
+    }
+
+    /// When the first of those joined that are not ready yet.
+    pub fn next_joined(&self) -> Option<Duration> {
+        let preparing = self.members.values().filter(|member| member.standing == Standing::Preparing);
+        preparing.map(|member| member.joined).min()
+    }
+
+    /// Those that are not ready yet, for so long.
+    pub fn late(&self, now: Duration, wait_max: Duration) -> Vec<WorkerId> {
+        let is_late = |member: &Member| member.standing == Standing::Preparing && member.joined + wait_max <= now;
+        self.members.iter().filter(|(_, member)| is_late(member)).map(|(&worker_id, _)| worker_id).collect()
     }
 
     /// How many there are, whatever their standing.

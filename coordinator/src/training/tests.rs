@@ -58,7 +58,9 @@ impl Run {
             after_stop: AfterStop::ComeBack,
         };
         change(&mut rules);
-        Self { training: Training::new(rules, state, Duration::ZERO), now: Duration::ZERO }
+        let mut run = Self { training: Training::new(rules, state, Duration::ZERO), now: Duration::ZERO };
+        assert_eq!(run.drain(), "checkpoint", "there is something to resume from before anything has happened");
+        run
     }
 
     /// Lets the words happen, separated by commas, and gives the wishes.
@@ -66,12 +68,16 @@ impl Run {
         let mut wishes = Vec::new();
         for words in script.split(',').map(str::trim).filter(|words| !words.is_empty()) {
             self.happen(words);
-            while let Some(action) = self.training.poll_action(self.now) {
-                wishes.push(words_of(&action));
-            }
+            wishes.push(self.drain());
         }
         wishes.retain(|words| !words.is_empty());
         wishes.join("; ")
+    }
+
+    /// What is wished for now.
+    fn drain(&mut self) -> String {
+        let actions = std::iter::from_fn(|| self.training.poll_action(self.now));
+        actions.map(|action| words_of(&action)).filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
     fn happen(&mut self, words: &str) {
@@ -98,7 +104,8 @@ impl Run {
                 result.sums.n_samples -= 1;
                 Event::ShardDone(worker(5), done)
             }
-            "batch" => Event::BatchDone(worker(5), self.batch(number(3), number(1))),
+            "batch" => Event::BatchDone(worker(5), self.batch(number(3), number(1), 0)),
+            "strayed" => Event::BatchDone(worker(5), self.batch(number(3), number(1), 1)),
             "lagging" => Event::Lagging(worker(1), "it lost count".to_owned()),
             "leaving" => Event::Leaving(worker(1), "a signal".to_owned()),
             "heard" => Event::Heard(worker(1)),
@@ -124,11 +131,12 @@ impl Run {
         ShardDone { step, shard, computed, params_fingerprint, compute: Duration::from_millis(1) }
     }
 
-    fn batch(&self, step: u64, batch: u64) -> BatchDone {
+    fn batch(&self, step: u64, batch: u64, wrong: u64) -> BatchDone {
         let batch = u32::try_from(batch).expect("a small number");
         let n_samples = self.training.schedule.batch_samples(batch);
         let count = u16::try_from(n_samples).expect("a small number");
-        BatchDone { step, batch, sums: LossSums { loss_sum: f64::from(count) / 4.0, correct_sum: 0, n_samples } }
+        let sums = LossSums { loss_sum: f64::from(count) / 4.0, correct_sum: 0, n_samples };
+        BatchDone { step, batch, sums, params_fingerprint: self.training.fingerprint + wrong }
     }
 }
 
@@ -153,6 +161,7 @@ fn words_of(action: &Action) -> String {
         Action::SendWork(worker_id, next) => format!("work {worker_id}: {}", work(next)),
         Action::Refuse(worker_id, refusal) => format!("refuse {worker_id}: {refusal}"),
         Action::Dismiss(worker_id, Farewell::End, reason) => format!("end {worker_id}: {reason}"),
+        Action::Dismiss(worker_id, Farewell::Refused, reason) => format!("refuse {worker_id} for good: {reason}"),
         Action::Dismiss(worker_id, Farewell::ComeBack, reason) => format!("close {worker_id}: {reason}"),
         Action::Checkpoint => "checkpoint".to_owned(),
         Action::Finish(Outcome::Diverged { step, epoch, what }) => {
@@ -264,12 +273,35 @@ fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
 }
 
 #[test]
+fn a_replica_that_strays_does_not_validate() {
+    let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
+    let to_validation = "update 1 1: batches 0+1 of 1; step 1 by 1+1";
+    check_run(
+        Run::with(recipe, |_| {}),
+        &[
+            ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+            ("shard 1 of 0 by 1", to_validation),
+            ("strayed 0 of 1 by 1", "lagging 1; state 1: batches 0+1 of 1"),
+        ],
+    );
+}
+
+#[test]
+fn results_before_the_data_set_is_there_are_none() {
+    check(&[
+        ("enter 1, join 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2"),
+        ("shard 0 of 0 by 2", "refuse 2 for good: expected it to say that it is ready, found results"),
+        ("shard 0 of 0 by 1, shard 1 of 0 by 1", "update 1 1: shards 0+1 of 1; step 1 by 1+1"),
+    ]);
+}
+
+#[test]
 fn a_worker_with_other_data_goes_and_its_shards_go_to_others() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
             "short 0 of 0 by 1",
-            "end 1: expected 2 images in shard 0, found 1: its data is another; left 1, 2 handed on; \
+            "refuse 1 for good: expected 2 images in shard 0, found 1: its data is another; left 1, 2 handed on; \
              work 2: shards 0+1 of 0",
         ),
     ]);
@@ -297,6 +329,8 @@ fn the_silent_are_closed_and_may_come_back() {
 fn the_first_wait_has_an_end_unless_somebody_is_on_the_way() {
     check(&[("at 59", ""), ("at 60", "nobody came"), ("join 1", "end 1: the run has ended")]);
     check(&[("at 59, join 1", "welcome 1"), ("at 60, heard 1, at 61", ""), ("lost 1, at 61", "nobody came")]);
+    let signs: Vec<String> = (1..60).map(|second| format!("at {second}, heard 1")).collect();
+    check(&[("join 1", "welcome 1"), (&signs.join(","), ""), ("at 60", "close 1: not ready for 60 s; nobody came")]);
 }
 
 #[test]
@@ -345,6 +379,7 @@ fn a_run_goes_on_from_any_state_it_was_in() {
             training: Training::new(rules.clone(), whole.training.state().clone(), Duration::ZERO),
             now: Duration::ZERO,
         };
+        resumed.drain();
         resumed.play("enter 5, enter 6");
         finish(&mut resumed, &[5, 6]);
         assert_eq!((resumed.training.state().step, &resumed.training.state().params), (6, &vec![5.0]));

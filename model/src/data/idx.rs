@@ -69,7 +69,12 @@ impl FileBytes {
     fn read(path: &Path) -> Result<Self, DataError> {
         let error = |source| DataError::Read { path: path.to_owned(), source };
         if path.extension().is_none_or(|extension| extension != "gz") {
-            return File::open(path).and_then(|file| map(&file)).map(Self::Mapped).map_err(error);
+            let map = File::open(path).and_then(|file| map(&file)).map_err(error)?;
+            if map.len() as u64 > UNPACKED_BYTES_MAX {
+                let source = IdxError::TooLarge { max: UNPACKED_BYTES_MAX };
+                return Err(DataError::Idx { path: path.to_owned(), source });
+            }
+            return Ok(Self::Mapped(map));
         }
         let compressed = read_bounded(path, UNPACKED_BYTES_MAX).map_err(error)?;
         unpack(&compressed).map(Self::Owned).map_err(|source| DataError::Idx { path: path.to_owned(), source })

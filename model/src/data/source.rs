@@ -36,7 +36,7 @@ impl FromStr for DataChoice {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(match text {
-            "auto" => Self::Auto,
+            "" | "auto" => Self::Auto,
             "fashion-mnist" => Self::FashionMnist,
             "synthetic" => Self::Synthetic,
             folder => Self::Folder(PathBuf::from(folder)),

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::bar;
-use super::output::write_stderr_line;
+use super::log::write_stderr_line;
 use crate::data::FetchProgress;
 
 /// A bar on a terminal, a line for each file elsewhere; all on standard error.

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 
 use clap::ValueEnum;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use super::bar;
@@ -28,17 +30,47 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Sends events to standard error: those that `$RUST_LOG` lets through, else those of the level named, such as `warn`.
+/// Lines that wait for whoever reads standard error. If there are more, because nobody does, they are lost: a log holds
+/// nothing up.
+const LINES_MAX: usize = 4096;
+
+static LINES: OnceLock<NonBlocking> = OnceLock::new();
+
+/// Brings what waits to standard error when it is dropped, unless nobody reads it for a second.
+#[must_use]
+#[derive(Debug)]
+pub struct LogGuard {
+    _thread: WorkerGuard,
+}
+
+/// Sends events to standard error: those that `$RUST_LOG` lets through, else those of the level named, such as `warn`. To
+/// be kept until the program's end.
 ///
 /// # Panics
 /// If a log was set up before.
-pub fn init_log(format: LogFormat, default_level: &str) {
+pub fn init_log(format: LogFormat, default_level: &str) -> LogGuard {
+    let (lines, thread) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(BesideBar);
+    LINES.get_or_init(|| lines.clone());
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| BesideBar).with_target(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_target(false);
+    // That a line cannot be written would otherwise be written, and panic if it cannot.
+    let log = log.log_internal_errors(false);
     match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).without_time().init(),
         LogFormat::Json => log.json().with_current_span(false).with_span_list(true).init(),
     }
+    LogGuard { _thread: thread }
+}
+
+/// Writes a line to standard error, such as another process' own, after what the log has said, and holding nobody up.
+/// Whether it arrives does not matter to the run.
+pub fn write_stderr_line(line: &str) {
+    // In one piece, so that lines of several threads and processes do not mix.
+    let line = format!("{line}\n");
+    let _ = match LINES.get() {
+        Some(lines) => lines.clone().write_all(line.as_bytes()),
+        None => BesideBar.write_all(line.as_bytes()),
+    };
 }
 
 /// Standard error, beside the progress bar. Each event comes as one piece.

@@ -1,4 +1,4 @@
-//! What goes to standard output, and other programs' lines to standard error; beside the progress bar, if there is one.
+//! What goes to standard output; beside the progress bar, if there is one.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -22,12 +22,6 @@ pub fn print_line(line: std::fmt::Arguments) {
     if printed.is_err_and(|error| error.kind() != ErrorKind::BrokenPipe) {
         IS_LOST.store(true, Ordering::Relaxed);
     }
-}
-
-/// Writes a line to standard error, such as another process' own. Whether it arrives does not matter to the run.
-pub fn write_stderr_line(line: &str) {
-    // In one piece, so that lines of several threads and processes do not mix.
-    let _ = bar::beside(|| std::io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }
 
 /// For the end of a program.

@@ -56,6 +56,5 @@ pub fn welcome(fence: Fence, data_fingerprint: String) -> Welcome {
         data_fingerprint,
         layout_fingerprint: ParamLayout::of(Architecture::Denoising).fingerprint().0,
         encoding: Encoding::F32.into(),
-        silence_milliseconds_max: 3_000,
     }
 }

@@ -10,17 +10,17 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command, SummaryArgs};
-use model::report::{LogFormat, SummaryRow, check_output, init_log, summary};
+use model::report::{LogFormat, SummaryRow, check_output, init_log, summary, write_stderr_line};
 use model::say;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    init_log(LogFormat::Text, "warn");
+    let _log = init_log(LogFormat::Text, "warn");
     let ended = run(cli.command).and_then(|()| Ok(check_output()?));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            write_stderr_line(&format!("error: {error}"));
             ExitCode::from(model::exit::code(&error))
         }
     }

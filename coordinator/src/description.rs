@@ -1,0 +1,144 @@
+//! What `run.json` says of a run, and what the coordinator says last.
+
+use model::data::{DataChoice, Dataset};
+use model::params::{ParamLayout, params_blake3};
+use model::report::RunFolder;
+use model::training::TrainingError;
+use model::weights::Weights;
+use proto::v1::Encoding;
+use serde_json::{Value, json};
+
+use crate::config::{Config, Workers};
+use crate::observe::{History, Told};
+use crate::place::Place;
+use crate::start::Start;
+use crate::training::{Outcome, State, Training};
+
+/// What `run.json` says.
+#[derive(Debug)]
+pub struct Description {
+    /// An object.
+    pub json: Value,
+}
+
+impl Description {
+    /// What is known at the start.
+    pub fn new(config: &Config, start: &Start, data: &Dataset, data_fingerprint: &str) -> Self {
+        let layout = ParamLayout::of(start.recipe.architecture);
+        let (launch, threads) = match &config.workers {
+            Workers::Local { backend, .. } => ("local", backend.threads),
+            Workers::External { .. } => ("external", None),
+        };
+        let json = json!({
+            "program": "coordinator",
+            "version": env!("CARGO_PKG_VERSION"),
+            "run_id": start.run_id,
+            "incarnation": start.incarnation,
+            "resumed_from": start.resumed_from.as_ref().map(|path| path.display().to_string()),
+            "recipe": start.recipe,
+            "workers": config.n_workers,
+            "launch": launch,
+            "threads_per_worker": threads,
+            "wire": match start.encoding {
+                Encoding::Bf16 => "grpc-bf16",
+                Encoding::F32 | Encoding::Unspecified => "grpc",
+            },
+            "checkpoint_every": config.checkpoint_every.to_string(),
+            "keep": config.n_checkpoints_kept,
+            "join_timeout_seconds": config.join_wait_max.as_secs_f64(),
+            "heartbeat_timeout_seconds": config.silence_max.as_secs_f64(),
+            "data": { "name": data.name(), "fingerprint": data_fingerprint },
+            "n_params": layout.n_params(),
+            "layout_fingerprint": layout.fingerprint().to_string(),
+        });
+        Self { json }
+    }
+
+    /// Writes the last files and says the last words, unless the run has failed.
+    ///
+    /// # Errors
+    /// What the run has failed with, or what could not be written.
+    pub fn end(
+        mut self,
+        config: &Config,
+        place: &Place,
+        outcome: &Outcome,
+        training: &Training,
+        told: Told,
+        failed: Option<anyhow::Error>,
+    ) -> anyhow::Result<()> {
+        let Told { history, saver, costs, last_epoch, failure, view } = told;
+        let saved = saver.finish();
+        let State { step, params, .. } = training.state();
+        let hash = params_blake3(params);
+        let History { folder, recipe, .. } = history;
+        let classes = training.compute_classes();
+        let diverged = match outcome {
+            Outcome::Diverged { step, epoch, what } => {
+                let learning_rate = recipe.sgd.learning_rate;
+                Some(
+                    TrainingError::Diverged { step: *step, epoch: epoch + 1, what: what.clone(), learning_rate }.into(),
+                )
+            }
+            Outcome::Completed | Outcome::Stopped | Outcome::NobodyCame => None,
+        };
+        let error = diverged.or(failed).or(failure.map(Into::into));
+        self.json["compute_classes"] = json!(classes);
+        self.json["result"] = json!({
+            "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch, "params_blake3": hash,
+            "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
+        });
+        folder.write_description(&self.json)?;
+        let screen = view.finish();
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let checkpoint = saved?;
+        if *step > 0 {
+            folder.write_weights(&Weights { architecture: recipe.architecture, params: params.clone() })?;
+        }
+        let Some(mut screen) = screen else { return Ok(()) };
+        screen.finish();
+        let weights = folder.weights_path();
+        screen.json_line(&json!({
+            "event": "end", "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch,
+            "weights": weights.display().to_string(), "params_blake3": hash,
+            "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()),
+            "milliseconds_per_step": costs.means(),
+        }));
+        if *outcome == Outcome::Stopped {
+            let command = resume_command(config, place, &folder);
+            screen.tell(&format!("stopped after step {step}; go on with: {command}"));
+        }
+        if let Some(words) = costs.words() {
+            screen.tell(&words);
+        }
+        if classes.len() > 1 {
+            screen.tell("workers of several compute classes took part: another run may differ in bits");
+        }
+        if let Some(record) = last_epoch.filter(|_| *outcome == Outcome::Completed) {
+            screen.tell(&format!(
+                "val loss {:.4}, val rounded accuracy {:.4} after {} epochs, {} steps",
+                record.val_loss, record.val_rounded_accuracy, record.epoch, record.step
+            ));
+        }
+        if *step > 0 {
+            screen.tell(&format!("weights: {}", weights.display()));
+            screen.tell(&format!("parameters blake3: {hash}"));
+        }
+        Ok(())
+    }
+}
+
+/// What to type to go on with a run that was stopped: what is trained comes from the checkpoint, and the rest as it was.
+fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String {
+    let mut command = format!("coordinator --workers {} --resume {}", config.n_workers, folder.path().display());
+    if let Workers::External { .. } = config.workers {
+        let address = place.words.strip_prefix("http://").unwrap_or(&place.words);
+        command.push_str(&format!(" --launch external --listen {address}"));
+    }
+    if config.data.data != DataChoice::Auto {
+        command.push_str(&format!(" --data {}", config.data.data));
+    }
+    command
+}

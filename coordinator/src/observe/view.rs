@@ -1,0 +1,101 @@
+//! What people see while it happens: the screen, and the log.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use model::report::{EpochRecord, Screen, StepRecord};
+use serde_json::json;
+use tracing::{Span, info, warn};
+
+use crate::training::Report;
+
+/// Sights that wait to be shown. Where nobody takes them from the screen, more are lost.
+const SIGHTS_MAX: usize = 4096;
+/// How long the last sights may take, when the run is over.
+const LAST_SIGHTS_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Something to show.
+#[derive(Debug)]
+pub enum Sight {
+    /// A step, and how many workers take part.
+    Step(StepRecord, usize),
+    /// An epoch.
+    Epoch(EpochRecord),
+    /// Something about the workers.
+    Told(Report),
+}
+
+/// The thread that shows.
+#[derive(Debug)]
+pub struct View {
+    sights: SyncSender<Sight>,
+    screen: Receiver<Screen>,
+}
+
+impl View {
+    /// Starts the thread, which logs in `span`.
+    pub fn start(mut screen: Screen, n_expected: u32, span: Span) -> Self {
+        let (sights, inbox) = sync_channel(SIGHTS_MAX);
+        let (shown, back) = sync_channel(1);
+        let show_all = move || {
+            span.in_scope(|| {
+                while let Ok(sight) = inbox.recv() {
+                    show(&mut screen, sight, n_expected);
+                }
+            });
+            // Whoever started the thread may have waited long enough.
+            let _ = shown.send(screen);
+        };
+        // Nobody waits for its end: it may never come, where nobody reads what it prints.
+        std::thread::Builder::new().name("view".to_owned()).spawn(show_all).expect("the system has a thread to give");
+        Self { sights, screen: back }
+    }
+
+    /// Shows something, unless too much waits to be shown.
+    pub fn show(&self, sight: Sight) {
+        let _ = self.sights.try_send(sight);
+    }
+
+    /// The screen, when all is shown; None if nobody takes it.
+    pub fn finish(self) -> Option<Screen> {
+        drop(self.sights);
+        self.screen.recv_timeout(LAST_SIGHTS_WAIT_MAX).ok()
+    }
+}
+
+fn show(screen: &mut Screen, sight: Sight, n_expected: u32) {
+    match sight {
+        Sight::Step(record, n_active) => screen.step(&record, &format!("{n_active}/{n_expected} workers")),
+        Sight::Epoch(record) => screen.epoch(&record),
+        Sight::Told(Report::Waiting) => {
+            screen.tell("waiting: no worker is there; the run goes on when one joins");
+            screen.json_line(&json!({ "event": "waiting" }));
+        }
+        Sight::Told(Report::GoingOn) => {
+            screen.tell("going on: a worker is there");
+            screen.json_line(&json!({ "event": "going on" }));
+        }
+        Sight::Told(report) => log(&report),
+    }
+}
+
+fn log(report: &Report) {
+    match report {
+        Report::Joined { worker_id, profile, n_active } => info!(
+            worker = %worker_id, host = profile.host, process = profile.process, backend = profile.backend,
+            threads = profile.n_threads, n_active, "worker joined"
+        ),
+        Report::Left { worker_id, reason, n_active, n_handed_on } => {
+            info!(worker = %worker_id, reason, n_active, n_handed_on, "worker left");
+        }
+        Report::Lagging { worker_id, reason } => warn!(worker = %worker_id, reason, "replica sent anew"),
+        Report::Refused { worker_id, refusal } => warn!(worker = %worker_id, reason = %refusal, "message not used"),
+        Report::MixedClasses(classes) => {
+            let classes = classes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            warn!(classes, "workers of several compute classes: bits may depend on which computes what");
+        }
+        Report::Waiting | Report::GoingOn | Report::Step(_) | Report::Epoch(_) => {
+            unreachable!("these are for the screen")
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where workers find the coordinator: an address that is listened at, and a folder that is this process' alone.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use model::files::WriteError;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tracing::warn;
+
+use crate::accept::Listener;
+use crate::config::{Config, ListenAddress, Workers};
+use crate::run::ClusterError;
+
+/// Where workers find the coordinator.
+#[derive(Debug)]
+pub struct Place {
+    /// Until it is taken.
+    pub listener: Option<Listener>,
+    /// As a worker's flag has it, for local workers.
+    pub address: Option<String>,
+    /// As people type it.
+    pub words: String,
+    /// The socket and whatever else is of this run only; goes with it.
+    pub private: TempDir,
+    /// A socket elsewhere.
+    socket: Option<PathBuf>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            // Somebody else may have removed it.
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+impl Place {
+    /// Listens where the configuration says, or at a socket in the private folder.
+    ///
+    /// # Errors
+    /// If the address cannot be listened at, or there is no place for the folder.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let private = private_folder()?;
+        let (listen, is_local) = match &config.workers {
+            Workers::Local { .. } => (ListenAddress::Unix(private.path().join("socket")), true),
+            Workers::External { listen } => (listen.clone(), false),
+        };
+        let error = |source| ClusterError::Listen { address: listen.to_string(), source };
+        let (listener, words) = match &listen {
+            ListenAddress::Tcp(address) => {
+                let listener = TcpListener::bind(address).await.map_err(error)?;
+                let words = reachable(listener.local_addr().map_err(error)?);
+                (Listener::Tcp(listener), words)
+            }
+            ListenAddress::Unix(path) => {
+                remove_stale(path).await;
+                (Listener::Unix(UnixListener::bind(path).map_err(error)?), listen.to_string())
+            }
+        };
+        let address = is_local.then(|| words.clone());
+        let socket = match listen {
+            ListenAddress::Unix(path) if !is_local => Some(path),
+            ListenAddress::Unix(_) | ListenAddress::Tcp(_) => None,
+        };
+        Ok(Self { listener: Some(listener), address, words, private, socket })
+    }
+}
+
+/// The address to type for one that is listened at; a machine that listens everywhere is named by its name.
+fn reachable(address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return format!("http://{address}");
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { "HOST" } else { host.trim() };
+    format!("http://{host}:{}", address.port())
+}
+
+/// A socket that an earlier process left behind keeps nobody from listening.
+async fn remove_stale(path: &Path) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let is_refused = match UnixStream::connect(path).await {
+        Ok(_) => false,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+    };
+    if is_socket
+        && is_refused
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        warn!(path = %path.display(), %error, "an old socket could not be removed");
+    }
+}
+
+/// A folder that is this run's alone, with a path that is short enough for a socket in it (`sun_path` in unix(7)).
+fn private_folder() -> Result<TempDir, WriteError> {
+    const PATH_BYTES_MAX: usize = 80;
+    let usual = std::env::temp_dir();
+    let parent = if usual.as_os_str().len() > PATH_BYTES_MAX { Path::new("/tmp") } else { &usual };
+    tempfile::Builder::new().prefix("telar-").tempdir_in(parent).map_err(WriteError::at(parent))
+}
