@@ -1,0 +1,181 @@
+//! Workers that others start: how they find the coordinator and the data set, and what else may come to its port.
+
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use model::data::PLAIN_NAMES;
+
+use crate::harness::{Place, Process, SHORT_RUN, Stream};
+
+const FETCHING: &str = "fetching it from the coordinator";
+
+/// A worker that has no data set, and keeps what it fetches.
+fn bare_worker(place: &Place, name: &str, address: &str) -> Process {
+    let elsewhere = place.path("elsewhere");
+    std::fs::create_dir_all(&elsewhere).expect("a folder");
+    let mut command: Command = place.command("worker", &format!("--coordinator {address} --threads 1"));
+    command.current_dir(&elsewhere).env("XDG_CACHE_HOME", elsewhere.join("cache"));
+    place.start(name, command)
+}
+
+#[test]
+fn workers_without_the_data_set_fetch_it_once() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let (coordinator, address) = place.external(&format!("{flags} --run-dir first"));
+    let workers = ["worker 1", "worker 2"].map(|name| bare_worker(&place, name, &address));
+    place.run("first", &coordinator.end()).assert_same_bits(&expected);
+    for worker in &workers {
+        worker.succeed();
+    }
+    let n_fetched: usize = workers.iter().map(|worker| worker.lines(Stream::Err, FETCHING).len()).sum();
+    assert!((1..=2).contains(&n_fetched), "fetched {n_fetched} times");
+
+    let kept = place.path("elsewhere/cache/telar/datasets");
+    let folders: Vec<_> =
+        std::fs::read_dir(kept).expect("a folder").map(|entry| entry.expect("a file").path()).collect();
+    let [folder] = folders.as_slice() else { panic!("one data set is kept, and nothing else: {folders:?}") };
+    for name in PLAIN_NAMES {
+        let read = |path| std::fs::read(path).expect("a file");
+        assert!(read(folder.join(name)) == read(place.path("small").join(name)), "{name} is another file");
+    }
+
+    let (coordinator, address) = place.external(&format!("{flags} --max-steps 5 --run-dir second"));
+    let worker = bare_worker(&place, "worker 3", &address);
+    coordinator.succeed();
+    worker.succeed();
+    assert!(worker.lines(Stream::Err, FETCHING).is_empty(), "it was fetched again");
+}
+
+#[test]
+fn workers_join_through_a_socket_in_the_file_system() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let coordinator = place.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir run"));
+    assert_eq!(coordinator.begin()["address"], "unix:socket");
+    let worker = place.worker("worker", "unix:socket");
+    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    worker.succeed();
+}
+
+#[test]
+fn a_run_that_nobody_joins_ends_after_the_time_given() {
+    let place = Place::new();
+    let (coordinator, address) = place.external(&format!("--arch conv {SHORT_RUN} --join-timeout 1 --run-dir run"));
+    let begun = Instant::now();
+    let told = format!("none came; start one with `worker --coordinator {address}`");
+    coordinator.check_end(69, &["expected a worker within 1 seconds", &told, "--join-timeout"]);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_does_and_the_others_go_on() {
+    let place = Place::new();
+    let flags = format!("--arch conv {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let (coordinator, address) = place.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
+    let [leaver, other] = ["leaver", "other"].map(|name| place.worker(name, &address));
+    coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
+    coordinator.wait_for_checkpoint(20);
+    leaver.signal("TERM");
+    leaver.succeed();
+    let left = coordinator.wait_for_line(Stream::Err, "worker left");
+    assert!(left.contains("it wanted to leave") && left.contains("n_handed_on=0"), "{left}");
+    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    other.succeed();
+}
+
+#[test]
+fn a_worker_joins_a_run_that_goes_on_already() {
+    let place = Place::new();
+    let flags = format!("--arch conv {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let (coordinator, address) = place.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
+    let first = place.worker("first", &address);
+    coordinator.wait_for_checkpoint(20);
+    let second = place.worker("second", &address);
+    let run = place.run("run", &coordinator.end());
+    run.assert_same_bits(&expected);
+    let workers = run.workers();
+    assert_eq!(workers[0], [1, 1, 1, 1]);
+    assert_eq!(workers[workers.len() - 1], [1, 2, 1, 2], "shards are dealt evenly");
+    first.succeed();
+    second.succeed();
+}
+
+#[test]
+fn a_worker_that_is_there_first_waits_for_the_coordinator() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN} --max-steps 20 --run-dir run");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    let worker = place.worker("worker", &address.to_string());
+    worker.wait_for_line(Stream::Err, "trying again");
+    let coordinator = place.coordinator(&format!("{flags} --launch external --listen {address}"));
+    coordinator.succeed();
+    worker.succeed();
+}
+
+#[test]
+fn an_address_in_use_is_told() {
+    let place = Place::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let flags = format!("--arch conv {SHORT_RUN} --launch external --listen {address} --run-dir run");
+    place.fail(
+        "coordinator",
+        &flags,
+        69,
+        &[&format!("cannot listen at {address}"), "name another address with --listen"],
+    );
+}
+
+/// The goal: whoever finds the port cannot disturb a run, nor keep it from ending.
+#[test]
+fn what_is_no_worker_does_not_disturb_a_run() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let (coordinator, address) = place.external(&format!("{flags} --run-dir run"));
+    let port = address.strip_prefix("http://").expect("an address of the web");
+    let garbage = vec![0xa5; 100_000];
+    let first_words: [&[u8]; 6] = [
+        b"",
+        b"\x00\xff\x17garbage",
+        &garbage,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ];
+    // Held open to the run's end.
+    let connections = first_words.map(|words| {
+        let mut connection = TcpStream::connect(port).expect("somebody listens");
+        // It may be closed in the middle of it.
+        let _ = connection.write_all(words);
+        connection
+    });
+    let worker = place.worker("worker", &address);
+    coordinator.wait_for_line(Stream::Out, r#""epoch":2"#);
+    let begun = Instant::now();
+    let end = coordinator.end();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?} to end", begun.elapsed());
+    drop(connections);
+    place.run("run", &end).assert_same_bits(&expected);
+    worker.succeed();
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_as_it_is() {
+    let place = Place::new();
+    std::fs::write(place.path("precious"), "words").expect("a file");
+    let flags = "--launch external --listen unix:precious --arch conv --data small --run-dir run";
+    place.fail("coordinator", flags, 69, &["cannot listen at unix:precious"]);
+    assert_eq!(std::fs::read_to_string(place.path("precious")).expect("a file"), "words");
+    assert!(!place.path("run").exists(), "a run that never began has no folder");
+}

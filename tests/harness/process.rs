@@ -1,0 +1,240 @@
+//! A process: what it prints, line by line as it comes, and how it ends. Every wait has a deadline.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::signal;
+
+/// How long a line may take.
+const LINE_WAIT_MAX: Duration = Duration::from_mins(1);
+/// How long a process may take to end.
+const END_WAIT_MAX: Duration = Duration::from_mins(2);
+/// Lines of each process that a test that fails shows.
+const N_LAST_LINES: usize = 30;
+
+/// Where a program prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// A process, killed at the latest when it goes out of scope.
+pub struct Process {
+    id: u32,
+    watched: Arc<Watched>,
+}
+
+/// What is known of a process.
+pub struct Watched {
+    name: String,
+    seen: Mutex<Seen>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Seen {
+    lines: Vec<(Stream, String)>,
+    /// Streams that may bring more.
+    n_open: usize,
+    status: Option<ExitStatus>,
+}
+
+impl Watched {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the lines of a stream, on a thread that ends with it.
+    fn read(self: &Arc<Self>, stream: Stream, pipe: impl Read + Send + 'static) {
+        let watched = Arc::clone(self);
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                watched.seen().lines.push((stream, String::from_utf8_lossy(&line).into_owned()));
+                watched.changed.notify_all();
+            }
+            watched.seen().n_open -= 1;
+            watched.changed.notify_all();
+        });
+    }
+
+    /// Waits until a look gives something; none if it does not within the time given.
+    fn wait<T>(&self, wait_max: Duration, mut look: impl FnMut(&Seen) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + wait_max;
+        let mut seen = self.seen();
+        loop {
+            if let Some(found) = look(&seen) {
+                return Some(found);
+            }
+            let time_left = deadline.checked_duration_since(Instant::now())?;
+            seen = self.changed.wait_timeout(seen, time_left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The last lines.
+impl fmt::Display for Watched {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Seen { lines, status, .. } = &*self.seen();
+        let end = status.map_or("still running".to_owned(), |status| status.to_string());
+        writeln!(out, "-- {}, {end}; its last lines:", self.name)?;
+        lines[lines.len().saturating_sub(N_LAST_LINES)..].iter().try_for_each(|(_, line)| writeln!(out, "   {line}"))
+    }
+}
+
+impl Process {
+    /// Starts a program.
+    pub fn start(name: &str, mut command: Command) -> Self {
+        let watched = Arc::new(Watched { name: name.to_owned(), seen: Mutex::default(), changed: Condvar::new() });
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        let id = child.id();
+        watched.seen().n_open = 2;
+        watched.read(Stream::Out, child.stdout.take().expect("a pipe"));
+        watched.read(Stream::Err, child.stderr.take().expect("a pipe"));
+        let waiting = Arc::clone(&watched);
+        thread::spawn(move || {
+            let status = child.wait().expect("a child's end can be waited for");
+            waiting.seen().status = Some(status);
+            waiting.changed.notify_all();
+        });
+        Self { id, watched }
+    }
+
+    /// What will be known of it, also when it is gone.
+    pub fn watched(&self) -> Arc<Watched> {
+        Arc::clone(&self.watched)
+    }
+
+    /// All lines so far that hold a part.
+    pub fn lines(&self, stream: Stream, part: &str) -> Vec<String> {
+        let seen = self.watched.seen();
+        seen.lines
+            .iter()
+            .filter(|(from, line)| *from == stream && line.contains(part))
+            .map(|(_, line)| line.clone())
+            .collect()
+    }
+
+    /// Waits for the first line that holds a part, whenever it came.
+    pub fn wait_for_line(&self, stream: Stream, part: &str) -> String {
+        self.wait_for_nth_line(stream, part, 1)
+    }
+
+    /// Waits for the nth line that holds a part, counted from 1.
+    pub fn wait_for_nth_line(&self, stream: Stream, part: &str, nth: usize) -> String {
+        let what = format!("{nth} lines with `{part}`");
+        let found =
+            self.find(stream, &what, |lines| lines.filter(|line| line.contains(part)).nth(nth - 1).map(str::to_owned));
+        found.unwrap_or_else(|| panic!("{} ended without {what}", self.watched.name))
+    }
+
+    /// Waits for a coordinator's first checkpoint at a step or after it, and gives its step.
+    pub fn wait_for_checkpoint(&self, step_min: u64) -> u64 {
+        let step = self.checkpoint_if_any(step_min);
+        step.unwrap_or_else(|| panic!("{} ended without a checkpoint at step {step_min} or later", self.watched.name))
+    }
+
+    /// The step of a coordinator's first checkpoint at a step or after it; none if it ends without.
+    pub fn checkpoint_if_any(&self, step_min: u64) -> Option<u64> {
+        let step = |line: &str| field(line, "step").parse::<u64>().expect("a step");
+        self.find(Stream::Err, &format!("a checkpoint at step {step_min} or later"), |lines| {
+            lines.filter(|line| line.contains("checkpoint saved")).map(step).find(|&step| step >= step_min)
+        })
+    }
+
+    /// Waits until a look at the lines of a stream gives something; none if the process ends before it does.
+    fn find<T>(
+        &self,
+        stream: Stream,
+        what: &str,
+        look: impl Fn(&mut dyn Iterator<Item = &str>) -> Option<T>,
+    ) -> Option<T> {
+        let found = self.watched.wait(LINE_WAIT_MAX, |seen| {
+            let lines = seen.lines.iter().filter(|(from, _)| *from == stream);
+            match look(&mut lines.map(|(_, line)| line.as_str())) {
+                None if seen.n_open > 0 => None,
+                found => Some(found),
+            }
+        });
+        let waited = LINE_WAIT_MAX.as_secs();
+        found.unwrap_or_else(|| panic!("{} did not print {what} in {waited} s", self.watched.name))
+    }
+
+    /// Waits for the end and all that was printed before.
+    pub fn wait_exit(&self) -> ExitStatus {
+        let ended = self.watched.wait(END_WAIT_MAX, |seen| seen.status.filter(|_| seen.n_open == 0));
+        ended.unwrap_or_else(|| panic!("{} did not end in {} s", self.watched.name, END_WAIT_MAX.as_secs()))
+    }
+
+    /// Waits for a good end.
+    pub fn succeed(&self) {
+        let status = self.wait_exit();
+        assert!(status.success(), "{} ended with {status}", self.watched.name);
+    }
+
+    /// Waits for the end, with the exit code and every part on standard error.
+    pub fn check_end(&self, exit_code: i32, parts: &[&str]) {
+        let status = self.wait_exit();
+        assert_eq!(status.code(), Some(exit_code), "{} ended with {status}", self.watched.name);
+        for part in parts {
+            assert!(!self.lines(Stream::Err, part).is_empty(), "{} did not say `{part}`", self.watched.name);
+        }
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&self) -> bool {
+        self.watched.seen().status.is_none()
+    }
+
+    /// The first line of a coordinator that prints JSON.
+    pub fn begin(&self) -> Value {
+        let line = self.wait_for_line(Stream::Out, r#""event":"begin""#);
+        serde_json::from_str(&line).expect("JSON")
+    }
+
+    /// Waits for a good end of a program that prints JSON; its last line.
+    pub fn end(&self) -> Value {
+        self.succeed();
+        let line = self.lines(Stream::Out, "").pop().expect("a last line");
+        serde_json::from_str(&line).expect("JSON")
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        // Under the lock, so that the number is not another process' by now.
+        let seen = self.watched.seen();
+        assert!(seen.status.is_none(), "{} has ended already", self.watched.name);
+        signal(name, self.id);
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.signal("KILL");
+        assert_eq!(self.wait_exit().signal(), Some(9));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            signal("KILL", self.id);
+            self.watched.wait(END_WAIT_MAX, |seen| seen.status);
+        }
+    }
+}
+
+/// The value of a field in a line of the log.
+pub fn field(line: &str, name: &str) -> String {
+    let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    found.unwrap_or_else(|| panic!("no {name} in `{line}`")).trim_matches('"').to_owned()
+}

@@ -1,0 +1,248 @@
+//! The coordinator and its local workers as programs: flags, files, signals, exit codes, and that no process stays behind.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use model::params::params_blake3;
+use model::weights::Weights;
+use serde_json::Value;
+
+use crate::harness::{Place, Process, SHORT_RUN, Stream, field, is_alive, signal, wait_until};
+
+/// How long a worker may outlive its coordinator.
+const AFTERLIFE_MAX: Duration = Duration::from_secs(2);
+
+/// The processes of the local workers, of which there are so many, when all take part.
+fn local_workers(coordinator: &Process, n_workers: usize) -> Vec<u32> {
+    coordinator.wait_for_nth_line(Stream::Err, "worker joined", n_workers);
+    let lines = coordinator.lines(Stream::Err, "local worker started");
+    lines.iter().map(|line| field(line, "process").parse().expect("a number")).collect()
+}
+
+fn check_gone(processes: &[u32]) {
+    wait_until("all workers are gone", AFTERLIFE_MAX, || processes.iter().all(|&process| !is_alive(process)));
+}
+
+/// An endless run, ended by a signal.
+fn check_nothing_stays(name: &str) -> Process {
+    let place = Place::new();
+    let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 3 --data small --run-dir run";
+    let coordinator = place.coordinator(flags);
+    let processes = local_workers(&coordinator, 3);
+    assert!(processes.len() == 3 && processes.iter().all(|&process| is_alive(process)), "{processes:?}");
+    coordinator.signal(name);
+    coordinator.wait_exit();
+    check_gone(&processes);
+    coordinator
+}
+
+#[test]
+fn a_run_that_is_complete_leaves_no_process() {
+    let place = Place::new();
+    let coordinator = place.coordinator(&format!("--arch denoising {SHORT_RUN} --workers 3 --run-dir run"));
+    let processes = local_workers(&coordinator, 3);
+    assert_eq!(coordinator.end()["outcome"], "completed");
+    check_gone(&processes);
+}
+
+#[test]
+fn a_run_that_is_terminated_leaves_no_process() {
+    assert_eq!(check_nothing_stays("TERM").end()["outcome"], "stopped");
+}
+
+#[test]
+fn a_run_that_is_interrupted_leaves_no_process() {
+    assert_eq!(check_nothing_stays("INT").end()["outcome"], "stopped");
+}
+
+#[test]
+fn a_coordinator_that_is_killed_leaves_no_process() {
+    assert_eq!(check_nothing_stays("KILL").wait_exit().signal(), Some(9));
+}
+
+#[test]
+fn a_local_worker_that_is_killed_is_started_anew() {
+    let place = Place::new();
+    let flags = format!("--arch conv {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let coordinator = place.coordinator(&format!("{flags} --workers 2 --checkpoint-every 20 --run-dir run"));
+    let processes = local_workers(&coordinator, 2);
+    coordinator.wait_for_checkpoint(20);
+    signal("KILL", processes[0]);
+    coordinator.wait_for_line(Stream::Err, "local worker ended; it is started anew");
+    let again = local_workers(&coordinator, 3);
+    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    check_gone(&again);
+}
+
+#[test]
+fn a_worker_program_that_dies_at_once_ends_the_run_with_its_last_words() {
+    let place = Place::new();
+    let program = place.path("broken-worker");
+    fs::write(&program, "#!/bin/sh\necho 'I have no hands' >&2\nexit 3\n").expect("a file");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of one's own");
+    let flags = format!("--arch conv {SHORT_RUN} --workers 2 --worker-program broken-worker --run-dir run");
+    let coordinator = place.coordinator(&flags);
+    let words = ["ended 5 times at once", "exit status: 3", "its last words were:", "  I have no hands"];
+    coordinator.check_end(69, &words);
+    assert!(!coordinator.lines(Stream::Err, "worker process 1: I have no hands").is_empty(), "its lines are passed on");
+}
+
+/// The goal: who presses Ctrl-C twice does not wait, even for workers that hang.
+fn check_second_signal(name: &str, exit_code: i32) {
+    let place = Place::new();
+    let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 1000000 --workers 2 --data small \
+                 --run-dir run";
+    let coordinator = place.coordinator(flags);
+    let processes = local_workers(&coordinator, 2);
+    coordinator.wait_for_line(Stream::Out, r#""event":"epoch""#);
+    for &process in &processes {
+        signal("STOP", process);
+    }
+    coordinator.signal(name);
+    // Taken note of, and so not one with the second signal.
+    coordinator.wait_for_checkpoint(1);
+    coordinator.signal(name);
+    assert_eq!(coordinator.wait_exit().code(), Some(exit_code));
+    for &process in &processes {
+        signal("CONT", process);
+    }
+    check_gone(&processes);
+}
+
+#[test]
+fn a_second_interrupt_ends_the_program_at_once() {
+    check_second_signal("INT", 130);
+}
+
+#[test]
+fn a_second_terminate_ends_the_program_at_once() {
+    check_second_signal("TERM", 143);
+}
+
+#[test]
+fn a_flag_comes_before_the_environment_and_that_before_the_file() {
+    let place = Place::new();
+    fs::write(place.path("telar.toml"), "arch = 'denoising'\nbatch-size = 16\nmax-steps = 9\nworkers = 1\n")
+        .expect("a file");
+    let check = |run: &str, variable: Option<&str>, flags: &str, n_steps: u64| {
+        let flags = format!("--config telar.toml --data small --json --run-dir {run} {flags}");
+        let mut command = place.command("coordinator", &flags);
+        command.envs(variable.map(|value| ("TELAR_MAX_STEPS", value)));
+        let end = place.start(run, command).end();
+        assert_eq!(end["step"], n_steps);
+        let recipe = place.run(run, &end).recipe();
+        assert_eq!((recipe.architecture.name(), recipe.batch_size.get()), ("denoising", 16));
+    };
+    check("file", None, "", 9);
+    check("environment", Some("6"), "", 6);
+    check("flag", Some("6"), "--max-steps 3", 3);
+}
+
+#[test]
+fn bad_configuration_is_refused_with_what_to_write() {
+    let place = Place::new();
+    let check = |flags: &str, exit_code, parts: &[&str]| {
+        place.fail("coordinator", &format!("{flags} --data small --run-dir run"), exit_code, parts);
+        assert!(!place.path("run").exists(), "`{flags}` left something behind");
+    };
+    check("", 64, &["expected --arch conv, recurrent or denoising, found none", "`--arch denoising`"]);
+    check("--arch conv --workers 0", 64, &["expected --workers from 1 to 1024, found 0", "`--workers 4`"]);
+    check("--arch conv --shards 40", 64, &["found --shards 40 with --batch-size 32"]);
+    check("--arch conv --batch-size 0", 64, &["expected --batch-size", "`--batch-size 32`"]);
+    check("--arch conv --checkpoint-every 0", 64, &["found `0`; write for example `500`"]);
+    check("--arch conv --heartbeat-timeout 0.5", 64, &["expected --heartbeat-timeout from 1 to", "found 0.5"]);
+    check("--arch conv --keep 0", 64, &["expected --keep above 0, found 0"]);
+    check("--arch conv --listen 127.0.0.1:0", 64, &["`--launch external --listen 127.0.0.1:0`"]);
+    check("--arch conv --launch external --listen 7187", 64, &["HOST:PORT or unix:PATH, found `7187`"]);
+    check("--arch conv --worker-program nowhere", 64, &["expected the program of a worker at nowhere, found none"]);
+    check("--arch konv", 2, &["konv", "conv, recurrent, denoising"]);
+    fs::write(place.path("wrong.toml"), "batch_size = 16\n").expect("a file");
+    check("--config wrong.toml", 64, &["wrong.toml", "expected the name of a flag", "found `batch_size`"]);
+    check("--config nowhere.toml", 64, &["cannot read nowhere.toml"]);
+    place.fail("coordinator", "--arch conv --data nowhere --run-dir run", 65, &["nowhere", "found neither"]);
+}
+
+#[test]
+fn a_run_leaves_a_whole_folder() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run");
+    let coordinator = place.start("coordinator", place.command("coordinator", &flags));
+    coordinator.succeed();
+    let weights = Weights::read(&place.path("run/model.safetensors")).expect("whole weights");
+    let hash = params_blake3(&weights.params);
+    for part in
+        ["weights: run/model.safetensors", &format!("parameters blake3: {hash}"), "run folder: run", "epoch 2/2"]
+    {
+        assert!(!coordinator.lines(Stream::Out, part).is_empty(), "it did not print `{part}`");
+    }
+    let text = fs::read_to_string(place.path("run/run.json")).expect("run.json");
+    let description: Value = serde_json::from_str(&text).expect("JSON");
+    let result = &description["result"];
+    assert_eq!((&result["outcome"], &result["step"]), (&"completed".into(), &276.into()), "{description}");
+    assert_eq!(result["params_blake3"], hash);
+    assert_eq!((&description["workers"], &description["recipe"]["shards"]), (&2.into(), &4.into()));
+    assert_eq!(description["compute_classes"].as_array().map(Vec::len), Some(1));
+    for name in
+        ["reconstructions/epoch-01.png", "reconstructions/epoch-02.png", "checkpoints/step-00000276.safetensors"]
+    {
+        assert!(Path::new(&place.path("run")).join(name).is_file(), "no {name}");
+    }
+}
+
+#[test]
+fn help_holds_an_example_and_says_what_each_flag_is_about() {
+    let place = Place::new();
+    let check = |program: &str, parts: &[&str]| {
+        let process = place.start(program, place.command(program, "--help"));
+        process.succeed();
+        for part in parts {
+            assert!(!process.lines(Stream::Out, part).is_empty(), "`{program} --help` does not hold `{part}`");
+        }
+    };
+    check(
+        "coordinator",
+        &[
+            "  coordinator --workers 4 --arch denoising",
+            "  worker --coordinator http://",
+            "What is trained:",
+            "Who computes:",
+            "Data:",
+            "What computes:",
+            "What comes out:",
+            "What is told:",
+            "TELAR_WORKERS",
+        ],
+    );
+    check(
+        "worker",
+        &[
+            "  worker --coordinator http://",
+            "Connection:",
+            "Data:",
+            "What computes:",
+            "What is told:",
+            "Configuration:",
+            "TELAR_COORDINATOR",
+        ],
+    );
+}
+
+#[test]
+fn a_run_goes_on_while_one_of_its_workers_dies_at_once_again_and_again() {
+    let place = Place::new();
+    let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 100 --workers 2 --data small \
+                 --run-dir run";
+    let coordinator = place.coordinator(flags);
+    for life in 1..=6 {
+        let line = coordinator.wait_for_nth_line(Stream::Err, "local worker started local_worker=1 ", life);
+        signal("KILL", field(&line, "process").parse().expect("a process number"));
+    }
+    let step = coordinator.wait_for_checkpoint(100);
+    coordinator.wait_for_checkpoint(step + 1_000);
+    coordinator.signal("TERM");
+    assert_eq!(coordinator.end()["outcome"], "stopped");
+}

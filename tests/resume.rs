@@ -1,0 +1,212 @@
+//! A coordinator that ends or dies in the middle of a run: the next one goes on from a checkpoint, to the same bits; or
+//! says why it does not.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::harness::{N_SHORT_STEPS, Place, Process, Run, SHORT_RUN, Stream};
+
+/// Ends a local run of four workers in the middle of its first epoch, and gives the process that was.
+fn interrupt(place: &Place, flags: &str, signal: &str) -> Process {
+    let flags = format!("{flags} --workers 4 --checkpoint-every 50 --run-dir run");
+    let coordinator = place.coordinator(&flags);
+    coordinator.wait_for_checkpoint(100);
+    coordinator.signal(signal);
+    coordinator
+}
+
+/// Ends a run in the middle as a user would: its last line.
+fn stop(place: &Place, flags: &str) -> Value {
+    let end = interrupt(place, flags, "TERM").end();
+    assert_eq!(end["outcome"], "stopped");
+    end
+}
+
+/// Goes on with two workers where there were four, and gives the step that it went on from and what came out.
+fn resume(place: &Place, flags: &str) -> (u64, Run) {
+    let coordinator = place.coordinator(&format!("{flags} --resume run --data small --workers 2"));
+    let end = coordinator.end();
+    assert_eq!(end["outcome"], "completed");
+    (coordinator.begin()["step"].as_u64().expect("a step"), place.run("run", &end))
+}
+
+/// The checkpoints of the run, the newest last.
+fn checkpoints(place: &Place) -> Vec<PathBuf> {
+    let entries = fs::read_dir(place.path("run/checkpoints")).expect("a folder");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
+    paths.sort_unstable();
+    paths
+}
+
+fn check_stopped(signal: &str, arch: &str, resume_flags: &str) {
+    let place = Place::new();
+    let flags = format!("{arch} {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let end = interrupt(&place, &flags, signal).end();
+    assert_eq!(end["outcome"], "stopped");
+    let step = end["step"].as_u64().expect("a step");
+    assert!((100..N_SHORT_STEPS).contains(&step), "{end}");
+    let newest = checkpoints(&place).pop().expect("a checkpoint");
+    assert!(newest.ends_with(format!("step-{step:08}.safetensors")), "{} after {end}", newest.display());
+    assert_eq!(place.path(end["checkpoint"].as_str().expect("a checkpoint")), newest);
+
+    let (from, resumed) = resume(&place, resume_flags);
+    assert_eq!(from, step);
+    resumed.assert_same_bits(&expected);
+    assert_eq!(resumed.description["incarnation"], 2);
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
+    check_stopped("TERM", "--arch denoising", "");
+}
+
+#[test]
+fn ctrl_c_stops_a_run_as_a_terminate_does() {
+    check_stopped("INT", "--arch conv", "");
+}
+
+#[test]
+fn momentum_goes_on_with_its_velocity() {
+    check_stopped("TERM", "--arch denoising --momentum 0.9 --nesterov --learning-rate 0.1", "");
+}
+
+/// What is given again and is as it was is no other run.
+#[test]
+fn flags_may_be_given_again() {
+    check_stopped("TERM", "--arch denoising", "--arch denoising --batch-size 16 --shards 4 --epochs 2");
+}
+
+#[test]
+fn a_run_whose_coordinator_was_killed_goes_on_to_the_same_bits() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    interrupt(&place, &flags, "KILL").wait_exit();
+    let (from, resumed) = resume(&place, "");
+    // Of steps after the newest checkpoint, lines may be there; they are written anew.
+    assert!(from >= 100 && from.is_multiple_of(50), "resumed at step {from}");
+    resumed.assert_same_bits(&expected);
+}
+
+/// Workers of a coordinator that is gone look for it, and find the one that resumes the run.
+fn check_come_back(signal: &str) {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let listen = "--launch external --listen unix:socket";
+    let coordinator = place.coordinator(&format!("{flags} --checkpoint-every 50 --run-dir run {listen}"));
+    let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
+    coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
+    coordinator.wait_for_checkpoint(100);
+    coordinator.signal(signal);
+    coordinator.wait_exit();
+    for worker in &workers {
+        worker.wait_for_line(Stream::Err, "trying again");
+    }
+
+    let end = place.coordinator(&format!("--resume run --data small {listen}")).end();
+    place.run("run", &end).assert_same_bits(&expected);
+    for worker in workers {
+        worker.succeed();
+        assert_eq!(worker.lines(Stream::Err, "joined the run").len(), 2, "it joined both coordinators");
+    }
+}
+
+#[test]
+fn workers_of_a_coordinator_that_was_stopped_come_back_to_the_next_one() {
+    check_come_back("TERM");
+}
+
+#[test]
+fn workers_of_a_coordinator_that_was_killed_come_back_to_the_next_one() {
+    check_come_back("KILL");
+}
+
+/// The goal: no damaged checkpoint is ever trained on, and none takes a run with it.
+#[test]
+fn a_damaged_checkpoint_is_told_and_passed_over_for_an_older_one() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    stop(&place, &flags);
+    let [oldest, torn, flipped] = checkpoints(&place).try_into().expect("three checkpoints are kept");
+    let mut bytes = fs::read(&flipped).expect("a checkpoint");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&flipped, &bytes).expect("a file");
+    fs::write(&torn, &bytes[..middle]).expect("a file");
+
+    let coordinator = place.coordinator("--resume run --data small --workers 2");
+    let end = coordinator.end();
+    let skipped = coordinator.lines(Stream::Err, "checkpoint skipped");
+    assert_eq!(skipped.len(), 2, "{skipped:?}");
+    assert!(skipped[0].contains("some bits are others"), "{skipped:?}");
+    let step = coordinator.begin()["step"].as_u64().expect("a step");
+    assert!(oldest.ends_with(format!("step-{step:08}.safetensors")), "went on from step {step}");
+    place.run("run", &end).assert_same_bits(&expected);
+}
+
+/// The goal: whatever would give other bits is refused with what to do, and leaves the run as it was.
+#[test]
+fn what_cannot_be_resumed_says_why_and_stays_as_it_was() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    stop(&place, &flags);
+    let pixels = place.path("other/train-images-idx3-ubyte");
+    crate::harness::SMALL_DATA.write(&place.path("other"));
+    let mut bytes = fs::read(&pixels).expect("a file");
+    bytes[1_000] ^= 1;
+    fs::write(&pixels, bytes).expect("a file");
+
+    let check = |flags: &str, exit_code, parts: &[&str]| place.fail("coordinator", flags, exit_code, parts);
+    let resumed = "--resume run --data small";
+    let as_before = "as in the run that is resumed, found";
+    check(&format!("{resumed} --arch conv"), 64, &["expected --arch denoising", as_before, "found --arch conv"]);
+    check(&format!("{resumed} --batch-size 32"), 64, &["expected --batch-size 16", as_before]);
+    check(&format!("{resumed} --shards 2"), 64, &["expected --shards 4", as_before]);
+    check(&format!("{resumed} --wire grpc-bf16"), 64, &["as in the run that is resumed; leave --wire as it was"]);
+    check("--resume run --data other", 65, &["expected the data set that the run was begun with", "with --data"]);
+    check("--resume nowhere --data small", 65, &["expected a checkpoint to resume from in nowhere", "found none"]);
+    check("--resume --data small", 64, &["expected a run to resume in runs/, found none"]);
+    check(&format!("{flags} --run-dir run"), 73, &["run", "it holds a run already"]);
+
+    let (from, resumed) = resume(&place, "");
+    assert!(from >= 100, "resumed at step {from}");
+    resumed.assert_same_bits(&expected);
+}
+
+#[test]
+fn a_run_without_a_whole_checkpoint_is_not_resumed() {
+    let place = Place::new();
+    stop(&place, &format!("--arch denoising {SHORT_RUN}"));
+    for path in checkpoints(&place) {
+        fs::write(path, b"torn").expect("a file");
+    }
+    place.fail("coordinator", "--resume run --data small", 65, &["found only damaged ones", "step-00000100"]);
+}
+
+#[test]
+fn a_folder_has_one_coordinator_at_a_time() {
+    let place = Place::new();
+    stop(&place, &format!("--arch denoising {SHORT_RUN}"));
+    let first = place.coordinator("--resume run --data small --launch external --listen unix:socket");
+    first.begin();
+    place.fail("coordinator", "--resume run --data small", 73, &["found another coordinator"]);
+    assert!(first.is_running());
+}
+
+#[test]
+fn a_run_whose_coordinator_was_killed_before_its_first_step_goes_on() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN} --hash-steps");
+    let expected = place.reference(&format!("--arch denoising {SHORT_RUN}"));
+    let coordinator = place.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir run"));
+    coordinator.wait_for_checkpoint(0);
+    coordinator.kill();
+    let end = place.coordinator("--resume run --data small --workers 2 --hash-steps").end();
+    place.run("run", &end).assert_same_bits(&expected);
+}
