@@ -1,7 +1,6 @@
 //! Workers that come, go and die in the middle of a run change nothing of what comes out.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -1,6 +1,5 @@
 //! Workers that others start: how they find the coordinator and the data set, and what else may come to its port.
 
-use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
