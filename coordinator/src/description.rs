@@ -132,13 +132,15 @@ impl Description {
 
 /// What to type to go on with a run that was stopped: what is trained comes from the checkpoint, and the rest as it was.
 fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String {
-    let mut command = format!("coordinator --workers {} --resume {}", config.n_workers, folder.path().display());
-    if let Workers::External { .. } = config.workers {
-        let address = place.words.strip_prefix("http://").unwrap_or(&place.words);
-        command.push_str(&format!(" --launch external --listen {address}"));
-    }
-    if config.data.data != DataChoice::Auto {
-        command.push_str(&format!(" --data {}", config.data.data));
-    }
-    command
+    let launch = match &config.workers {
+        Workers::Local { .. } => String::new(),
+        Workers::External { .. } => {
+            format!(" --launch external --listen {}", place.words.strip_prefix("http://").unwrap_or(&place.words))
+        }
+    };
+    let data = match &config.data.data {
+        DataChoice::Auto => String::new(),
+        data => format!(" --data {data}"),
+    };
+    format!("coordinator --workers {} --resume {}{launch}{data}", config.n_workers, folder.path().display())
 }

@@ -194,17 +194,13 @@ impl Keeper {
     fn count(&mut self, life: Duration, ended: &str, last_lines: String) -> Result<Duration, LaunchError> {
         let n_before = self.n_short_lives;
         self.n_short_lives = if life < SHORT_LIFE { (n_before + 1).min(SHORT_LIVES_MAX) } else { 0 };
-        match (n_before == SHORT_LIVES_MAX, self.n_short_lives == SHORT_LIVES_MAX) {
-            (false, true) => {
-                if self.n_alive.fetch_sub(1, Ordering::Relaxed) == 1 {
-                    let (number, n_lives, ended) = (self.number, self.n_short_lives, ended.to_owned());
-                    return Err(LaunchError::DiesAtOnce { number, n_lives, ended, last_lines });
-                }
-            }
-            (true, false) => {
-                self.n_alive.fetch_add(1, Ordering::Relaxed);
-            }
-            _ => {}
+        let (was_failing, is_failing) = (n_before == SHORT_LIVES_MAX, self.n_short_lives == SHORT_LIVES_MAX);
+        if was_failing && !is_failing {
+            self.n_alive.fetch_add(1, Ordering::Relaxed);
+        }
+        if !was_failing && is_failing && self.n_alive.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let (number, n_lives, ended) = (self.number, self.n_short_lives, ended.to_owned());
+            return Err(LaunchError::DiesAtOnce { number, n_lives, ended, last_lines });
         }
         Ok(PAUSE * 2_u32.pow(self.n_short_lives))
     }

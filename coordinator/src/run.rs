@@ -19,9 +19,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info_span, warn};
+use tracing::{Instrument, Span, info_span, warn};
 
 use crate::accept::accept;
 use crate::buffers::Buffers;
@@ -125,17 +126,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs.clone(), shutdown.clone());
     let listener = place.listener.take().expect("it was opened and not taken yet");
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
-    let server = {
-        let stop = stop.clone();
-        let served = async move {
-            let served = service.serve(connections).await;
-            if served.is_err() {
-                stop();
-            }
-            served
-        };
-        tokio::spawn(served.instrument(span.clone()))
-    };
+    let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
     let acceptor = tokio::spawn(accept(listener, accepted, shutdown.clone()).instrument(span.clone()));
     let signals = tokio::spawn(mind_signals(inputs)?);
 
@@ -160,14 +151,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
     let launched = local_workers.map(|launcher| {
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
-        let kept = async move {
-            let kept = launch(launcher, data, data_fingerprint, n_workers, local).await;
-            if kept.is_err() {
-                stop();
-            }
-            kept
-        };
-        tokio::spawn(kept.instrument(span.clone()))
+        spawn_or_stop(launch(launcher, data, data_fingerprint, n_workers, local), stop, &span)
     });
     let runtime = tokio::runtime::Handle::current();
     let driver = std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(driver.run()))?;
@@ -183,25 +167,36 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     };
     shutdown.cancel();
     signals.abort();
-    let served = timeout(GRACE, async {
-        acceptor.await?;
-        server.await?
+    let closed = close(acceptor, server).await;
+    let failed = kept.err().or(closed.err()).or_else(|| {
+        let (address, waited) = (place.words.clone(), config.join_wait_max);
+        (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
     });
-    let served = served.await.unwrap_or_else(|_| {
-        warn!("some peers did not close their connections in time");
-        Ok(())
-    });
-    let failed = match (kept, served) {
-        (Err(error), _) | (_, Err(error)) => Some(error),
-        _ if outcome == Outcome::NobodyCame => {
-            let (address, waited) = (place.words.clone(), config.join_wait_max);
-            Some(ClusterError::NobodyCame { address, waited }.into())
-        }
-        _ => None,
-    };
     let ended = described.end(&config, &place, &outcome, &training, told, failed);
     drop(lock);
     ended
+}
+
+/// A task without which the run cannot go on: if it fails, the run is stopped.
+fn spawn_or_stop(
+    task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    stop: impl FnOnce() + Send + 'static,
+    span: &Span,
+) -> JoinHandle<anyhow::Result<()>> {
+    let task = async move { task.await.inspect_err(|_| stop()) };
+    tokio::spawn(task.instrument(span.clone()))
+}
+
+/// Waits for the end of what serves, but not for peers that do not close their connections.
+async fn close(acceptor: JoinHandle<()>, server: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+    let ends = async {
+        acceptor.await?;
+        server.await?
+    };
+    timeout(GRACE, ends).await.unwrap_or_else(|_| {
+        warn!("some peers did not close their connections in time");
+        Ok(())
+    })
 }
 
 fn rules(config: &Config, encoding: Encoding, recipe: &Recipe, data: &Dataset) -> Rules {

@@ -121,9 +121,10 @@ impl Start {
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
         }
-        let (encoding, flag) = match state.residual.is_empty() {
-            true => (Encoding::F32, "--wire grpc"),
-            false => (Encoding::Bf16, "--wire grpc-bf16"),
+        let (encoding, flag) = if state.residual.is_empty() {
+            (Encoding::F32, "--wire grpc")
+        } else {
+            (Encoding::Bf16, "--wire grpc-bf16")
         };
         if config.encoding.is_some_and(|given| given != encoding) {
             return Err(ResumeError::OtherWire { expected: flag }.into());
