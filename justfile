@@ -30,3 +30,11 @@ libtorch:
 # The book's recipes over five seeds, compared with its table
 book:
     python3 bench/book.py
+
+# The book's recipes on four local workers, compared with one process
+cluster:
+    python3 bench/cluster.py
+
+# What a step costs the coordinator besides waiting
+step:
+    cargo bench -p coordinator --bench step

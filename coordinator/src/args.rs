@@ -124,6 +124,6 @@ pub enum Wire {
     Auto,
     /// As f32
     Grpc,
-    /// As bf16, in half the bytes, with error feedback: other bits, and a loss that differs in the fourth digit
+    /// As bf16, in half the bytes, with error feedback: other bits, and a loss that differs in the fifth digit
     GrpcBf16,
 }
