@@ -295,17 +295,7 @@ fn begin_screen(config: &Config, start: &Start, data: &Dataset, place: &Place) -
     let recipe = &start.recipe;
     let n_steps = recipe.n_steps(data.n_images(Split::Train) as u64);
     let mut screen = Screen::new(n_steps, recipe.epochs.get(), config.output == Output::Json);
-    let mut lines = vec![format!(
-        "{}: {} images of {}, global batch {} = {}, learning rate {}, noise {}, seed {}",
-        recipe.architecture,
-        data.n_images(Split::Train),
-        data.name(),
-        recipe.batch_size,
-        recipe.cut(),
-        recipe.sgd.learning_rate,
-        recipe.noise,
-        recipe.seed,
-    )];
+    let mut lines = vec![recipe.words(data.n_images(Split::Train), data.name())];
     let wire = match start.encoding {
         Encoding::Bf16 => "gradients as bf16",
         Encoding::F32 | Encoding::Unspecified => "gradients as f32",

@@ -1,26 +1,31 @@
 //! The training core: who is in, what step it is, what the parameters are. A function of its events: time comes in as an
 //! argument, wishes go out as actions, and nothing here opens a file, a socket or a thread.
 
+mod action;
 mod assign;
+mod event;
 mod feedback;
 mod reduce;
+mod report;
 mod roster;
+mod rules;
 mod schedule;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::time::Duration;
 
 use model::arch::N_PIXELS;
-use model::gradients::ShardResult;
 use model::loss::LossSums;
 use model::params::params_fingerprint;
-use model::recipe::Recipe;
 use model::reduce::average;
 
+pub use action::{Action, Farewell, Outcome, Refusal, Work};
+pub use event::{BatchDone, Computed, Event, ShardDone};
+pub use report::{EpochReport, Report, StepReport};
 pub use roster::{Profile, WorkerId};
+pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
 pub use schedule::{Place, Schedule};
 
 use assign::{Standing as TaskStanding, Tasks};
@@ -28,338 +33,6 @@ use feedback::round_with_feedback;
 use reduce::Reduction;
 use roster::{Roster, Standing};
 use schedule::Next;
-
-/// What holds for the whole of a coordinator's life.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// What is trained.
-    pub recipe: Recipe,
-    /// Images of the training split.
-    pub n_train: u32,
-    /// Images of the validation split.
-    pub n_valid: u32,
-    /// What is done to the averaged gradient before it is applied.
-    pub rounding: Rounding,
-    /// When checkpoints are due.
-    pub checkpoint_every: CheckpointEvery,
-    /// How long a worker may be silent.
-    pub silence_max: Duration,
-    /// How long the first worker may take to come, and each one to get ready.
-    pub join_wait_max: Duration,
-    /// What becomes of the workers when the run is stopped before its end.
-    pub after_stop: AfterStop,
-}
-
-/// What is done to the averaged gradient before it is applied, here and on every replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rounding {
-    /// Nothing.
-    None,
-    /// It is rounded to bf16, and what that takes is added to the next one.
-    Bf16,
-}
-
-/// When a checkpoint is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckpointEvery {
-    /// After each epoch's validation.
-    Epoch,
-    /// After every so many steps.
-    Steps(u64),
-}
-
-/// What becomes of the workers when the run is stopped before its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterStop {
-    /// They end.
-    End,
-    /// They come back to a coordinator that resumes the run.
-    ComeBack,
-}
-
-/// All that a run has come to: with the rules, enough to go on from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// Updates applied to the parameters.
-    pub step: u64,
-    /// In layout order.
-    pub params: Vec<f32>,
-    /// In layout order; empty without momentum.
-    pub velocity: Vec<f32>,
-    /// What rounding took from the gradients so far, in layout order; empty without rounding.
-    pub residual: Vec<f32>,
-    /// Sums over the steps since the last validation.
-    pub epoch_sums: LossSums,
-    /// How long these steps took.
-    pub epoch_time: Duration,
-}
-
-impl State {
-    /// A run that begins with these parameters.
-    pub fn new(recipe: &Recipe, rounding: Rounding, params: Vec<f32>) -> Self {
-        let residual = match rounding {
-            Rounding::None => Vec::new(),
-            Rounding::Bf16 => vec![0.0; params.len()],
-        };
-        let velocity = recipe.sgd.velocity(params.len());
-        let (epoch_sums, epoch_time) = (LossSums::default(), Duration::ZERO);
-        Self { step: 0, params, velocity, residual, epoch_sums, epoch_time }
-    }
-}
-
-/// What happened outside.
-#[derive(Debug)]
-pub enum Event {
-    /// A worker introduced itself.
-    Joined(WorkerId, Profile),
-    /// It has the data set and wants the state.
-    Ready(WorkerId),
-    /// It computed a shard.
-    ShardDone(WorkerId, ShardDone),
-    /// It evaluated a batch.
-    BatchDone(WorkerId, BatchDone),
-    /// Its replica is not what it should be.
-    Lagging(WorkerId, String),
-    /// It wants to go.
-    Leaving(WorkerId, String),
-    /// It gave a sign of life.
-    Heard(WorkerId),
-    /// It is gone.
-    Lost(WorkerId, String),
-    /// The run is to end.
-    Stop,
-}
-
-/// A shard's result, as it came.
-#[derive(Debug)]
-pub struct ShardDone {
-    /// Updates applied to the parameters that it was computed on.
-    pub step: u64,
-    /// Position in the step.
-    pub shard: u32,
-    /// What came out.
-    pub computed: Computed,
-    /// [`params_fingerprint`] of the parameters that it was computed on.
-    pub params_fingerprint: u64,
-    /// How long the worker computed.
-    pub compute: Duration,
-}
-
-/// What came out of a shard.
-#[derive(Debug)]
-pub enum Computed {
-    /// Numbers, every one finite, as many as there are parameters.
-    Finite(ShardResult),
-    /// NaN or infinity, in the loss or the gradient.
-    NotFinite(&'static str),
-}
-
-/// A batch's result, as it came.
-#[derive(Debug)]
-pub struct BatchDone {
-    /// Updates applied to the parameters that were evaluated.
-    pub step: u64,
-    /// Position in the validation split.
-    pub batch: u32,
-    /// What came out.
-    pub sums: LossSums,
-    /// [`params_fingerprint`] of the parameters that it was computed on.
-    pub params_fingerprint: u64,
-}
-
-/// What the core wishes to be done, in this order.
-#[derive(Debug)]
-pub enum Action {
-    /// Greet a worker that joined.
-    Welcome(WorkerId),
-    /// Send a worker the state, and what to compute on it.
-    SendState(WorkerId, Work),
-    /// Send every worker named the update that was just applied, and what to compute next.
-    SendUpdate {
-        /// The averaged gradient.
-        gradient: Vec<f32>,
-        /// What each has to compute.
-        work: BTreeMap<WorkerId, Work>,
-    },
-    /// Send a worker more to compute.
-    SendWork(WorkerId, Work),
-    /// Tell a worker that something it sent was not used.
-    Refuse(WorkerId, Refusal),
-    /// Close a worker's session.
-    Dismiss(WorkerId, Farewell, String),
-    /// Keep the state as it is now.
-    Checkpoint,
-    /// Tell those who watch.
-    Report(Report),
-    /// Let this be the end.
-    Finish(Outcome),
-}
-
-/// Whether a worker that is dismissed should come back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
-    /// It should end.
-    End,
-    /// It may join anew.
-    ComeBack,
-    /// It should end: it is of no use as it is.
-    Refused,
-}
-
-/// What a worker has to compute, in order, on the parameters after `step` updates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// Nothing: it stands by.
-    Nothing,
-    /// Shards of a step.
-    Shards {
-        /// Updates applied to the parameters.
-        step: u64,
-        /// Where the step lies.
-        place: Place,
-        /// Which of them.
-        shards: Vec<u32>,
-    },
-    /// Batches of the validation split.
-    Batches {
-        /// Updates applied to the parameters.
-        step: u64,
-        /// Which of them.
-        batches: Vec<u32>,
-    },
-}
-
-/// Why something a worker sent was not used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It is of another step.
-    #[error("expected results of step {expected}, found one of step {found}")]
-    Stale {
-        /// The step at hand.
-        expected: u64,
-        /// That of the result.
-        found: u64,
-    },
-    /// It came before.
-    #[error("expected one result for task {task} of step {step}, found a second one")]
-    Duplicate {
-        /// The step at hand.
-        step: u64,
-        /// The shard, or the batch.
-        task: u32,
-    },
-    /// There is no such shard or batch now.
-    #[error("expected a task of step {step}, found task {task}, which there is none")]
-    NoSuchTask {
-        /// The step at hand.
-        step: u64,
-        /// The shard, or the batch.
-        task: u32,
-    },
-}
-
-/// What those who watch are told.
-#[derive(Clone, Debug)]
-pub enum Report {
-    /// A worker takes part.
-    Joined {
-        /// Which.
-        worker_id: WorkerId,
-        /// What it is.
-        profile: Profile,
-        /// Workers that take part.
-        n_active: usize,
-    },
-    /// A worker is out.
-    Left {
-        /// Which.
-        worker_id: WorkerId,
-        /// Why.
-        reason: String,
-        /// Workers that take part.
-        n_active: usize,
-        /// Shards or batches that it had and that others compute now.
-        n_handed_on: usize,
-    },
-    /// A worker's replica is sent anew.
-    Lagging {
-        /// Which.
-        worker_id: WorkerId,
-        /// Why.
-        reason: String,
-    },
-    /// Something a worker sent was not used.
-    Refused {
-        /// Which.
-        worker_id: WorkerId,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// Workers of several compute classes take part: bits may depend on which computes what.
-    MixedClasses(BTreeSet<String>),
-    /// Nobody is there to compute.
-    Waiting,
-    /// Somebody is there again.
-    GoingOn,
-    /// An update was applied.
-    Step(StepReport),
-    /// An epoch, or what was trained of it, was validated.
-    Epoch(EpochReport),
-}
-
-/// An update.
-#[derive(Clone, Debug)]
-pub struct StepReport {
-    /// Updates applied, this one included.
-    pub step: u64,
-    /// The epoch, counted from 0.
-    pub epoch: u32,
-    /// Losses of its images, before it.
-    pub sums: LossSums,
-    /// From the dealing of its shards to their sum.
-    pub duration: Duration,
-    /// Who computed each shard.
-    pub workers: Vec<WorkerId>,
-    /// The longest that a worker computed for it.
-    pub compute: Duration,
-    /// Workers that take part.
-    pub n_active: usize,
-}
-
-/// An epoch.
-#[derive(Clone, Debug)]
-pub struct EpochReport {
-    /// Updates applied.
-    pub step: u64,
-    /// The epoch, counted from 0.
-    pub epoch: u32,
-    /// Losses of its steps, each before its update.
-    pub training: LossSums,
-    /// Losses of the validation images after it.
-    pub validation: LossSums,
-    /// How long its steps took.
-    pub duration: Duration,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// As the recipe says.
-    Completed,
-    /// It was asked to.
-    Stopped,
-    /// No worker came in time.
-    NobodyCame,
-    /// A number is not finite.
-    Diverged {
-        /// The step, counted from 1.
-        step: u64,
-        /// The epoch, counted from 0.
-        epoch: u32,
-        /// Which number.
-        what: String,
-    },
-}
 
 /// The core. Feed it with [`Training::handle_event`] and [`Training::handle_deadline`], and do what
 /// [`Training::poll_action`] says until it says nothing.
@@ -881,15 +554,4 @@ fn check_counts(sums: &LossSums, expected: u64, what: &str, task: u32) -> Result
         ));
     }
     Ok(())
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Completed => "completed",
-            Self::Stopped => "stopped",
-            Self::NobodyCame => "nobody came",
-            Self::Diverged { .. } => "diverged",
-        })
-    }
 }

@@ -218,6 +218,19 @@ impl Recipe {
         Ok(self)
     }
 
+    /// What is trained on what, in words, for the first line of a run.
+    pub fn words(&self, n_images: usize, data_name: &str) -> String {
+        format!(
+            "{}: {n_images} images of {data_name}, global batch {} = {}, learning rate {}, noise {}, seed {}",
+            self.architecture,
+            self.batch_size,
+            self.cut(),
+            self.sgd.learning_rate,
+            self.noise,
+            self.seed,
+        )
+    }
+
     /// How a step is cut, in words: `4 shards x 8`, or `3 shards of 10 or 11`.
     pub fn cut(&self) -> String {
         let (images, shards) = (self.batch_size.get(), self.shards.get());

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use model::arch::Architecture;
+use model::gradients::ShardResult;
 use model::layers::Noise;
 use model::loss::LossSums;
 use model::recipe::Recipe;

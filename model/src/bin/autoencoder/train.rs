@@ -29,7 +29,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let n_steps_max = recipe.n_steps(data.n_images(Split::Train) as u64);
     let mut screen = Screen::new(n_steps_max, recipe.epochs.get(), args.json);
-    screen.begin(&[headline(&recipe, &data), format!("run folder: {}", folder.path().display())]);
+    screen.begin(&[
+        recipe.words(data.n_images(Split::Train), data.name()),
+        format!("run folder: {}", folder.path().display()),
+    ]);
     let mut last_epoch = None;
     let mut n_steps = 0;
     let trained = train(&recipe, &data, &backend.device, initial, &mut |event| {
@@ -67,20 +70,6 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     screen.finish();
     tell_end(&screen, &folder, n_steps, is_interrupted, &hash);
     Ok(())
-}
-
-fn headline(recipe: &Recipe, data: &Dataset) -> String {
-    format!(
-        "{}: {} images of {}, global batch {} = {}, learning rate {}, noise {}, seed {}",
-        recipe.architecture,
-        data.n_images(Split::Train),
-        data.name(),
-        recipe.batch_size,
-        recipe.cut(),
-        recipe.sgd.learning_rate,
-        recipe.noise,
-        recipe.seed,
-    )
 }
 
 fn tell_end(screen: &Screen, folder: &RunFolder, n_steps: u64, is_interrupted: bool, hash: &str) {

@@ -1,0 +1,68 @@
+//! What the core is told.
+
+use std::time::Duration;
+
+use model::gradients::ShardResult;
+use model::loss::LossSums;
+
+use super::roster::{Profile, WorkerId};
+
+/// What happened outside.
+#[derive(Debug)]
+pub enum Event {
+    /// A worker introduced itself.
+    Joined(WorkerId, Profile),
+    /// It has the data set and wants the state.
+    Ready(WorkerId),
+    /// It computed a shard.
+    ShardDone(WorkerId, ShardDone),
+    /// It evaluated a batch.
+    BatchDone(WorkerId, BatchDone),
+    /// Its replica is not what it should be.
+    Lagging(WorkerId, String),
+    /// It wants to go.
+    Leaving(WorkerId, String),
+    /// It gave a sign of life.
+    Heard(WorkerId),
+    /// It is gone.
+    Lost(WorkerId, String),
+    /// The run is to end.
+    Stop,
+}
+
+/// A shard's result, as it came.
+#[derive(Debug)]
+pub struct ShardDone {
+    /// Updates applied to the parameters that it was computed on.
+    pub step: u64,
+    /// Position in the step.
+    pub shard: u32,
+    /// What came out.
+    pub computed: Computed,
+    /// [`params_fingerprint`](model::params::params_fingerprint) of the parameters that it was computed on.
+    pub params_fingerprint: u64,
+    /// How long the worker computed.
+    pub compute: Duration,
+}
+
+/// What came out of a shard.
+#[derive(Debug)]
+pub enum Computed {
+    /// Numbers, every one finite, as many as there are parameters.
+    Finite(ShardResult),
+    /// NaN or infinity, in the loss or the gradient.
+    NotFinite(&'static str),
+}
+
+/// A batch's result, as it came.
+#[derive(Debug)]
+pub struct BatchDone {
+    /// Updates applied to the parameters that were evaluated.
+    pub step: u64,
+    /// Position in the validation split.
+    pub batch: u32,
+    /// What came out.
+    pub sums: LossSums,
+    /// [`params_fingerprint`](model::params::params_fingerprint) of the parameters that it was computed on.
+    pub params_fingerprint: u64,
+}

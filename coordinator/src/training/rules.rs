@@ -1,0 +1,84 @@
+//! What a run is trained by, and what it has come to.
+
+use std::time::Duration;
+
+use model::loss::LossSums;
+use model::recipe::Recipe;
+
+/// What holds for the whole of a coordinator's life.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// What is trained.
+    pub recipe: Recipe,
+    /// Images of the training split.
+    pub n_train: u32,
+    /// Images of the validation split.
+    pub n_valid: u32,
+    /// What is done to the averaged gradient before it is applied.
+    pub rounding: Rounding,
+    /// When checkpoints are due.
+    pub checkpoint_every: CheckpointEvery,
+    /// How long a worker may be silent.
+    pub silence_max: Duration,
+    /// How long the first worker may take to come, and each one to get ready.
+    pub join_wait_max: Duration,
+    /// What becomes of the workers when the run is stopped before its end.
+    pub after_stop: AfterStop,
+}
+
+/// What is done to the averaged gradient before it is applied, here and on every replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Nothing.
+    None,
+    /// It is rounded to bf16, and what that takes is added to the next one.
+    Bf16,
+}
+
+/// When a checkpoint is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointEvery {
+    /// After each epoch's validation.
+    Epoch,
+    /// After every so many steps.
+    Steps(u64),
+}
+
+/// What becomes of the workers when the run is stopped before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterStop {
+    /// They end.
+    End,
+    /// They come back to a coordinator that resumes the run.
+    ComeBack,
+}
+
+/// All that a run has come to: with the rules, enough to go on from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Updates applied to the parameters.
+    pub step: u64,
+    /// In layout order.
+    pub params: Vec<f32>,
+    /// In layout order; empty without momentum.
+    pub velocity: Vec<f32>,
+    /// What rounding took from the gradients so far, in layout order; empty without rounding.
+    pub residual: Vec<f32>,
+    /// Sums over the steps since the last validation.
+    pub epoch_sums: LossSums,
+    /// How long these steps took.
+    pub epoch_time: Duration,
+}
+
+impl State {
+    /// A run that begins with these parameters.
+    pub fn new(recipe: &Recipe, rounding: Rounding, params: Vec<f32>) -> Self {
+        let residual = match rounding {
+            Rounding::None => Vec::new(),
+            Rounding::Bf16 => vec![0.0; params.len()],
+        };
+        let velocity = recipe.sgd.velocity(params.len());
+        let (epoch_sums, epoch_time) = (LossSums::default(), Duration::ZERO);
+        Self { step: 0, params, velocity, residual, epoch_sums, epoch_time }
+    }
+}
