@@ -166,11 +166,34 @@ impl Checkpoint {
             epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
         };
         let checkpoint = Self { run_id: text("run_id")?, recipe, data_fingerprint: text("data_fingerprint")?, state };
+        checkpoint.check(&layout)?;
         let (expected, found) = (text(HASH_KEY)?, checkpoint.hash(&checkpoint.metadata(&layout)));
         if expected != found {
             return Err(format!("blake3 {found} where {expected} was written: some bits are others"));
         }
         Ok(checkpoint)
+    }
+}
+
+impl Checkpoint {
+    /// Whether a run can go on from what the file says, whoever wrote it.
+    fn check(&self, layout: &ParamLayout) -> Result<(), String> {
+        let State { step, params, velocity, residual, epoch_sums, .. } = &self.state;
+        let n_params = layout.n_params();
+        let n_velocity = self.recipe.sgd.velocity(n_params).len();
+        if params.len() != n_params || velocity.len() != n_velocity || ![0, n_params].contains(&residual.len()) {
+            return Err(format!(
+                "{} parameters, {} values of velocity and {} of residual where {n_params}, {n_velocity} and none or \
+                 {n_params} belong",
+                params.len(),
+                velocity.len(),
+                residual.len()
+            ));
+        }
+        if u32::try_from(*step).is_err() || (*step == 0 && epoch_sums.n_samples > 0) {
+            return Err(format!("step {step} after {} images of its epoch", epoch_sums.n_samples));
+        }
+        Ok(())
     }
 }
 
@@ -341,6 +364,24 @@ mod tests {
         std::fs::write(&path, &changed).expect("it can be written");
         let error = Checkpoint::read(&path).expect_err("another step").to_string();
         assert!(error.contains("some bits are others"), "{error}");
+    }
+
+    /// The goal: a file that is whole, and says what no run has come to, is refused and ends no program.
+    #[test]
+    fn what_no_run_can_go_on_from_is_refused() {
+        let check = |change: fn(&mut Checkpoint), part: &str| {
+            let mut written = checkpoint(5, 0.9);
+            change(&mut written);
+            let folder = folder();
+            let path = Checkpoints::of(folder.path(), 1).save(&written).expect("it can be written");
+            let error = Checkpoint::read(&path).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        check(|written| written.state.params.clear(), "found 0 parameters, 163814 values of velocity");
+        check(|written| written.state.velocity.clear(), "163814 parameters, 0 values of velocity");
+        check(|written| written.recipe.sgd.momentum = 0.0, "where 163814, 0 and none or 163814 belong");
+        check(|written| written.state.step = 0, "step 0 after 3 images");
+        check(|written| written.state.step = u64::MAX, "step 18446744073709551615 after 3 images");
     }
 
     #[test]
