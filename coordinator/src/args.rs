@@ -42,7 +42,7 @@ pub struct Args {
     /// Where to wait for workers that others start: HOST:PORT or unix:PATH [default: 127.0.0.1:7187]
     #[arg(long, env = "TELAR_LISTEN", value_name = "ADDRESS", help_heading = "Who computes")]
     pub listen: Option<String>,
-    /// How long to wait for the first worker, and for each one to open its data set
+    /// How long to wait for the first worker, for each one to open its data set, and for an answer
     #[arg(
         long,
         env = "TELAR_JOIN_TIMEOUT",
@@ -62,6 +62,17 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     pub heartbeat_timeout: f64,
+    /// Share of shards, from 0 to 1, that two workers compute, whose results are compared bit for bit; where they differ, a
+    /// third one says who is evicted
+    #[arg(
+        long,
+        env = "TELAR_AUDIT",
+        value_name = "SHARE",
+        default_value_t = 0.0,
+        help_heading = "Who computes",
+        allow_negative_numbers = true
+    )]
+    pub audit: f64,
     /// How gradients travel [default: auto, or as in the run that is resumed]
     #[arg(long, env = "TELAR_WIRE", value_enum, help_heading = "Who computes")]
     pub wire: Option<Wire>,

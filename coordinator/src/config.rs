@@ -28,6 +28,8 @@ pub struct Config {
     pub join_wait_max: Duration,
     /// How long one may be silent.
     pub silence_max: Duration,
+    /// The share of shards that are computed twice.
+    pub audit: f64,
     /// How gradients travel, if it was said.
     pub encoding: Option<Encoding>,
     /// Which data set.
@@ -141,6 +143,15 @@ pub enum ConfigError {
         /// The flag.
         flag: &'static str,
     },
+    /// Nobody to say who is right.
+    #[error(
+        "expected --workers 3 or more with --audit, since a third one has to say which of two is right, found {found}; write \
+         `--workers 3`, or leave --audit out"
+    )]
+    AuditWorkers {
+        /// Workers.
+        found: NonZeroU32,
+    },
     /// Two folders for one run.
     #[error("--resume goes on in the folder of the run; leave --run-dir out, or name the same folder")]
     TwoFolders,
@@ -164,6 +175,10 @@ impl TryFrom<Args> for Config {
         let silence_max = seconds("--heartbeat-timeout", args.heartbeat_timeout, heartbeat_min, "2")?;
         let checkpoint_every = checkpoint_every(&args.checkpoint_every)?;
         let n_workers = n_workers(args.workers)?;
+        let audit = share("--audit", args.audit, "0.05")?;
+        if audit > 0.0 && n_workers.get() < 3 {
+            return Err(ConfigError::AuditWorkers { found: n_workers });
+        }
         if args.keep == 0 {
             return Err(range("--keep", "above 0", 0, "3"));
         }
@@ -189,6 +204,7 @@ impl TryFrom<Args> for Config {
             workers,
             join_wait_max,
             silence_max,
+            audit,
             encoding: args.wire.map(|wire| match wire {
                 Wire::Auto | Wire::Grpc => Encoding::F32,
                 Wire::GrpcBf16 => Encoding::Bf16,
@@ -232,6 +248,10 @@ fn seconds(flag: &'static str, found: f64, min: f64, example: &'static str) -> R
         return Ok(Duration::from_secs_f64(found));
     }
     Err(range(flag, format!("from {min} to {MAX} seconds"), found, example))
+}
+
+fn share(flag: &'static str, found: f64, example: &'static str) -> Result<f64, ConfigError> {
+    if (0.0..=1.0).contains(&found) { Ok(found) } else { Err(range(flag, "from 0 to 1", found, example)) }
 }
 
 fn checkpoint_every(text: &str) -> Result<CheckpointEvery, ConfigError> {

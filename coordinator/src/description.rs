@@ -47,6 +47,7 @@ impl Description {
             "keep": config.n_checkpoints_kept,
             "join_timeout_seconds": config.join_wait_max.as_secs_f64(),
             "heartbeat_timeout_seconds": config.silence_max.as_secs_f64(),
+            "audit": config.audit,
             "data": { "name": data.name(), "fingerprint": data_fingerprint },
             "n_params": layout.n_params(),
             "layout_fingerprint": layout.fingerprint().to_string(),
@@ -86,7 +87,7 @@ impl Description {
         self.json["compute_classes"] = json!(classes);
         self.json["result"] = json!({
             "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch, "params_blake3": hash,
-            "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
+            "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
         folder.write_description(&self.json)?;
         let screen = view.finish();
@@ -103,7 +104,7 @@ impl Description {
         screen.json_line(&json!({
             "event": "end", "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch,
             "weights": weights.display().to_string(), "params_blake3": hash,
-            "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()),
+            "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()), "faults": training.tally(),
             "milliseconds_per_step": costs.means(),
         }));
         if *outcome == Outcome::Stopped {
@@ -111,6 +112,9 @@ impl Description {
             screen.tell(&format!("stopped after step {step}; go on with: {command}"));
         }
         if let Some(words) = costs.words() {
+            screen.tell(&words);
+        }
+        for words in training.tally().words() {
             screen.tell(&words);
         }
         if classes.len() > 1 {

@@ -209,6 +209,7 @@ impl Running {
                         Farewell::ComeBack => v1::Farewell::ComeBack,
                         Farewell::End => v1::Farewell::End,
                         Farewell::Refused => v1::Farewell::Refused,
+                        Farewell::Evicted => v1::Farewell::Evicted,
                     };
                     self.send(worker_id, Kind::Dismissal(Dismissal { farewell: farewell.into(), reason }));
                     self.outboxes.remove(&worker_id);

@@ -209,6 +209,7 @@ fn rules(config: &Config, encoding: Encoding, recipe: &Recipe, data: &Dataset) -
         checkpoint_every: config.checkpoint_every,
         silence_max: config.silence_max,
         join_wait_max: config.join_wait_max,
+        audit: config.audit,
         after_stop: match config.workers {
             Workers::Local { .. } => AfterStop::End,
             Workers::External { .. } => AfterStop::ComeBack,

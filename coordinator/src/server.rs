@@ -326,7 +326,7 @@ impl Shared {
             }
             Kind::Leaving(leaving) => Event::Leaving(worker_id, short(leaving.reason)),
             Kind::Lagging(lagging) => Event::Lagging(worker_id, short(lagging.reason)),
-            Kind::Heartbeat(_) => Event::Heard(worker_id),
+            Kind::Heartbeat(heartbeat) => Event::Heard(worker_id, heartbeat.step),
         };
         Ok(Input::Happened(event))
     }
@@ -369,9 +369,7 @@ impl Shared {
                 Computed::Finite(ShardResult { gradient_sum: values, sums })
             }
             Err(ValuesError::NotFinite { .. }) => Computed::NotFinite("gradient"),
-            Err(error @ ValuesError::Length { .. }) => {
-                return Err(Status::invalid_argument(format!("in the gradient of shard {shard}: {error}")));
-            }
+            Err(ValuesError::Length { expected, found }) => Computed::WrongLength { expected, found },
         };
         let compute = Duration::from_nanos(done.compute_nanoseconds);
         Ok(ShardDone { step, shard, computed, params_fingerprint: done.params_fingerprint, compute })

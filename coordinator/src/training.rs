@@ -5,9 +5,12 @@ mod action;
 mod assign;
 mod event;
 mod feedback;
+mod opinion;
+mod pace;
 mod reduce;
 mod report;
 mod roster;
+mod round;
 mod rules;
 mod schedule;
 #[cfg(test)]
@@ -17,21 +20,27 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use model::arch::N_PIXELS;
+use model::gradients::ShardResult;
 use model::loss::LossSums;
 use model::params::params_fingerprint;
+use model::random::{ShardKey, Stream, is_drawn};
 use model::reduce::average;
 
 pub use action::{Action, Farewell, Outcome, Refusal, Work};
+pub use assign::Late;
 pub use event::{BatchDone, Computed, Event, ShardDone};
-pub use report::{EpochReport, Report, StepReport};
+pub use report::{EpochReport, Report, StepReport, Tally};
 pub use roster::{Profile, WorkerId};
 pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
 pub use schedule::{Place, Schedule};
 
-use assign::{Standing as TaskStanding, Tasks};
+use assign::{Dealt, Standing as TaskStanding};
 use feedback::round_with_feedback;
+use opinion::{Answer, Opinion, Verdict};
+use pace::Pace;
 use reduce::Reduction;
 use roster::{Roster, Standing};
+use round::{Kind, Round, TaskKind};
 use schedule::Next;
 
 /// The core. Feed it with [`Training::handle_event`] and [`Training::handle_deadline`], and do what
@@ -47,6 +56,9 @@ pub struct Training {
     is_waiting: bool,
     classes: BTreeSet<String>,
     saved_at: Option<u64>,
+    shard_pace: Pace,
+    batch_pace: Pace,
+    tally: Tally,
     spent: Vec<Vec<f32>>,
     actions: VecDeque<Action>,
 }
@@ -57,42 +69,34 @@ enum Phase {
     Gathering {
         deadline: Duration,
     },
-    Stepping(Step),
-    Validating(Validation),
+    Working(Round),
     Finished,
 }
 
-#[derive(Debug)]
-struct Step {
-    place: Place,
-    tasks: Tasks,
-    reduction: Reduction,
-    begun: Duration,
-    computed: BTreeMap<WorkerId, Duration>,
-}
-
-#[derive(Debug)]
-struct Validation {
-    tasks: Tasks,
-    results: Vec<LossSums>,
-}
-
 impl Phase {
-    fn tasks_mut(&mut self) -> Option<&mut Tasks> {
+    fn round(&self) -> Option<&Round> {
         match self {
-            Self::Stepping(step) => Some(&mut step.tasks),
-            Self::Validating(validation) => Some(&mut validation.tasks),
+            Self::Working(round) => Some(round),
             Self::Gathering { .. } | Self::Finished => None,
         }
     }
 
-    fn tasks(&self) -> Option<&Tasks> {
+    fn round_mut(&mut self) -> Option<&mut Round> {
         match self {
-            Self::Stepping(step) => Some(&step.tasks),
-            Self::Validating(validation) => Some(&validation.tasks),
+            Self::Working(round) => Some(round),
             Self::Gathering { .. } | Self::Finished => None,
         }
     }
+}
+
+/// A result as it came, be it of a shard or of a batch.
+struct Arrived {
+    kind: TaskKind,
+    step: u64,
+    task: u32,
+    computed: Computed,
+    params_fingerprint: u64,
+    compute: Duration,
 }
 
 impl Training {
@@ -106,6 +110,9 @@ impl Training {
             is_waiting: false,
             classes: BTreeSet::new(),
             saved_at: (state.step > 0).then_some(state.step),
+            shard_pace: Pace::default(),
+            batch_pace: Pace::default(),
+            tally: Tally::default(),
             spent: Vec::new(),
             actions: VecDeque::new(),
             rules,
@@ -135,6 +142,11 @@ impl Training {
         &self.classes
     }
 
+    /// What the run went through.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// Vectors of gradients that are free again.
     pub fn take_spent(&mut self) -> Vec<Vec<f32>> {
         std::mem::take(&mut self.spent)
@@ -150,59 +162,76 @@ impl Training {
             | Event::BatchDone(worker_id, _)
             | Event::Lagging(worker_id, _)
             | Event::Leaving(worker_id, _)
-            | Event::Heard(worker_id)
+            | Event::Heard(worker_id, _)
             | Event::Lost(worker_id, _)
                 if !self.roster.hear(worker_id, now) => {}
             Event::Ready(worker_id) => self.handle_ready(now, worker_id),
             Event::ShardDone(worker_id, _) | Event::BatchDone(worker_id, _) if self.roster.is_preparing(worker_id) => {
                 let reason = "expected it to say that it is ready, found results".to_owned();
-                self.dismiss(worker_id, Farewell::Refused, reason);
+                self.dismiss(now, worker_id, Farewell::Refused, reason);
             }
-            Event::ShardDone(worker_id, done) => self.handle_shard_done(worker_id, done),
-            Event::BatchDone(worker_id, done) => self.handle_batch_done(worker_id, &done),
-            Event::Lagging(worker_id, reason) => self.send_state_anew(worker_id, reason),
-            Event::Leaving(worker_id, _) => self.handle_leaving(worker_id),
-            Event::Heard(_) => {}
-            Event::Lost(worker_id, reason) => self.strike_off(worker_id, reason),
+            Event::ShardDone(worker_id, done) => {
+                let ShardDone { step, shard, computed, params_fingerprint, compute } = done;
+                let (kind, task) = (TaskKind::Shard, shard);
+                self.handle_result(now, worker_id, Arrived { kind, step, task, computed, params_fingerprint, compute });
+            }
+            Event::BatchDone(worker_id, done) => {
+                let BatchDone { step, batch, sums, params_fingerprint } = done;
+                let (kind, task, compute) = (TaskKind::Batch, batch, Duration::ZERO);
+                let computed = Computed::Finite(ShardResult { gradient_sum: Vec::new(), sums });
+                self.handle_result(now, worker_id, Arrived { kind, step, task, computed, params_fingerprint, compute });
+            }
+            Event::Lagging(worker_id, reason) => self.send_state_anew(now, worker_id, reason),
+            Event::Leaving(worker_id, _) => self.handle_leaving(now, worker_id),
+            Event::Heard(worker_id, step) => self.handle_heard(now, worker_id, step),
+            Event::Lost(worker_id, reason) => self.strike_off(now, worker_id, reason),
         }
     }
 
     /// When [`Training::handle_deadline`] is to be called, if no event comes before.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let gathering = match self.phase {
+        let of_phase = match &self.phase {
             // A worker that is there but not ready yet is on its way.
-            Phase::Gathering { deadline } if self.roster.n_members() == 0 => Some(deadline),
-            _ => None,
+            Phase::Gathering { deadline } if self.roster.n_members() == 0 => Some(*deadline),
+            Phase::Working(round) => round.deadline,
+            Phase::Gathering { .. } | Phase::Finished => None,
         };
         let preparing = self.roster.next_joined().map(|joined| joined + self.rules.join_wait_max);
-        [gathering, preparing, self.roster.next_deadline()].into_iter().flatten().min()
+        [of_phase, preparing, self.roster.next_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due at a time.
     pub fn handle_deadline(&mut self, now: Duration) {
         for worker_id in self.roster.silent(now) {
             let reason = format!("silent for {} ms", self.rules.silence_max.as_millis());
-            self.dismiss(worker_id, Farewell::ComeBack, reason);
+            self.dismiss(now, worker_id, Farewell::ComeBack, reason);
         }
-        for worker_id in self.roster.late(now, self.rules.join_wait_max) {
-            let reason = format!("not ready for {} s", self.rules.join_wait_max.as_secs_f64());
-            self.dismiss(worker_id, Farewell::ComeBack, reason);
+        let wait_max = self.rules.join_wait_max;
+        for worker_id in self.roster.late(now, wait_max) {
+            let reason = format!("not ready for {} s", wait_max.as_secs_f64());
+            self.dismiss(now, worker_id, Farewell::ComeBack, reason);
+        }
+        for worker_id in self.stuck(now) {
+            let reason = format!("no answer for {} s", wait_max.as_secs_f64());
+            self.dismiss(now, worker_id, Farewell::ComeBack, reason);
         }
         let nobody_came =
             self.roster.n_members() == 0 && matches!(self.phase, Phase::Gathering { deadline } if deadline <= now);
         if nobody_came {
-            self.finish(Outcome::NobodyCame);
+            return self.finish(Outcome::NobodyCame);
+        }
+        if self.phase.round().is_some_and(|round| round.deadline.is_some_and(|deadline| deadline <= now)) {
+            self.deal_more(now);
         }
     }
 
     /// The next thing to do. When a step's results are all there, this applies the update.
     pub fn poll_action(&mut self, now: Duration) -> Option<Action> {
-        if self.actions.is_empty() && self.phase.tasks().is_some_and(Tasks::is_complete) {
-            match std::mem::replace(&mut self.phase, Phase::Finished) {
-                Phase::Stepping(step) => self.finish_step(now, step),
-                Phase::Validating(validation) => self.finish_validation(now, &validation),
-                Phase::Gathering { .. } | Phase::Finished => unreachable!("only a round has tasks"),
-            }
+        if self.actions.is_empty() && self.phase.round().is_some_and(|round| round.tasks.is_complete()) {
+            let Phase::Working(round) = std::mem::replace(&mut self.phase, Phase::Finished) else {
+                unreachable!("a round was there the line before")
+            };
+            self.finish_round(now, round);
         }
         self.actions.pop_front()
     }
@@ -219,12 +248,12 @@ impl Training {
     fn handle_ready(&mut self, now: Duration, worker_id: WorkerId) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         if member.standing != Standing::Preparing {
-            return self.send_state_anew(worker_id, "it said twice that it is ready".to_owned());
+            return self.send_state_anew(now, worker_id, "it said twice that it is ready".to_owned());
         }
         member.standing = Standing::Active { lagged_at: None };
         let profile = member.profile.clone();
         let is_new_class = self.classes.insert(profile.compute_class.clone());
-        let n_active = self.roster.active().len();
+        let n_active = self.roster.n_active();
         self.report(Report::Joined { worker_id, profile, n_active });
         if is_new_class && self.classes.len() > 1 {
             self.report(Report::MixedClasses(self.classes.clone()));
@@ -235,23 +264,27 @@ impl Training {
         if matches!(self.phase, Phase::Gathering { .. }) {
             self.begin_round(now);
         }
-        let mut dealt = self.deal();
+        let mut dealt = self.deal(now);
         self.actions.push_back(Action::SendState(worker_id, dealt.remove(&worker_id).unwrap_or(Work::Nothing)));
         self.send_work(dealt);
     }
 
-    fn handle_shard_done(&mut self, worker_id: WorkerId, done: ShardDone) {
-        let ShardDone { step, shard, computed, params_fingerprint, compute } = done;
-        let Phase::Stepping(round) = &mut self.phase else {
-            return self.refuse_stale(worker_id, step, computed);
+    fn handle_result(&mut self, now: Duration, worker_id: WorkerId, arrived: Arrived) {
+        let Arrived { kind, step, task, computed, params_fingerprint, compute } = arrived;
+        let is_of_now = step == self.state.step;
+        let round = self.phase.round_mut().filter(|round| is_of_now && round.task_kind() == kind);
+        let Some(round) = round else {
+            self.keep_spent(computed);
+            return self.handle_stale(now, worker_id, step);
         };
-        if step != self.state.step {
-            return self.refuse_stale(worker_id, step, computed);
-        }
-        let refusal = match round.tasks.standing(shard) {
-            TaskStanding::First => None,
-            TaskStanding::Duplicate => Some(Refusal::Duplicate { step, task: shard }),
-            TaskStanding::Unknown => Some(Refusal::NoSuchTask { step, task: shard }),
+        let refusal = match round.tasks.standing(task, worker_id) {
+            TaskStanding::Wanted => None,
+            TaskStanding::Spare => {
+                self.keep_spent(computed);
+                return self.handle_answered(now, worker_id, task);
+            }
+            TaskStanding::Duplicate => Some(Refusal::Duplicate { step, task }),
+            TaskStanding::Unknown => Some(Refusal::NoSuchTask { step, task }),
         };
         if let Some(refusal) = refusal {
             self.keep_spent(computed);
@@ -259,58 +292,93 @@ impl Training {
         }
         if params_fingerprint != self.fingerprint {
             self.keep_spent(computed);
-            return self.send_state_anew(worker_id, self.stray(params_fingerprint));
+            return self.send_state_anew(now, worker_id, self.stray(params_fingerprint));
         }
-        let result = match computed {
-            Computed::Finite(result) if result.sums.loss_sum.is_finite() => result,
-            Computed::Finite(_) => return self.diverge(step + 1, &format!("loss of shard {shard}")),
-            Computed::NotFinite(what) => return self.diverge(step + 1, &format!("{what} of shard {shard}")),
+        let expected = match kind {
+            TaskKind::Shard => self.schedule.shard_samples(step, task),
+            TaskKind::Batch => self.schedule.batch_samples(task),
         };
-        let expected = self.schedule.shard_samples(step, shard);
-        if let Err(reason) = check_counts(&result.sums, expected, "shard", shard) {
-            self.spent.push(result.gradient_sum);
-            return self.dismiss(worker_id, Farewell::Refused, reason);
+        let answer = match computed {
+            Computed::NotFinite(what) => Answer::NotFinite(what),
+            Computed::Finite(result) if !result.sums.loss_sum.is_finite() => Answer::NotFinite("loss"),
+            Computed::Finite(result) => {
+                if let Err(reason) = check_counts(&result.sums, expected, &round.words(task)) {
+                    self.spent.push(result.gradient_sum);
+                    return self.evict(now, worker_id, reason);
+                }
+                Answer::Finite(result)
+            }
+            Computed::WrongLength { expected, found } => {
+                let task = round.words(task);
+                let reason = format!("expected {expected} bytes in the gradient of {task}, found {found}");
+                return self.evict(now, worker_id, reason);
+            }
+        };
+        round.add_compute(worker_id, compute);
+        match answer {
+            Answer::Finite(result) if round.tasks.is_simple(task) => {
+                round.settle(task, worker_id, result);
+                self.handle_answered(now, worker_id, task);
+            }
+            answer => {
+                let profile = self.roster.member(worker_id).map(|member| member.profile.clone());
+                let profile = profile.expect("who was heard of is in");
+                round.tasks.hear(task, Opinion { worker_id, profile, answer });
+                self.handle_answered(now, worker_id, task);
+                self.decide(now);
+                self.deal_more(now);
+            }
         }
-        round.tasks.complete(shard, worker_id);
-        round.reduction.add(shard, result);
-        *round.computed.entry(worker_id).or_default() += compute;
-        self.release_leavers();
     }
 
-    fn handle_batch_done(&mut self, worker_id: WorkerId, done: &BatchDone) {
-        let BatchDone { step, batch, sums, params_fingerprint } = *done;
-        let Phase::Validating(round) = &mut self.phase else {
-            return self.refuse(worker_id, Refusal::Stale { expected: self.state.step, found: step });
+    /// A worker has one task less, whatever came of it.
+    fn handle_answered(&mut self, now: Duration, worker_id: WorkerId, task: u32) {
+        let (Some(round), Some(member)) = (self.phase.round_mut(), self.roster.member_mut(worker_id)) else { return };
+        let pace = match round.task_kind() {
+            TaskKind::Shard => &mut self.shard_pace,
+            TaskKind::Batch => &mut self.batch_pace,
         };
-        if step != self.state.step {
-            return self.refuse(worker_id, Refusal::Stale { expected: self.state.step, found: step });
+        if round.tasks.answered(task, worker_id) {
+            pace.note(now.saturating_sub(member.began));
+            member.answered(self.state.step, now);
         }
-        match round.tasks.standing(batch) {
-            TaskStanding::Duplicate => return self.refuse(worker_id, Refusal::Duplicate { step, task: batch }),
-            TaskStanding::Unknown => return self.refuse(worker_id, Refusal::NoSuchTask { step, task: batch }),
-            TaskStanding::First => {}
+        if round.is_short {
+            self.deal_more(now);
         }
-        if params_fingerprint != self.fingerprint {
-            return self.send_state_anew(worker_id, self.stray(params_fingerprint));
-        }
-        if !sums.loss_sum.is_finite() {
-            return self.diverge(step, "validation loss");
-        }
-        if let Err(reason) = check_counts(&sums, self.schedule.batch_samples(batch), "batch", batch) {
-            return self.dismiss(worker_id, Farewell::Refused, reason);
-        }
-        round.tasks.complete(batch, worker_id);
-        round.results[batch as usize] = sums;
-        self.release_leavers();
+        self.release_leavers(now);
     }
 
-    fn handle_leaving(&mut self, worker_id: WorkerId) {
+    /// A result that nothing is done with. Who was overtaken by others has to give it none the less, and is free then.
+    fn handle_stale(&mut self, now: Duration, worker_id: WorkerId, found: u64) {
+        let expected = self.state.step;
+        let Some(member) = self.roster.member_mut(worker_id) else { return };
+        if member.overtaken_at != Some(found) {
+            return self.refuse(worker_id, Refusal::Stale { expected, found });
+        }
+        if member.is_behind {
+            member.answered(expected, now);
+            self.deal_if_short(now);
+        }
+    }
+
+    /// A worker whose replica has taken over later updates has nothing left of what it was overtaken at.
+    fn handle_heard(&mut self, now: Duration, worker_id: WorkerId, found: u64) {
+        let step = self.state.step;
+        let Some(member) = self.roster.member_mut(worker_id) else { return };
+        if member.is_behind && member.overtaken_at.is_some_and(|overtaken_at| overtaken_at < found) {
+            member.answered(step, now);
+            self.deal_if_short(now);
+        }
+    }
+
+    fn handle_leaving(&mut self, now: Duration, worker_id: WorkerId) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         if member.standing == Standing::Preparing {
-            return self.dismiss(worker_id, Farewell::End, "it wanted to leave".to_owned());
+            return self.dismiss(now, worker_id, Farewell::End, "it wanted to leave".to_owned());
         }
         member.standing = Standing::Leaving;
-        self.release_leavers();
+        self.release_leavers(now);
+        self.decide(now);
     }
 
     fn handle_stop(&mut self) {
@@ -322,50 +390,176 @@ impl Training {
     /// Begins what comes next, without dealing it.
     fn begin_round(&mut self, now: Duration) {
         let step = self.state.step;
-        self.phase = match self.schedule.next(step, &self.state.epoch_sums) {
-            Next::Step => Phase::Stepping(Step {
-                place: self.schedule.place(step),
-                tasks: Tasks::new(self.schedule.n_shards()),
-                reduction: Reduction::new(self.schedule.n_shards()),
-                begun: now,
-                computed: BTreeMap::new(),
-            }),
-            Next::Validate => Phase::Validating(Validation {
-                tasks: Tasks::new(self.schedule.n_batches()),
-                results: vec![LossSums::default(); self.schedule.n_batches() as usize],
-            }),
+        let mut round = match self.schedule.next(step, &self.state.epoch_sums) {
+            Next::Step => {
+                let place = self.schedule.place(step);
+                let audit = self.rules.audit;
+                let n_wanted = |shard| {
+                    let key = ShardKey { epoch: place.epoch, step, shard };
+                    1 + usize::from(is_drawn(self.rules.recipe.seed, Stream::Audit(key), audit))
+                };
+                Round::of_step(place, self.schedule.n_shards(), n_wanted)
+            }
+            Next::Validate => Round::of_validation(self.schedule.n_batches()),
             Next::End => return self.conclude(Outcome::Completed),
         };
+        round.begun = now;
+        round.late_after = match round.task_kind() {
+            TaskKind::Shard => self.shard_pace.late_after(),
+            TaskKind::Batch => self.batch_pace.late_after(),
+        };
+        self.phase = Phase::Working(round);
     }
 
-    /// Deals what is open to those who take work.
-    fn deal(&mut self) -> BTreeMap<WorkerId, Work> {
-        let active = self.roster.active();
-        let Some(tasks) = self.phase.tasks_mut() else { return BTreeMap::new() };
-        let dealt = tasks.deal(&active);
-        if active.is_empty() && !std::mem::replace(&mut self.is_waiting, true) {
+    /// Deals what wants a worker.
+    fn deal(&mut self, now: Duration) -> BTreeMap<WorkerId, Work> {
+        let step = self.state.step;
+        let Some(round) = self.phase.round_mut() else { return BTreeMap::new() };
+        let Dealt { tasks, late, is_short } = round.tasks.deal(&self.roster, step, now, round.late_after);
+        round.is_short = is_short;
+        for (&worker_id, new) in &tasks {
+            let has_only_these = round.tasks.of(worker_id).count() == new.len();
+            if let Some(member) = self.roster.member_mut(worker_id).filter(|_| has_only_these) {
+                member.began = now;
+            }
+        }
+        round.watch(&self.roster, now, self.rules.join_wait_max);
+        let work = tasks.into_iter().map(|(worker_id, tasks)| (worker_id, round.work(step, tasks))).collect();
+        for late in late {
+            if let Some(straggler) = self.roster.member_mut(late.straggler) {
+                straggler.is_late_at(step);
+            }
+            self.tally.n_late += 1;
+            self.report(Report::Late { step, late });
+        }
+        if self.roster.n_active() == 0 && !std::mem::replace(&mut self.is_waiting, true) {
             self.report(Report::Waiting);
         }
-        dealt.into_iter().map(|(worker_id, tasks)| (worker_id, self.work(tasks))).collect()
+        work
     }
 
-    /// Tasks of the round at hand, as work.
-    fn work(&self, tasks: Vec<u32>) -> Work {
-        let step = self.state.step;
-        match &self.phase {
-            _ if tasks.is_empty() => Work::Nothing,
-            Phase::Stepping(round) => Work::Shards { step, place: round.place, shards: tasks },
-            Phase::Validating(_) => Work::Batches { step, batches: tasks },
-            Phase::Gathering { .. } | Phase::Finished => Work::Nothing,
+    /// Deals what wants a worker, and sends it.
+    fn deal_more(&mut self, now: Duration) {
+        let dealt = self.deal(now);
+        self.send_work(dealt);
+    }
+
+    fn deal_if_short(&mut self, now: Duration) {
+        if self.phase.round().is_some_and(|round| round.is_short) {
+            self.deal_more(now);
         }
+    }
+
+    /// Does what the opinions on tasks come to.
+    fn decide(&mut self, now: Duration) {
+        // Ends: each verdict settles a task, or ends the run, or evicts somebody.
+        while let Some(round) = self.phase.round_mut() {
+            let Some((task, verdict)) = round.tasks.verdict(&self.roster) else { return };
+            match verdict {
+                Verdict::Open => return,
+                Verdict::Settled { right, wrong, n_agreeing } => self.settle(now, task, right, &wrong, n_agreeing),
+                Verdict::NotFinite(what) => {
+                    let step = self.state.step;
+                    return match round.task_kind() {
+                        TaskKind::Shard => self.diverge(step + 1, &format!("{what} of shard {task}")),
+                        TaskKind::Batch => self.diverge(step, "validation loss"),
+                    };
+                }
+                Verdict::Disputed => {
+                    if !std::mem::replace(&mut round.is_disputed, true) {
+                        let step = self.state.step;
+                        self.report(Report::Disputed { step, task });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Settles a task by one of the opinions on it, and evicts those who have another one.
+    fn settle(&mut self, now: Duration, task: u32, right: usize, wrong: &[WorkerId], n_agreeing: usize) {
+        let step = self.state.step;
+        let Some(round) = self.phase.round_mut() else { return };
+        match (round.tasks.n_wanted(task), n_agreeing) {
+            (1, _) => {}
+            (_, 1) => self.tally.n_not_audited += 1,
+            _ => self.tally.n_audited += 1,
+        }
+        let words = round.words(task);
+        let mut opinions = round.tasks.take_opinions(task);
+        let Opinion { worker_id, answer: Answer::Finite(result), .. } = opinions.swap_remove(right) else {
+            unreachable!("what settles a task is finite")
+        };
+        round.settle(task, worker_id, result);
+        for Opinion { worker_id: other, answer, .. } in opinions {
+            let what = match &answer {
+                Answer::Finite(_) => format!("its result of {words} of step {} differs from", step + 1),
+                Answer::NotFinite(what) => format!("its {what} of {words} of step {} is not finite, unlike", step + 1),
+            };
+            if let Answer::Finite(result) = answer {
+                self.spent.push(result.gradient_sum);
+            }
+            if wrong.contains(&other) {
+                let agreeing = if n_agreeing == 1 { "that" } else { "those" };
+                let reason = format!("{what} {agreeing} of worker {worker_id}, and {} more", n_agreeing - 1);
+                let reason = reason.replace(", and 0 more", "").replace(", and 1 more", " and of another one");
+                self.evict(now, other, reason);
+            }
+        }
+    }
+
+    /// A worker computes wrongly: nothing that it said of this step counts any more.
+    fn evict(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
+        let Some(member) = self.roster.member(worker_id) else { return };
+        let profile = member.profile.clone();
+        self.tally.evicted.push(format!(
+            "worker {worker_id} (process {} on {}) at step {}: {reason}",
+            profile.process,
+            profile.host,
+            self.state.step + 1
+        ));
+        self.report(Report::Evicted { worker_id, profile, reason: reason.clone() });
+        if let Some(round) = self.phase.round_mut() {
+            round.tasks.disbelieve(worker_id);
+            if round.tasks.counts(worker_id) {
+                let begun = round.begun;
+                self.begin_round(begun);
+            }
+        }
+        self.dismiss(now, worker_id, Farewell::Evicted, reason);
     }
 
     fn send_work(&mut self, dealt: BTreeMap<WorkerId, Work>) {
         self.actions.extend(dealt.into_iter().map(|(worker_id, work)| Action::SendWork(worker_id, work)));
     }
 
-    fn finish_step(&mut self, now: Duration, round: Step) {
-        let (mut total, spent) = round.reduction.finish();
+    fn finish_round(&mut self, now: Duration, round: Round) {
+        let step = self.state.step;
+        for straggler in round.tasks.holders() {
+            if let Some(member) = self.roster.member_mut(straggler) {
+                member.is_overtaken_at(step);
+            }
+        }
+        let Round { kind, tasks, begun, .. } = round;
+        match kind {
+            Kind::Step { place, reduction, computed } => {
+                let compute = computed.into_values().max().unwrap_or_default();
+                self.finish_step(now, place, reduction, begun, compute, tasks.workers());
+            }
+            Kind::Validation { results } => self.finish_validation(now, &results),
+        }
+    }
+
+    fn finish_step(
+        &mut self,
+        now: Duration,
+        place: Place,
+        reduction: Reduction,
+        begun: Duration,
+        compute: Duration,
+        workers: Vec<WorkerId>,
+    ) {
+        let (mut total, spent) = reduction.finish();
         self.spent.extend(spent);
         average(&mut total.gradient_sum, total.sums.n_samples);
         if !total.gradient_sum.iter().fold(true, |is_finite, value| is_finite & value.is_finite()) {
@@ -379,22 +573,22 @@ impl Training {
         self.fingerprint = params_fingerprint(params);
         self.state.step += 1;
         self.state.epoch_sums.add(total.sums);
-        let duration = now.saturating_sub(round.begun);
+        let duration = now.saturating_sub(begun);
         self.state.epoch_time += duration;
 
         // What every replica needs goes out before anything else is done.
         let step_report = StepReport {
             step: self.state.step,
-            epoch: round.place.epoch,
+            epoch: place.epoch,
             sums: total.sums,
             duration,
-            workers: round.tasks.workers(),
-            compute: round.computed.values().max().copied().unwrap_or_default(),
-            n_active: self.roster.active().len(),
+            workers,
+            compute,
+            n_active: self.roster.n_active(),
         };
         let following = self.roster.following().into_iter();
         self.begin_round(now);
-        let mut dealt = self.deal();
+        let mut dealt = self.deal(now);
         let work = following.map(|worker_id| (worker_id, dealt.remove(&worker_id).unwrap_or(Work::Nothing))).collect();
         self.actions.push_front(Action::Report(Report::Step(step_report)));
         self.actions.push_front(Action::SendUpdate { gradient: total.gradient_sum, work });
@@ -407,9 +601,9 @@ impl Training {
         }
     }
 
-    fn finish_validation(&mut self, now: Duration, round: &Validation) {
+    fn finish_validation(&mut self, now: Duration, results: &[LossSums]) {
         let mut validation = LossSums::default();
-        for &sums in &round.results {
+        for &sums in results {
             validation.add(sums);
         }
         let report = EpochReport {
@@ -423,8 +617,7 @@ impl Training {
         // The state is another one now, without sums that wait for their validation.
         self.saved_at = None;
         self.begin_round(now);
-        let dealt = self.deal();
-        self.send_work(dealt);
+        self.deal_more(now);
         if self.rules.checkpoint_every == CheckpointEvery::Epoch {
             self.checkpoint();
         }
@@ -468,58 +661,65 @@ impl Training {
     }
 
     /// Closes a worker's session, and strikes it off.
-    fn dismiss(&mut self, worker_id: WorkerId, farewell: Farewell, reason: String) {
+    fn dismiss(&mut self, now: Duration, worker_id: WorkerId, farewell: Farewell, reason: String) {
         self.actions.push_back(Action::Dismiss(worker_id, farewell, reason.clone()));
-        self.strike_off(worker_id, reason);
+        self.strike_off(now, worker_id, reason);
     }
 
     /// A worker is out: what it has is dealt to the others.
-    fn strike_off(&mut self, worker_id: WorkerId, reason: String) {
+    fn strike_off(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
         let Some(member) = self.roster.remove(worker_id) else { return };
         if member.standing == Standing::Preparing {
             return;
         }
-        let n_handed_on = self.phase.tasks_mut().map_or(0, |tasks| tasks.take_back(worker_id));
-        let n_active = self.roster.active().len();
+        let n_handed_on = self.phase.round_mut().map_or(0, |round| round.tasks.take_back(worker_id));
+        self.tally.n_handed_on += n_handed_on as u64;
+        let n_active = self.roster.n_active();
         self.report(Report::Left { worker_id, reason, n_active, n_handed_on });
-        let dealt = self.deal();
-        self.send_work(dealt);
+        // Who was to give a second opinion may have been the last one who could.
+        self.decide(now);
+        self.deal_more(now);
     }
 
     /// Lets those go who wanted to and have nothing left to do.
-    fn release_leavers(&mut self) {
+    fn release_leavers(&mut self, now: Duration) {
         for worker_id in self.roster.leaving() {
-            let has_work = self.phase.tasks().is_some_and(|tasks| tasks.of(worker_id).next().is_some());
+            let has_work = self.phase.round().is_some_and(|round| round.tasks.of(worker_id).next().is_some());
             if !has_work {
-                self.dismiss(worker_id, Farewell::End, "it wanted to leave".to_owned());
+                self.dismiss(now, worker_id, Farewell::End, "it wanted to leave".to_owned());
             }
         }
     }
 
+    /// Workers that the run waits for, and that have not answered for too long.
+    fn stuck(&self, now: Duration) -> BTreeSet<WorkerId> {
+        let Some(round) = self.phase.round() else { return BTreeSet::new() };
+        let is_stuck = |worker_id: &WorkerId| {
+            let member = self.roster.member(*worker_id);
+            member.is_some_and(|member| member.began + self.rules.join_wait_max <= now)
+        };
+        round.tasks.awaited().filter(is_stuck).collect()
+    }
+
     /// Sends a replica anew, with what its worker has to compute; a worker that needs this twice in a step goes.
-    fn send_state_anew(&mut self, worker_id: WorkerId, reason: String) {
+    fn send_state_anew(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
         let step = self.state.step;
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         match &mut member.standing {
             Standing::Preparing => return,
             Standing::Active { lagged_at } if *lagged_at != Some(step) => *lagged_at = Some(step),
             Standing::Active { .. } | Standing::Leaving => {
-                return self.dismiss(worker_id, Farewell::ComeBack, reason);
+                return self.dismiss(now, worker_id, Farewell::ComeBack, reason);
             }
         }
         self.report(Report::Lagging { worker_id, reason });
-        let tasks = self.phase.tasks().map(|tasks| tasks.of(worker_id).collect()).unwrap_or_default();
-        self.actions.push_back(Action::SendState(worker_id, self.work(tasks)));
+        let work = self.phase.round().map(|round| round.work(step, round.tasks.of(worker_id).collect()));
+        self.actions.push_back(Action::SendState(worker_id, work.unwrap_or(Work::Nothing)));
     }
 
     /// What is wrong with a replica of these parameters.
     fn stray(&self, found: u64) -> String {
         format!("expected parameters {:016x} at step {}, found {found:016x}", self.fingerprint, self.state.step)
-    }
-
-    fn refuse_stale(&mut self, worker_id: WorkerId, found: u64, computed: Computed) {
-        self.keep_spent(computed);
-        self.refuse(worker_id, Refusal::Stale { expected: self.state.step, found });
     }
 
     fn refuse(&mut self, worker_id: WorkerId, refusal: Refusal) {
@@ -539,17 +739,14 @@ impl Training {
 }
 
 /// Whether sums are over as many images as they should be, and possible for them.
-fn check_counts(sums: &LossSums, expected: u64, what: &str, task: u32) -> Result<(), String> {
+fn check_counts(sums: &LossSums, expected: u64, task: &str) -> Result<(), String> {
     if sums.n_samples != expected {
-        return Err(format!(
-            "expected {expected} images in {what} {task}, found {}: its data is another",
-            sums.n_samples
-        ));
+        return Err(format!("expected {expected} images in {task}, found {}", sums.n_samples));
     }
     let n_pixels = expected.saturating_mul(N_PIXELS as u64);
     if sums.correct_sum > n_pixels || sums.loss_sum < 0.0 {
         return Err(format!(
-            "expected a loss of at least 0 and at most {n_pixels} right pixels in {what} {task}, found {} and {}",
+            "expected a loss of at least 0 and at most {n_pixels} right pixels in {task}, found {} and {}",
             sums.loss_sum, sums.correct_sum
         ));
     }

@@ -18,7 +18,8 @@ use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
 use proto::v1::{
-    CoordinatorMessage, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, Welcome, Work, WorkerMessage,
+    CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, Welcome, Work,
+    WorkerMessage,
 };
 use proto::values;
 use serde_json::Value;
@@ -53,17 +54,27 @@ struct Coordinator {
 }
 
 impl Coordinator {
-    /// Four steps of denoising in two shards of four images each.
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Four steps of denoising in two shards of four images each, with flags more.
+    fn start_with(flags: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_data_set(folder.path());
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("coordinator"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
             command.env_remove(name);
         }
-        let flags =
+        let usual =
             "--launch external --listen 127.0.0.1:0 --arch denoising --batch-size 8 --shards 2 --max-steps 4 --json";
-        command.args(flags.split(' ')).arg("--data").arg(folder.path()).arg("--run-dir").arg(folder.path().join("run"));
+        command
+            .args(usual.split(' '))
+            .args(flags.split_whitespace())
+            .arg("--data")
+            .arg(folder.path())
+            .arg("--run-dir")
+            .arg(folder.path().join("run"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
@@ -103,8 +114,8 @@ struct Worker {
     welcome: Welcome,
 }
 
-fn join() -> Join {
-    Join { version: proto::VERSION.to_owned(), host: "here".to_owned(), process: 1, ..Join::default() }
+fn join(process: u32) -> Join {
+    Join { version: proto::VERSION.to_owned(), host: "here".to_owned(), process, ..Join::default() }
 }
 
 async fn open_session(
@@ -125,7 +136,11 @@ async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Told, Statu
 
 impl Worker {
     async fn join(coordinator: &Coordinator) -> Self {
-        let (outbound, mut inbound) = open_session(coordinator, Kind::Join(join())).await;
+        Self::join_as(coordinator, 1).await
+    }
+
+    async fn join_as(coordinator: &Coordinator, process: u32) -> Self {
+        let (outbound, mut inbound) = open_session(coordinator, Kind::Join(join(process))).await;
         match next(&mut inbound).await {
             Ok(Told::Welcome(welcome)) => Self { outbound, inbound, welcome },
             other => panic!("a welcome expected, found {other:?}"),
@@ -156,9 +171,22 @@ impl Worker {
     }
 }
 
-/// One process that computes what an honest worker is asked for, until it is dismissed; gives its parameters at the end.
-async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Dataset) -> Vec<f32> {
-    let mut worker = Worker::join(coordinator).await;
+/// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
+async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Dataset, process: u32) -> Vec<f32> {
+    let ended = work(coordinator, recipe, data, process, &|_| {}).await;
+    ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
+}
+
+/// Computes what a worker is asked for, and sends each shard's result as it is after a change, until it is dismissed; gives
+/// the parameters at the end of the run.
+async fn work(
+    coordinator: &Coordinator,
+    recipe: &Recipe,
+    data: &Dataset,
+    process: u32,
+    change: &dyn Fn(&mut ShardDone),
+) -> Result<Vec<f32>, Dismissal> {
+    let mut worker = Worker::join_as(coordinator, process).await;
     worker.say(Kind::Ready(worker.ready())).await;
     let mut replica = Replica::new(recipe, &reference_device());
     let evaluate = |params: &[f32], batch| {
@@ -180,7 +208,9 @@ async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Datase
                 update.work.unwrap_or_default()
             }
             Told::Work(work) => work,
-            Told::Dismissal(dismissal) if dismissal.farewell() == Farewell::End => return params,
+            Told::Dismissal(dismissal) if dismissal.farewell() == Farewell::End => return Ok(params),
+            Told::Dismissal(dismissal) => return Err(dismissal),
+            Told::Refusal(_) => continue, // of what another one has computed too
             other => panic!("an order expected, found {other:?}"),
         };
         let sampler = recipe.sampler(work.epoch, 110);
@@ -189,19 +219,19 @@ async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Datase
             let key = ShardKey { epoch: work.epoch, step: work.step, shard };
             let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
             let result = replica.shard_result(data, key, places, vec![0.0; params.len()]);
-            worker
-                .say(Kind::ShardDone(ShardDone {
-                    fence: worker.fence(),
-                    step: work.step,
-                    shard,
-                    n_samples: result.sums.n_samples,
-                    loss_sum: result.sums.loss_sum,
-                    correct_sum: result.sums.correct_sum,
-                    gradient_sum: values::encode(Encoding::F32, &result.gradient_sum),
-                    params_fingerprint: params_fingerprint(&params),
-                    compute_nanoseconds: 1,
-                }))
-                .await;
+            let mut done = ShardDone {
+                fence: worker.fence(),
+                step: work.step,
+                shard,
+                n_samples: result.sums.n_samples,
+                loss_sum: result.sums.loss_sum,
+                correct_sum: result.sums.correct_sum,
+                gradient_sum: values::encode(Encoding::F32, &result.gradient_sum),
+                params_fingerprint: params_fingerprint(&params),
+                compute_nanoseconds: 1,
+            };
+            change(&mut done);
+            worker.say(Kind::ShardDone(done)).await;
         }
         for batch in work.batches {
             let sums = evaluate(&params, batch);
@@ -269,11 +299,11 @@ async fn check_ends(coordinator: &Coordinator, change: impl FnOnce(&mut ShardDon
 async fn what_is_not_right_is_answered_and_changes_nothing() {
     let coordinator = Coordinator::start();
     let bad_join = |change: fn(&mut Join)| {
-        let mut join = join();
+        let mut join = join(1);
         change(&mut join);
         Kind::Join(join)
     };
-    check_refused(&coordinator, Kind::Heartbeat(Heartbeat {}), Code::InvalidArgument, "expected a join").await;
+    check_refused(&coordinator, Kind::Heartbeat(Heartbeat { step: 0 }), Code::InvalidArgument, "expected a join").await;
     let other_version = bad_join(|join| "9.9.9".clone_into(&mut join.version));
     check_refused(&coordinator, other_version, Code::FailedPrecondition, "found 9.9.9").await;
 
@@ -302,8 +332,6 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
         "incarnation 1, found run",
     )
     .await;
-    let short = |done: &mut ShardDone| done.gradient_sum.truncate(655_252);
-    check_ends(&coordinator, short, Code::InvalidArgument, "expected 655256 bytes, found 655252").await;
 
     // A session that goes on: what is stale, unknown or computed on other parameters is not used.
     let mut worker = Worker::join(&coordinator).await;
@@ -331,22 +359,78 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     worker.say(Kind::ShardDone(few)).await;
     match worker.hear().await {
         Ok(Told::Dismissal(dismissal)) => {
-            assert_eq!(dismissal.farewell(), Farewell::Refused);
+            assert_eq!(dismissal.farewell(), Farewell::Evicted);
             assert!(dismissal.reason.contains("expected 4 images"), "{dismissal:?}");
         }
         other => panic!("a dismissal expected, found {other:?}"),
     }
 
     let (recipe, data) = small_run(&coordinator);
-    let params = work_honestly(&coordinator, &recipe, &data).await;
-    let alone =
-        train(&recipe, &data, &reference_device(), initial_weights(&recipe).expect("weights"), &mut |_| Ok(Next::GoOn));
-    let expected = params_blake3(&alone.expect("a run to the end").params);
+    let params = work_honestly(&coordinator, &recipe, &data, 1).await;
+    let expected = name_alone(&recipe, &data);
     assert_eq!(params_blake3(&params), expected);
     let (code, last) = coordinator.end();
     assert_eq!(code, Some(0), "{last}");
     let end: Value = serde_json::from_str(&last).expect("JSON");
     assert_eq!(end["params_blake3"], expected);
+}
+
+/// The name of the parameters that one process gives alone.
+fn name_alone(recipe: &Recipe, data: &Dataset) -> String {
+    let weights = initial_weights(recipe).expect("weights");
+    let alone = train(recipe, data, &reference_device(), weights, &mut |_| Ok(Next::GoOn));
+    params_blake3(&alone.expect("a run to the end").params)
+}
+
+/// Two honest workers, and one who changes what it sends: it is evicted with a reason, and the run ends as if it had never
+/// been there.
+async fn check_evicted(flags: &str, change: impl Fn(&mut ShardDone), part: &str) {
+    let coordinator = Coordinator::start_with(flags);
+    let (recipe, data) = small_run(&coordinator);
+    // The one who lies joins first, so that it is dealt something.
+    let lying = async {
+        let dismissal = work(&coordinator, &recipe, &data, 3, &change).await.expect_err("an eviction");
+        assert_eq!(dismissal.farewell(), Farewell::Evicted);
+        assert!(dismissal.reason.contains(part), "`{}` does not say `{part}`", dismissal.reason);
+    };
+    let honest = |process| work_honestly(&coordinator, &recipe, &data, process);
+    let ((), first, second) = tokio::join!(lying, honest(1), honest(2));
+    let expected = name_alone(&recipe, &data);
+    assert_eq!([params_blake3(&first), params_blake3(&second)], [expected.clone(), expected.clone()]);
+    let (code, last) = coordinator.end();
+    assert_eq!(code, Some(0), "{last}");
+    let end: Value = serde_json::from_str(&last).expect("JSON");
+    assert_eq!(end["params_blake3"], expected);
+    let evicted = end["faults"]["evicted"].as_array().expect("a list");
+    assert_eq!(evicted.len(), 1, "{evicted:?}");
+    let words = evicted[0].as_str().expect("words");
+    assert!(words.contains("process 3 on here") && words.contains(part), "{words}");
+}
+
+#[tokio::test]
+async fn a_gradient_that_is_not_finite_for_one_alone_costs_that_one() {
+    let not_finite = |done: &mut ShardDone| {
+        let mut bytes = done.gradient_sum.to_vec();
+        bytes[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
+        done.gradient_sum = bytes.into();
+    };
+    check_evicted("", not_finite, "is not finite, unlike that of worker").await;
+}
+
+#[tokio::test]
+async fn a_gradient_of_another_length_costs_the_one_who_sent_it() {
+    let short = |done: &mut ShardDone| done.gradient_sum.truncate(655_252);
+    check_evicted("", short, "expected 655256 bytes in the gradient of shard 0, found 655252").await;
+}
+
+#[tokio::test]
+async fn an_audit_finds_who_computes_other_bits() {
+    let last_bit = |done: &mut ShardDone| {
+        let mut bytes = done.gradient_sum.to_vec();
+        bytes[400] ^= 1;
+        done.gradient_sum = bytes.into();
+    };
+    check_evicted("--audit 1 --workers 3", last_bit, "differs from those of worker").await;
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ pub(crate) struct Compute {
     jobs: mpsc::Sender<Job>,
     /// Number of the newest order that changes the parameters: shards of earlier ones are of no use to anybody.
     newest: Arc<AtomicU64>,
+    /// Updates applied to the replica.
+    step: Arc<AtomicU64>,
 }
 
 /// The thread has ended, which it does only by a panic.
@@ -63,13 +65,14 @@ impl Compute {
     pub fn start(backend: OpenBackend) -> std::io::Result<Self> {
         let (jobs, mut waiting) = mpsc::channel(ORDERS_MAX);
         let newest = Arc::new(AtomicU64::new(0));
-        let mut computer = Computer { backend, newest: Arc::clone(&newest), held: None };
+        let step = Arc::new(AtomicU64::new(0));
+        let mut computer = Computer { backend, newest: Arc::clone(&newest), step: Arc::clone(&step), held: None };
         std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
             while let Some(job) = waiting.blocking_recv() {
                 computer.handle(job);
             }
         })?;
-        Ok(Self { jobs, newest })
+        Ok(Self { jobs, newest, step })
     }
 
     /// Gives an order; waits for a place in the queue.
@@ -86,6 +89,11 @@ impl Compute {
         };
         let job = Job { plan: Arc::clone(plan), order, change, replies: replies.clone() };
         self.jobs.send(job).await.map_err(|_| ComputeEnded)
+    }
+
+    /// Updates that the replica had when it was last changed; 0 before its first state.
+    pub fn step(&self) -> u64 {
+        self.step.load(Ordering::Relaxed)
     }
 
     /// Waits until the thread has ended.
@@ -113,6 +121,7 @@ enum LagError {
 struct Computer {
     backend: OpenBackend,
     newest: Arc<AtomicU64>,
+    step: Arc<AtomicU64>,
     held: Option<Held>,
 }
 
@@ -153,6 +162,7 @@ impl Computer {
             }
             Order::Work(work) => Some(work),
         };
+        self.step.store(self.held.as_ref().map_or(0, |held| held.step), Ordering::Relaxed);
         let (Some(held), Some(work)) = (&mut self.held, work) else {
             return Ok(()); // nothing to do, or the state was asked for and is on its way
         };
@@ -163,16 +173,17 @@ impl Computer {
         if work.step > held.step {
             return Err(LagError::Ahead { expected: held.step, found: work.step });
         }
+        let is_of_use = || self.newest.load(Ordering::Relaxed) == change && !replies.is_closed();
         for &shard in &work.shards {
-            if self.newest.load(Ordering::Relaxed) != change || replies.is_closed() {
+            if !is_of_use() {
                 debug!(step = work.step, "the step is over before this worker's shards are");
                 break;
             }
             reply(replies, Kind::ShardDone(held.shard(&work, shard)?));
         }
         for &batch in &work.batches {
-            // A newer step does not make them useless: they tell of this one.
-            if replies.is_closed() {
+            if !is_of_use() {
+                debug!(step = work.step, "the validation is over before this worker's batches are");
                 break;
             }
             reply(replies, Kind::BatchDone(held.batch(batch, &self.backend)?));
@@ -337,7 +348,8 @@ mod tests {
             let terms = Terms::try_from(welcome).expect("a welcome that can be followed");
             let backend = BackendArgs { backend: None, device: None, threads: None }.open().expect("a device");
             let (replies, results) = mpsc::channel(16);
-            let computer = Computer { backend, newest: Arc::new(AtomicU64::new(0)), held: None };
+            let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
+            let computer = Computer { backend, newest, step, held: None };
             Self { plan: Arc::new(Plan { terms, data: Arc::new(data) }), computer, replies, results }
         }
 
@@ -445,9 +457,7 @@ mod tests {
         let batches = vec![0];
         let order = Order::Work(Work { batches, ..work(5, &[0, 1]) });
         bench.computer.handle(Job { plan, order, change: 2, replies });
-        let message = bench.results.try_recv().expect("a batch tells of its step also when that is over");
-        assert!(matches!(message.kind, Some(Kind::BatchDone(BatchDone { step: 5, batch: 0, .. }))), "{message:?}");
-        assert!(bench.results.try_recv().is_err(), "shards of a step that is over");
+        assert!(bench.results.try_recv().is_err(), "shards and batches of a step that is over");
     }
 
     /// The goal: a fault of the program is an end that can be told, not a worker that does nothing for ever.

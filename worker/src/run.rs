@@ -42,6 +42,14 @@ pub enum WorkerError {
         /// What was expected and found.
         reason: String,
     },
+    /// What it computes is wrong.
+    #[error(
+        "the coordinator evicted this worker, whose results are wrong: {reason}; check this machine's memory and processor"
+    )]
+    Evicted {
+        /// What was wrong.
+        reason: String,
+    },
     /// A session ended in a way that another one would end in too.
     #[error("{0}")]
     Session(#[from] SessionError),
@@ -66,8 +74,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     });
     let is_unavailable =
         error.chain().any(|cause| matches!(cause.downcast_ref(), Some(WorkerError::NoCoordinator { .. })));
+    let is_evicted = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(WorkerError::Evicted { .. })));
     match known {
         Some(code) => code,
+        None if is_evicted => exit::INTERNAL,
         None if is_configuration => exit::CONFIGURATION,
         None if is_unavailable => exit::UNAVAILABLE,
         None => exit::code(error),
@@ -106,6 +116,7 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), Wo
                     return Ok(());
                 }
                 Farewell::Refused => return Err(WorkerError::Refused { reason: dismissal.reason }),
+                Farewell::Evicted => return Err(WorkerError::Evicted { reason: dismissal.reason }),
                 Farewell::ComeBack | Farewell::Unspecified => dismissal.reason,
             },
             Err(error) if error.is_final() => return Err(error.into()),

@@ -148,7 +148,7 @@ impl Session {
             dismissal = self.converse(compute, datasets) => Ok(End::Dismissed(dismissal?)),
             ended = compute.ended() => Err(ended.into()),
             () = leave(&outbound, shutdown) => Ok(End::Left),
-            never = give_signs_of_life(&outbound) => match never {},
+            never = give_signs_of_life(&outbound, compute) => match never {},
         }
     }
 
@@ -231,13 +231,14 @@ async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Heard, Sess
     }
 }
 
-async fn give_signs_of_life(outbound: &mpsc::Sender<WorkerMessage>) -> Infallible {
+async fn give_signs_of_life(outbound: &mpsc::Sender<WorkerMessage>, compute: &Compute) -> Infallible {
     let mut ticks = interval(limits::HEARTBEAT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         // If there is no room, what is in the queue is a sign of life as well.
-        let _ = outbound.try_send(WorkerMessage { kind: Some(Outbound::Heartbeat(Heartbeat {})) });
+        let heartbeat = Heartbeat { step: compute.step() };
+        let _ = outbound.try_send(WorkerMessage { kind: Some(Outbound::Heartbeat(heartbeat)) });
     }
 }
 

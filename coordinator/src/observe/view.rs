@@ -88,6 +88,16 @@ fn log(report: &Report) {
         Report::Left { worker_id, reason, n_active, n_handed_on } => {
             info!(worker = %worker_id, reason, n_active, n_handed_on, "worker left");
         }
+        Report::Evicted { worker_id, profile, reason } => warn!(
+            worker = %worker_id, host = profile.host, process = profile.process, reason, "worker evicted"
+        ),
+        Report::Late { step, late } => info!(
+            step, worker = %late.straggler, task = late.task, milliseconds = late.waited.as_millis(), helper = %late.helper,
+            "worker is late: another one computes the same"
+        ),
+        Report::Disputed { step, task } => {
+            warn!(step, task, "workers differ, and none is left to say who is right: the run waits for another worker")
+        }
         Report::Lagging { worker_id, reason } => warn!(worker = %worker_id, reason, "replica sent anew"),
         Report::Refused { worker_id, refusal } => warn!(worker = %worker_id, reason = %refusal, "message not used"),
         Report::MixedClasses(classes) => {

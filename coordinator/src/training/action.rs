@@ -44,6 +44,8 @@ pub enum Farewell {
     ComeBack,
     /// It should end: it is of no use as it is.
     Refused,
+    /// It should end: what it computes is wrong.
+    Evicted,
 }
 
 /// What a worker has to compute, in order, on the parameters after `step` updates.

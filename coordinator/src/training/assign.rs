@@ -1,148 +1,310 @@
-//! Who computes what: the tasks of a round — shards of a step, or batches of a validation — dealt to workers.
+//! Who computes what: the tasks of a round — shards of a step, or batches of a validation — dealt to workers, and what each
+//! of them made of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::roster::WorkerId;
+use super::opinion::{Opinion, Verdict, judge};
+use super::roster::{Member, Profile, Roster, WorkerId};
 
-/// The tasks of a round, by number, and who has or had each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The tasks of a round, by number.
+#[derive(Debug)]
 pub struct Tasks {
     slots: Vec<Slot>,
-    n_done: usize,
+    n_settled: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    Open,
-    Assigned(WorkerId),
-    Done(WorkerId),
+#[derive(Debug)]
+struct Slot {
+    /// Opinions that have to agree, if so many can be had.
+    n_wanted: usize,
+    /// Who was dealt it and has not answered.
+    holders: Vec<WorkerId>,
+    /// What came, until it is settled.
+    opinions: Vec<Opinion>,
+    /// Whose result counts.
+    settled: Option<WorkerId>,
 }
 
-/// What a result is to its round.
+/// What an answer is to its round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// The first one of its task.
-    First,
-    /// Its task has one already.
+    /// It is of use.
+    Wanted,
+    /// Its task is settled, and its worker was to compute it too: another one was faster.
+    Spare,
+    /// There is one already, and no other was asked for.
     Duplicate,
     /// There is no such task.
     Unknown,
 }
 
+/// What was dealt.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dealt {
+    /// Tasks by worker.
+    pub tasks: BTreeMap<WorkerId, Vec<u32>>,
+    /// Tasks dealt once more, since those who have them are late.
+    pub late: Vec<Late>,
+    /// Whether there is a task that wants another worker, and none for it.
+    pub is_short: bool,
+}
+
+/// A task that is late.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// Which.
+    pub task: u32,
+    /// Who has not answered.
+    pub straggler: WorkerId,
+    /// Who computes it too.
+    pub helper: WorkerId,
+    /// For how long the straggler was waited for.
+    pub waited: Duration,
+}
+
+/// One who may be dealt tasks.
+struct Candidate<'a> {
+    worker_id: WorkerId,
+    member: &'a Member,
+    n_tasks: usize,
+    is_late: bool,
+    /// The lower, the better.
+    rank: u8,
+}
+
 impl Tasks {
-    /// A round of so many tasks, none of them dealt.
-    pub fn new(n_tasks: u32) -> Self {
-        Self { slots: vec![Slot::Open; n_tasks as usize], n_done: 0 }
+    /// A round of so many tasks, none of them dealt; `n_wanted` says how many opinions on each have to agree.
+    pub fn new(n_tasks: u32, n_wanted: impl Fn(u32) -> usize) -> Self {
+        let slot = |task| Slot { n_wanted: n_wanted(task), holders: Vec::new(), opinions: Vec::new(), settled: None };
+        Self { slots: (0..n_tasks).map(slot).collect(), n_settled: 0 }
     }
 
-    /// Deals the open tasks, each to the worker that has least to do, the one that joined first among equals. The same
-    /// workers so get the same tasks in every round. Without workers, all stay open.
-    pub fn deal(&mut self, workers: &[WorkerId]) -> BTreeMap<WorkerId, Vec<u32>> {
-        let mut dealt = BTreeMap::new();
-        let mut loads: BTreeSet<(usize, WorkerId)> =
-            workers.iter().map(|&worker_id| (self.of(worker_id).count(), worker_id)).collect();
-        for (task, slot) in (0..).zip(&mut self.slots).filter(|(_, slot)| **slot == Slot::Open) {
-            let Some((n_tasks, worker_id)) = loads.pop_first() else { break };
-            loads.insert((n_tasks + 1, worker_id));
-            *slot = Slot::Assigned(worker_id);
-            dealt.entry(worker_id).or_insert_with(Vec::new).push(task);
+    /// Deals what wants a worker. Tasks that nobody has go to whoever has least to do, the one that joined first among
+    /// equals: the same workers so get the same tasks in every round. A second opinion goes to another process, of the same
+    /// compute class if it has to agree. A task that is late goes to an idle worker. Those who lag behind are dealt
+    /// something only where there is nobody else. Without workers, all stays open.
+    pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Option<Duration>) -> Dealt {
+        let mut candidates = self.candidates(roster, step, now, late_after);
+        let mut dealt = Dealt::default();
+        let mut is_short = vec![false; self.slots.len()];
+        for (task, slot) in (0..).zip(&mut self.slots) {
+            if slot.settled.is_none() && slot.holders.is_empty() && slot.opinions.is_empty() {
+                match least(&mut candidates, |_| true) {
+                    Some(candidate) => slot.hold(task, candidate, &mut dealt),
+                    None => is_short[task as usize] = true,
+                }
+            }
         }
+        for (task, slot) in (0..).zip(&mut self.slots) {
+            let late: Vec<WorkerId> =
+                slot.holders.iter().copied().filter(|&holder| is_late(&candidates, holder)).collect();
+            for _ in 0..slot.n_missing(late.len()) {
+                let is_idle = |candidate: &Candidate| candidate.n_tasks == 0 && candidate.rank == 0;
+                let may = |candidate: &Candidate| {
+                    (late.is_empty() || is_idle(candidate)) && slot.may_ask(roster, &candidate.member.profile)
+                };
+                let Some(candidate) = least(&mut candidates, may) else {
+                    is_short[task as usize] = true;
+                    break;
+                };
+                let helper = candidate.worker_id;
+                slot.hold(task, candidate, &mut dealt);
+                dealt.late.extend(late.iter().filter_map(|&straggler| {
+                    let waited = now.saturating_sub(roster.member(straggler)?.began);
+                    Some(Late { task, straggler, helper, waited })
+                }));
+            }
+        }
+        dealt.is_short = is_short.contains(&true);
         dealt
     }
 
-    /// The tasks that a worker has and is not done with.
+    /// Everyone who may be dealt something.
+    fn candidates<'a>(
+        &self,
+        roster: &'a Roster,
+        step: u64,
+        now: Duration,
+        late_after: Option<Duration>,
+    ) -> Vec<Candidate<'a>> {
+        let mut n_tasks: BTreeMap<WorkerId, usize> = BTreeMap::new();
+        for &holder in self.slots.iter().flat_map(|slot| &slot.holders) {
+            *n_tasks.entry(holder).or_default() += 1;
+        }
+        let candidate = |(worker_id, member): (WorkerId, &'a Member)| {
+            let n_tasks = n_tasks.get(&worker_id).copied().unwrap_or_default();
+            let is_late = n_tasks > 0 && late_after.is_some_and(|late_after| member.began + late_after <= now);
+            let rank = match () {
+                () if member.is_behind => 2,
+                () if is_late || member.rests_until > step => 1,
+                () => 0,
+            };
+            Candidate { worker_id, member, n_tasks, is_late, rank }
+        };
+        roster.active_members().map(candidate).collect()
+    }
+
+    /// Who has something to compute.
+    pub fn holders(&self) -> impl Iterator<Item = WorkerId> {
+        self.slots.iter().flat_map(|slot| slot.holders.iter().copied())
+    }
+
+    /// Who has something to compute that the round waits for.
+    pub fn awaited(&self) -> impl Iterator<Item = WorkerId> {
+        let open = self.slots.iter().filter(|slot| slot.settled.is_none());
+        open.flat_map(|slot| slot.holders.iter().copied())
+    }
+
+    /// The tasks that a worker has and that the round waits for.
     pub fn of(&self, worker_id: WorkerId) -> impl Iterator<Item = u32> {
-        (0..).zip(&self.slots).filter(move |(_, slot)| **slot == Slot::Assigned(worker_id)).map(|(task, _)| task)
+        let has = move |slot: &Slot| slot.settled.is_none() && slot.holders.contains(&worker_id);
+        (0..).zip(&self.slots).filter(move |(_, slot)| has(slot)).map(|(task, _)| task)
     }
 
     /// Takes back what a worker has; gives how many tasks that were.
     pub fn take_back(&mut self, worker_id: WorkerId) -> usize {
-        let mut n_tasks = 0;
-        for slot in self.slots.iter_mut().filter(|slot| **slot == Slot::Assigned(worker_id)) {
-            *slot = Slot::Open;
-            n_tasks += 1;
+        let n_tasks = self.of(worker_id).count();
+        for slot in &mut self.slots {
+            slot.holders.retain(|&holder| holder != worker_id);
         }
         n_tasks
     }
 
-    /// What a result of a task would be.
-    pub fn standing(&self, task: u32) -> Standing {
-        match self.slots.get(task as usize) {
-            None => Standing::Unknown,
-            Some(Slot::Done(_)) => Standing::Duplicate,
-            Some(Slot::Open | Slot::Assigned(_)) => Standing::First,
+    /// Forgets what a worker said of tasks that are not settled.
+    pub fn disbelieve(&mut self, worker_id: WorkerId) {
+        for slot in &mut self.slots {
+            slot.opinions.retain(|opinion| opinion.worker_id != worker_id);
         }
     }
 
-    /// Notes that a worker gave a task's first result, whoever had the task.
-    ///
-    /// # Panics
-    /// If it was not the first.
-    pub fn complete(&mut self, task: u32, worker_id: WorkerId) {
-        assert_eq!(self.standing(task), Standing::First, "a task is completed once");
-        self.slots[task as usize] = Slot::Done(worker_id);
-        self.n_done += 1;
+    /// What an answer of a worker would be.
+    pub fn standing(&self, task: u32, worker_id: WorkerId) -> Standing {
+        let Some(slot) = self.slots.get(task as usize) else { return Standing::Unknown };
+        let has_answered = slot.opinions.iter().any(|opinion| opinion.worker_id == worker_id);
+        match slot.settled {
+            Some(_) if slot.holders.contains(&worker_id) => Standing::Spare,
+            Some(_) => Standing::Duplicate,
+            None if has_answered => Standing::Duplicate,
+            None => Standing::Wanted,
+        }
     }
 
-    /// Whether every task has its result.
+    /// Notes that a worker has answered, so that it does not have the task any more; whether it had it.
+    pub fn answered(&mut self, task: u32, worker_id: WorkerId) -> bool {
+        let holders = &mut self.slots[task as usize].holders;
+        let n_before = holders.len();
+        holders.retain(|&holder| holder != worker_id);
+        holders.len() < n_before
+    }
+
+    /// Whether one finite answer is all that a task waits for.
+    pub fn is_simple(&self, task: u32) -> bool {
+        let slot = &self.slots[task as usize];
+        slot.n_wanted == 1 && slot.opinions.is_empty()
+    }
+
+    /// Keeps an opinion until its task is settled.
+    pub fn hear(&mut self, task: u32, opinion: Opinion) {
+        self.slots[task as usize].opinions.push(opinion);
+    }
+
+    /// The first task whose opinions come to something; a dispute only where there is nothing else.
+    pub fn verdict(&self, roster: &Roster) -> Option<(u32, Verdict)> {
+        let heard = (0..).zip(&self.slots).filter(|(_, slot)| slot.settled.is_none() && !slot.opinions.is_empty());
+        let mut dispute = None;
+        for (task, slot) in heard {
+            let may_hear_more = !slot.holders.is_empty()
+                || roster.active_members().any(|(_, member)| slot.may_ask(roster, &member.profile));
+            match judge(&slot.opinions, slot.n_wanted, may_hear_more) {
+                Verdict::Open => {}
+                Verdict::Disputed => dispute = dispute.or(Some((task, Verdict::Disputed))),
+                verdict => return Some((task, verdict)),
+            }
+        }
+        dispute
+    }
+
+    /// Opinions on a task that have to agree.
+    pub fn n_wanted(&self, task: u32) -> usize {
+        self.slots[task as usize].n_wanted
+    }
+
+    /// The opinions on a task, which are not kept any longer.
+    pub fn take_opinions(&mut self, task: u32) -> Vec<Opinion> {
+        std::mem::take(&mut self.slots[task as usize].opinions)
+    }
+
+    /// Settles a task by the result of a worker.
+    ///
+    /// # Panics
+    /// If it is settled.
+    pub fn settle(&mut self, task: u32, worker_id: WorkerId) {
+        let slot = &mut self.slots[task as usize];
+        assert!(slot.settled.is_none(), "a task is settled once");
+        slot.settled = Some(worker_id);
+        self.n_settled += 1;
+    }
+
+    /// Whether a result of this worker counts already.
+    pub fn counts(&self, worker_id: WorkerId) -> bool {
+        self.slots.iter().any(|slot| slot.settled == Some(worker_id))
+    }
+
+    /// Whether every task is settled.
     pub fn is_complete(&self) -> bool {
-        self.n_done == self.slots.len()
+        self.n_settled == self.slots.len()
     }
 
-    /// Who gave the result of each task.
+    /// Whose result of each task counts.
     ///
     /// # Panics
-    /// If one has none.
+    /// If one is not settled.
     pub fn workers(&self) -> Vec<WorkerId> {
-        let worker = |slot: &Slot| match slot {
-            Slot::Done(worker_id) => *worker_id,
-            Slot::Open | Slot::Assigned(_) => panic!("who computed what is asked when all is computed"),
-        };
+        let worker = |slot: &Slot| slot.settled.expect("who computed what is asked when all is computed");
         self.slots.iter().map(worker).collect()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn workers(ids: &[u64]) -> Vec<WorkerId> {
-        ids.iter().copied().map(WorkerId).collect()
+impl Slot {
+    fn hold(&mut self, task: u32, candidate: &mut Candidate, dealt: &mut Dealt) {
+        self.holders.push(candidate.worker_id);
+        candidate.n_tasks += 1;
+        dealt.tasks.entry(candidate.worker_id).or_default().push(task);
     }
 
-    fn dealt(tasks: &mut Tasks, ids: &[u64]) -> String {
-        let words = |(worker_id, tasks): (WorkerId, Vec<u32>)| format!("{worker_id}: {tasks:?}");
-        tasks.deal(&workers(ids)).into_iter().map(words).collect::<Vec<_>>().join(" ")
+    /// How many more workers are to be asked, if so many of those that were are late.
+    fn n_missing(&self, n_late: usize) -> usize {
+        if self.settled.is_some() {
+            return 0;
+        }
+        // Where as many have answered as should agree, they do not.
+        let n_asked_for = if self.opinions.len() < self.n_wanted { self.n_wanted } else { self.opinions.len() + 1 };
+        n_asked_for.saturating_sub(self.opinions.len() + self.holders.len() - n_late)
     }
 
-    #[test]
-    fn tasks_are_dealt_evenly_and_always_alike() {
-        let check = |n_tasks, ids: &[u64], expected| assert_eq!(dealt(&mut Tasks::new(n_tasks), ids), expected);
-        check(4, &[1, 2, 3, 4], "1: [0] 2: [1] 3: [2] 4: [3]");
-        check(5, &[3, 1], "1: [0, 2, 4] 3: [1, 3]");
-        check(2, &[1, 2, 3], "1: [0] 2: [1]");
-        check(3, &[], "");
+    /// Whether a worker can say something that those who were asked before it cannot.
+    fn may_ask(&self, roster: &Roster, profile: &Profile) -> bool {
+        let holders = self.holders.iter().filter_map(|&holder| Some(&roster.member(holder)?.profile));
+        let mut asked = self.opinions.iter().map(|opinion| &opinion.profile).chain(holders);
+        let has_to_agree = self.n_wanted > 1;
+        asked.all(|other| {
+            let is_other = (&other.host, other.process) != (&profile.host, profile.process);
+            is_other && (!has_to_agree || other.compute_class == profile.compute_class)
+        })
     }
+}
 
-    #[test]
-    fn what_is_taken_back_goes_to_whoever_has_least() {
-        let mut tasks = Tasks::new(6);
-        dealt(&mut tasks, &[1, 2, 3]); // 1: 0 3, 2: 1 4, 3: 2 5
-        tasks.complete(2, WorkerId(3));
-        assert_eq!(tasks.take_back(WorkerId(2)), 2);
-        assert_eq!(dealt(&mut tasks, &[1, 3]), "1: [4] 3: [1]");
-    }
+/// The best candidate that may, of those the one with least to do.
+fn least<'a, 'b>(
+    candidates: &'a mut [Candidate<'b>],
+    may: impl Fn(&Candidate) -> bool,
+) -> Option<&'a mut Candidate<'b>> {
+    let able = candidates.iter_mut().filter(|candidate| may(candidate));
+    able.min_by_key(|candidate| (candidate.rank, candidate.n_tasks, candidate.worker_id))
+}
 
-    #[test]
-    fn a_task_has_one_result() {
-        let mut tasks = Tasks::new(2);
-        dealt(&mut tasks, &[1]);
-        assert_eq!([0, 2].map(|task| tasks.standing(task)), [Standing::First, Standing::Unknown]);
-        tasks.complete(0, WorkerId(1));
-        assert_eq!(tasks.standing(0), Standing::Duplicate);
-        assert!(!tasks.is_complete());
-        tasks.complete(1, WorkerId(7)); // whoever had it
-        assert!(tasks.is_complete());
-        assert_eq!(tasks.workers(), workers(&[1, 7]));
-    }
+fn is_late(candidates: &[Candidate], worker_id: WorkerId) -> bool {
+    let found = candidates.binary_search_by_key(&worker_id, |candidate| candidate.worker_id);
+    found.is_ok_and(|place| candidates[place].is_late)
 }

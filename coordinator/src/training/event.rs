@@ -22,8 +22,8 @@ pub enum Event {
     Lagging(WorkerId, String),
     /// It wants to go.
     Leaving(WorkerId, String),
-    /// It gave a sign of life.
-    Heard(WorkerId),
+    /// It gave a sign of life, and said how many updates its replica has.
+    Heard(WorkerId, u64),
     /// It is gone.
     Lost(WorkerId, String),
     /// The run is to end.
@@ -52,6 +52,13 @@ pub enum Computed {
     Finite(ShardResult),
     /// NaN or infinity, in the loss or the gradient.
     NotFinite(&'static str),
+    /// A gradient that is none of these parameters.
+    WrongLength {
+        /// Values that there should be, or bytes.
+        expected: usize,
+        /// Those that there are.
+        found: usize,
+    },
 }
 
 /// A batch's result, as it came.

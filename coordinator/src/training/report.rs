@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::loss::LossSums;
+use serde::Serialize;
 
 use super::action::Refusal;
+use super::assign::Late;
 use super::roster::{Profile, WorkerId};
 
 /// What those who watch are told.
@@ -30,6 +32,29 @@ pub enum Report {
         n_active: usize,
         /// Shards or batches that it had and that others compute now.
         n_handed_on: usize,
+    },
+    /// A worker is evicted, since what it computes is wrong; that it is out is told as well.
+    Evicted {
+        /// Which.
+        worker_id: WorkerId,
+        /// What it is.
+        profile: Profile,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A task is dealt once more, since who has it is late.
+    Late {
+        /// Updates applied.
+        step: u64,
+        /// Which.
+        late: Late,
+    },
+    /// Two workers differ on a task, and nobody is there to say who is right.
+    Disputed {
+        /// Updates applied.
+        step: u64,
+        /// The task.
+        task: u32,
     },
     /// A worker's replica is sent anew.
     Lagging {
@@ -89,4 +114,35 @@ pub struct EpochReport {
     pub validation: LossSums,
     /// How long its steps took.
     pub duration: Duration,
+}
+
+/// What a run went through.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tally {
+    /// Shards and batches of workers that were lost, which others computed.
+    pub n_handed_on: u64,
+    /// Shards and batches that were dealt once more, since those who had them were late.
+    pub n_late: u64,
+    /// Shards that two workers computed, to the same bits.
+    pub n_audited: u64,
+    /// Shards that two should have computed, when only one was there.
+    pub n_not_audited: u64,
+    /// Workers that were evicted, each with the reason.
+    pub evicted: Vec<String>,
+}
+
+impl Tally {
+    /// What people should know of it.
+    pub fn words(&self) -> Vec<String> {
+        let Self { n_audited, n_not_audited, evicted, .. } = self;
+        let mut words: Vec<String> = evicted.iter().map(|words| format!("evicted: {words}")).collect();
+        if n_audited + n_not_audited > 0 {
+            let without = match n_not_audited {
+                0 => String::new(),
+                _ => format!("; for {n_not_audited} more there was no second worker"),
+            };
+            words.push(format!("audit: {n_audited} shards were computed twice, to the same bits{without}"));
+        }
+        words
+    }
 }

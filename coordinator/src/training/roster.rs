@@ -54,6 +54,60 @@ pub struct Member {
     pub joined: Duration,
     /// When it was heard of last.
     pub heard: Duration,
+    /// When it began with what it computes now.
+    pub began: Duration,
+    /// The step whose end has overtaken it: others have answered in its place.
+    pub overtaken_at: Option<u64>,
+    /// Whether it may still be at work on that.
+    pub is_behind: bool,
+    /// The step at which it is dealt something again, if others are there.
+    pub rests_until: u64,
+    late: Lateness,
+}
+
+/// How often a worker was late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lateness {
+    /// The step at which it was last, if it has not answered since.
+    at: Option<u64>,
+    /// How often, since it was last reliable.
+    n_late: u32,
+    /// Answers in time since then.
+    n_in_time: u32,
+}
+
+/// Answers in time after which a worker is as good as one that was never late.
+const N_RELIABLE: u32 = 100;
+/// A worker that was late rests for two steps, then four, eight, and so on up to two to the power of this.
+const REST_POWER_MAX: u32 = 6;
+
+impl Member {
+    /// It is late at a step.
+    pub fn is_late_at(&mut self, step: u64) {
+        if self.late.at != Some(step) {
+            self.late = Lateness { at: Some(step), n_late: self.late.n_late + 1, n_in_time: 0 };
+        }
+    }
+
+    /// A step has ended without its answer.
+    pub fn is_overtaken_at(&mut self, step: u64) {
+        self.overtaken_at = Some(step);
+        self.is_behind = true;
+    }
+
+    /// It has answered at a step, late or not, and goes on with what else it has.
+    pub fn answered(&mut self, step: u64, now: Duration) {
+        self.began = now;
+        self.is_behind = false;
+        if self.late.at.take().is_some() {
+            self.rests_until = step + 2_u64.pow(self.late.n_late.min(REST_POWER_MAX));
+        } else {
+            self.late.n_in_time += 1;
+            if self.late.n_in_time >= N_RELIABLE {
+                self.late = Lateness::default();
+            }
+        }
+    }
 }
 
 /// All workers.
@@ -71,7 +125,17 @@ impl Roster {
 
     /// Takes a worker in.
     pub fn add(&mut self, worker_id: WorkerId, profile: Profile, now: Duration) {
-        let member = Member { profile, standing: Standing::Preparing, joined: now, heard: now };
+        let member = Member {
+            profile,
+            standing: Standing::Preparing,
+            joined: now,
+            heard: now,
+            began: now,
+            overtaken_at: None,
+            is_behind: false,
+            rests_until: 0,
+            late: Lateness::default(),
+        };
         let known = self.members.insert(worker_id, member);
         assert!(known.is_none(), "a worker's number is given once");
     }
@@ -79,6 +143,11 @@ impl Roster {
     /// Strikes a worker off, if it is there.
     pub fn remove(&mut self, worker_id: WorkerId) -> Option<Member> {
         self.members.remove(&worker_id)
+    }
+
+    /// A worker, if it is there.
+    pub fn member(&self, worker_id: WorkerId) -> Option<&Member> {
+        self.members.get(&worker_id)
     }
 
     /// A worker, if it is there.
@@ -120,8 +189,14 @@ impl Roster {
     }
 
     /// Those that take work.
-    pub fn active(&self) -> Vec<WorkerId> {
-        self.with(|standing| matches!(standing, Standing::Active { .. }))
+    pub fn active_members(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
+        let members = self.members.iter().map(|(&worker_id, member)| (worker_id, member));
+        members.filter(|(_, member)| matches!(member.standing, Standing::Active { .. }))
+    }
+
+    /// How many take work.
+    pub fn n_active(&self) -> usize {
+        self.active_members().count()
     }
 
     /// Those whose replica has to follow the parameters: they take work, or still have some.

@@ -20,8 +20,10 @@ pub struct Rules {
     pub checkpoint_every: CheckpointEvery,
     /// How long a worker may be silent.
     pub silence_max: Duration,
-    /// How long the first worker may take to come, and each one to get ready.
+    /// How long the first worker may take to come, each one to get ready, and each one to answer.
     pub join_wait_max: Duration,
+    /// The share of shards, from 0 to 1, that two workers compute, whose results are compared.
+    pub audit: f64,
     /// What becomes of the workers when the run is stopped before its end.
     pub after_stop: AfterStop,
 }

@@ -56,6 +56,7 @@ impl Run {
             checkpoint_every: CheckpointEvery::Epoch,
             silence_max: SILENCE_MAX,
             join_wait_max: Duration::from_mins(1),
+            audit: 0.0,
             after_stop: AfterStop::ComeBack,
         };
         change(&mut rules);
@@ -86,7 +87,9 @@ impl Run {
         let number = |place: usize| words[place].parse::<u64>().unwrap_or_else(|_| panic!("a number in {words:?}"));
         let worker = |place: usize| WorkerId(number(place));
         let event = match words[0] {
-            "join" => Event::Joined(worker(1), Profile::default()),
+            "join" => Event::Joined(worker(1), profile(number(1), "one")),
+            // alien WORKER: of another compute class
+            "alien" => Event::Joined(worker(1), profile(number(1), "another")),
             "ready" => Event::Ready(worker(1)),
             "enter" => {
                 self.happen(&format!("join {}", words[1]));
@@ -99,6 +102,22 @@ impl Run {
                 let computed = Computed::NotFinite("gradient");
                 Event::ShardDone(worker(5), ShardDone { computed, ..self.shard(number(3), number(1), 0) })
             }
+            "long" => {
+                let computed = Computed::WrongLength { expected: 4, found: 8 };
+                Event::ShardDone(worker(5), ShardDone { computed, ..self.shard(number(3), number(1), 0) })
+            }
+            // A gradient that is finite and wrong.
+            "lie" => {
+                let mut done = self.shard(number(3), number(1), 0);
+                let Computed::Finite(result) = &mut done.computed else { unreachable!("it is made finite") };
+                result.gradient_sum[0] += 0.5;
+                Event::ShardDone(worker(5), done)
+            }
+            "vague" => {
+                let mut done = self.batch(number(3), number(1), 0);
+                done.sums.loss_sum = f64::NAN;
+                Event::BatchDone(worker(5), done)
+            }
             "short" => {
                 let mut done = self.shard(number(3), number(1), 0);
                 let Computed::Finite(result) = &mut done.computed else { unreachable!("it is made finite") };
@@ -109,12 +128,19 @@ impl Run {
             "strayed" => Event::BatchDone(worker(5), self.batch(number(3), number(1), 1)),
             "lagging" => Event::Lagging(worker(1), "it lost count".to_owned()),
             "leaving" => Event::Leaving(worker(1), "a signal".to_owned()),
-            "heard" => Event::Heard(worker(1)),
+            "heard" => Event::Heard(worker(1), 0),
+            // caught WORKER up to STEP
+            "caught" => Event::Heard(worker(1), number(4)),
             "lost" => Event::Lost(worker(1), "connection closed".to_owned()),
             "stop" => Event::Stop,
             // at SECONDS
             "at" => {
                 self.now = Duration::from_secs(number(1));
+                return self.training.handle_deadline(self.now);
+            }
+            // after MILLISECONDS
+            "after" => {
+                self.now += Duration::from_millis(number(1));
                 return self.training.handle_deadline(self.now);
             }
             other => panic!("`{other}` is no event"),
@@ -141,6 +167,11 @@ impl Run {
     }
 }
 
+fn profile(process: u64, compute_class: &str) -> Profile {
+    let process = u32::try_from(process).expect("a small number");
+    Profile { process, compute_class: compute_class.to_owned(), ..Profile::default() }
+}
+
 fn words_of(action: &Action) -> String {
     let list = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join("+");
     let work = |work: &Work| match work {
@@ -163,6 +194,7 @@ fn words_of(action: &Action) -> String {
         Action::Refuse(worker_id, refusal) => format!("refuse {worker_id}: {refusal}"),
         Action::Dismiss(worker_id, Farewell::End, reason) => format!("end {worker_id}: {reason}"),
         Action::Dismiss(worker_id, Farewell::Refused, reason) => format!("refuse {worker_id} for good: {reason}"),
+        Action::Dismiss(worker_id, Farewell::Evicted, reason) => format!("evict {worker_id}: {reason}"),
         Action::Dismiss(worker_id, Farewell::ComeBack, reason) => format!("close {worker_id}: {reason}"),
         Action::Checkpoint => "checkpoint".to_owned(),
         Action::Finish(Outcome::Diverged { step, epoch, what }) => {
@@ -179,7 +211,13 @@ fn words_of(action: &Action) -> String {
                 let workers: Vec<String> = report.workers.iter().map(ToString::to_string).collect();
                 format!("step {} by {}", report.step, workers.join("+"))
             }
-            Report::Joined { .. } | Report::Refused { .. } | Report::MixedClasses(_) => String::new(),
+            Report::Late { late, .. } => {
+                format!("late {} of {} for {} too", late.task, late.straggler, late.helper)
+            }
+            Report::Disputed { task, .. } => format!("disputed {task}"),
+            Report::Joined { .. } | Report::Evicted { .. } | Report::Refused { .. } | Report::MixedClasses(_) => {
+                String::new()
+            }
         },
     }
 }
@@ -297,13 +335,12 @@ fn results_before_the_data_set_is_there_are_none() {
 }
 
 #[test]
-fn a_worker_with_other_data_goes_and_its_shards_go_to_others() {
+fn a_worker_that_counts_wrongly_is_evicted_and_its_shards_go_to_others() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
             "short 0 of 0 by 1",
-            "refuse 1 for good: expected 2 images in shard 0, found 1: its data is another; left 1, 2 handed on; \
-             work 2: shards 0+1 of 0",
+            "evict 1: expected 2 images in shard 0, found 1; left 1, 2 handed on; work 2: shards 0+1 of 0",
         ),
     ]);
 }
@@ -315,6 +352,193 @@ fn what_is_not_finite_ends_the_run_without_being_applied() {
     assert!(wishes.ends_with("diverged: gradient of shard 1, step 1, epoch 0"), "{wishes}");
     assert!(!wishes.contains("checkpoint"), "{wishes}");
     assert_eq!(run.training.state().params, [8.0]);
+}
+
+/// A run of 30 steps of two shards, with three workers, of which shards 0 and 1 of each step have taken 1 ms, up to step 8.
+fn warm() -> Run {
+    let mut run = Run::new("10 epochs of 10 images in batches of 4, 2 shards");
+    run.training.schedule = Schedule::new(&recipe("30 epochs of 4 images in batches of 4, 2 shards"), 120, 501);
+    run.play("enter 1, enter 2, enter 3, shard 0 of 0 by 1, shard 1 of 0 by 1");
+    for step in 1..=8 {
+        run.play(&format!("after 1, shard 0 of {step} by 1, shard 1 of {step} by 2"));
+    }
+    run
+}
+
+#[test]
+fn a_shard_that_is_late_is_computed_by_an_idle_worker_too_and_the_first_result_counts() {
+    // 1 ms + 8 x 5 ms, the least that a deviation counts as: after 41 ms.
+    check_run(
+        warm(),
+        &[
+            ("shard 0 of 9 by 1, after 40", ""),
+            ("after 1", "late 1 of 2 for 1 too; work 1: shards 1 of 9"),
+            (
+                "after 1000, heard 2, heard 1, heard 3",
+                "late 1 of 2 for 3 too; late 1 of 1 for 3 too; work 3: shards 1 of 9",
+            ),
+            // Who has not answered yet is dealt nothing.
+            ("shard 1 of 9 by 3", "update 1 1: nothing 2: nothing 3: shards 0+1 of 10; step 10 by 1+3"),
+            // What comes too late is no fault, and sets it free; but it rests for two steps.
+            ("shard 1 of 9 by 2", ""),
+            ("caught 1 up to 10", ""),
+            (
+                "shard 0 of 10 by 3, shard 1 of 10 by 3",
+                "update 1 1: nothing 2: nothing 3: shards 0+1 of 11; step 11 by 3+3",
+            ),
+            (
+                "shard 0 of 11 by 3, shard 1 of 11 by 3",
+                "update 1 1: shards 0 of 12 2: shards 1 of 12 3: nothing; step 12 by 3+3",
+            ),
+            ("shard 1 of 9 by 3", "refuse 3: expected results of step 12, found one of step 9"),
+        ],
+    );
+}
+
+#[test]
+fn who_was_late_and_comes_first_counts_all_the_same() {
+    check_run(
+        warm(),
+        &[
+            ("after 41", "late 0 of 1 for 3 too; work 3: shards 0 of 9"),
+            ("shard 0 of 9 by 1, shard 0 of 9 by 3", "late 1 of 2 for 3 too; work 3: shards 1 of 9"),
+            ("shard 1 of 9 by 2", "update 1 1: shards 0 of 10 2: shards 1 of 10 3: nothing; step 10 by 1+2"),
+        ],
+    );
+}
+
+#[test]
+fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
+    let mut run = warm();
+    run.play("lost 2, lost 3");
+    check_run(
+        run,
+        &[
+            ("after 1000, heard 1, after 1000, heard 1", ""),
+            ("shard 0 of 9 by 1, shard 1 of 9 by 1", "update 1 1: shards 0+1 of 10; step 10 by 1+1"),
+        ],
+    );
+    let signs: Vec<String> = (1..60).map(|second| format!("at {second}, heard 1")).collect();
+    check(&[
+        ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+        (&signs.join(","), ""),
+        ("at 60", "close 1: no answer for 60 s; left 1, 1 handed on; waiting"),
+    ]);
+}
+
+#[test]
+fn one_whose_numbers_are_not_finite_is_evicted_if_another_one_has_some() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
+        (
+            "shard 1 of 0 by 2",
+            "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of worker 2; left 1, 1 handed on; \
+             work 2: shards 0 of 0",
+        ),
+        ("shard 0 of 0 by 2", "update 1 2: shards 0+1 of 1; step 1 by 2+2"),
+    ]);
+}
+
+#[test]
+fn what_is_not_finite_for_two_is_a_divergence() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
+        (
+            "nan 1 of 0 by 2",
+            "end 1: the run has failed; end 2: the run has failed; diverged: gradient of shard 1, step 1, epoch 0",
+        ),
+    ]);
+    // The second one goes before it has answered.
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
+        ("lost 2", "left 2, 1 handed on; end 1: the run has failed; diverged: gradient of shard 1, step 1, epoch 0"),
+    ]);
+}
+
+#[test]
+fn a_validation_that_is_not_finite_has_a_second_opinion_too() {
+    let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
+    let mut run = Run::with(recipe, |_| {});
+    run.play("enter 1, enter 2, shard 0 of 0 by 1, shard 1 of 0 by 1");
+    check_run(
+        run,
+        &[
+            ("batch 1 of 1 by 2, vague 0 of 1 by 1", "work 2: batches 0 of 1"),
+            (
+                "batch 0 of 1 by 2",
+                "evict 1: its loss of validation batch 0 of step 2 is not finite, unlike that of worker 2; \
+                 left 1, 0 handed on; epoch 0 at 1: 0.25; checkpoint; end 2: the run is complete; completed",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_gradient_of_another_length_is_evicted_at_once() {
+    check(&[
+        ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+        // What it said of this step before does not count any more.
+        (
+            "long 1 of 0 by 1",
+            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 0 handed on; waiting",
+        ),
+        ("enter 2", "welcome 2; going on; state 2: shards 0+1 of 0"),
+    ]);
+}
+
+/// A run with every shard audited.
+fn audited() -> Run {
+    Run::with(recipe("1 epochs of 10 images in batches of 4, 2 shards"), |rules| rules.audit = 1.0)
+}
+
+#[test]
+fn an_audited_shard_is_computed_twice_and_a_third_one_says_who_is_right() {
+    check_run(
+        audited(),
+        &[
+            ("enter 1", "welcome 1; state 1: shards 0+1 of 0"),
+            ("enter 2", "welcome 2; state 2: shards 0+1 of 0"),
+            ("enter 3", "welcome 3; state 3: nothing"),
+            ("shard 0 of 0 by 1, shard 0 of 0 by 2, lie 1 of 0 by 2", ""),
+            ("shard 1 of 0 by 1", "work 3: shards 1 of 0"),
+            (
+                "shard 1 of 0 by 3",
+                "evict 2: its result of shard 1 of step 1 differs from those of worker 1 and of another one; \
+                 left 2, 0 handed on; update 1 1: shards 0+1 of 1 3: shards 1+0 of 1; step 1 by 1+1",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn where_nobody_else_is_a_shard_is_not_audited() {
+    let mut run = audited();
+    run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1");
+    assert_eq!((run.training.state().step, run.training.tally().n_not_audited), (1, 2));
+    // Nor by the same process under another number, nor by one whose bits may be others.
+    assert_eq!(run.play("join 9, lost 9, alien 8"), "welcome 9; welcome 8");
+    assert_eq!(run.play("ready 8"), "state 8: nothing");
+}
+
+#[test]
+fn a_dispute_waits_for_a_third_one() {
+    check_run(
+        audited(),
+        &[
+            ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: shards 0+1 of 0"),
+            ("shard 0 of 0 by 1, lie 0 of 0 by 2", "disputed 0"),
+            ("shard 1 of 0 by 1, shard 1 of 0 by 2, at 1, heard 1, heard 2", ""),
+            ("enter 3", "welcome 3; state 3: shards 0 of 0"),
+            (
+                "shard 0 of 0 by 3",
+                "evict 2: its result of shard 0 of step 1 differs from those of worker 1 and of another one; \
+                 left 2, 0 handed on; update 1 1: shards 0+1 of 1 3: shards 1+0 of 1; step 1 by 1+1",
+            ),
+        ],
+    );
 }
 
 #[test]
@@ -396,8 +620,8 @@ fn a_run_goes_on_from_any_state_it_was_in() {
 fn advance(run: &mut Run, workers: &[u64]) {
     let step = run.training.state().step;
     let (word, n_tasks) = match &run.training.phase {
-        Phase::Stepping(_) => ("shard", 2),
-        Phase::Validating(_) => ("batch", 2),
+        Phase::Working(round) if round.task_kind() == TaskKind::Shard => ("shard", 2),
+        Phase::Working(_) => ("batch", 2),
         Phase::Gathering { .. } | Phase::Finished => panic!("a round is at hand"),
     };
     for (task, worker_id) in (0..n_tasks).zip(workers.iter().cycle()) {

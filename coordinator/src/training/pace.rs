@@ -1,0 +1,67 @@
+//! How long tasks take, and when one is late. Learnt from the run itself, so that there is nothing to set.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Times that are looked back on.
+const N_RECENT: usize = 128;
+/// Times that have to be known before one can be late.
+const N_KNOWN_MIN: usize = 16;
+/// Deviations from the median after which a task is late: with a normal spread, one in ten million.
+const N_DEVIATIONS: u32 = 8;
+/// A deviation counts as at least this, and as an eighth of the median: a system may let a process wait for some turns.
+const DEVIATION_MIN: Duration = Duration::from_millis(5);
+
+/// Times that tasks of one kind took lately.
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    recent: VecDeque<Duration>,
+}
+
+impl Pace {
+    /// Takes note of a task's time.
+    pub fn note(&mut self, time: Duration) {
+        if self.recent.len() == N_RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(time);
+    }
+
+    /// The time after which a task is late: median + 8 · MAD, the median absolute deviation from the median. None before
+    /// enough is known.
+    pub fn late_after(&self) -> Option<Duration> {
+        if self.recent.len() < N_KNOWN_MIN {
+            return None;
+        }
+        let mut times: Vec<Duration> = self.recent.iter().copied().collect();
+        let middle = median(&mut times);
+        let mut deviations: Vec<Duration> = times.iter().map(|time| time.abs_diff(middle)).collect();
+        let deviation = median(&mut deviations).max(DEVIATION_MIN).max(middle / 8);
+        Some(middle + N_DEVIATIONS * deviation)
+    }
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    let place = times.len() / 2;
+    *times.select_nth_unstable(place).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_late_is_learnt() {
+        let check = |milliseconds: &[u64], expected: Option<u64>| {
+            let mut pace = Pace::default();
+            milliseconds.iter().for_each(|&time| pace.note(Duration::from_millis(time)));
+            assert_eq!(pace.late_after(), expected.map(Duration::from_millis));
+        };
+        check(&[], None);
+        check(&[10; 15], None);
+        check(&[10; 16], Some(10 + 8 * 5));
+        check(&[800; 16], Some(800 + 8 * 100));
+        check(&[[60, 100, 140, 5_000].as_slice(); 8].concat(), Some(140 + 8 * 80));
+        check(&[vec![9_000; 200], vec![10; 128]].concat(), Some(50)); // only the recent ones count
+    }
+}

@@ -1,0 +1,132 @@
+//! What is computed at the moment: the shards of a step, or the batches of a validation.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::gradients::ShardResult;
+use model::loss::LossSums;
+
+use super::action::Work;
+use super::assign::Tasks;
+use super::reduce::Reduction;
+use super::roster::{Roster, WorkerId};
+use super::schedule::Place;
+
+/// Tasks that have to be settled before the run goes on.
+#[derive(Debug)]
+pub struct Round {
+    /// What they are.
+    pub kind: Kind,
+    /// Who computes what.
+    pub tasks: Tasks,
+    /// When it began.
+    pub begun: Duration,
+    /// After how long a task is late, if that is known.
+    pub late_after: Option<Duration>,
+    /// Whether there is a task that wants another worker, and none for it.
+    pub is_short: bool,
+    /// Whether it was told that workers differ, and nobody can say who is right.
+    pub is_disputed: bool,
+    /// When something is late next, or has waited for too long.
+    pub deadline: Option<Duration>,
+}
+
+/// What is computed, and what has come of it.
+#[derive(Debug)]
+pub enum Kind {
+    /// The shards of a step.
+    Step {
+        /// Where it lies.
+        place: Place,
+        /// Their sum.
+        reduction: Reduction,
+        /// How long each worker computed.
+        computed: BTreeMap<WorkerId, Duration>,
+    },
+    /// The batches of the validation split.
+    Validation {
+        /// The losses of each.
+        results: Vec<LossSums>,
+    },
+}
+
+/// What tasks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskKind {
+    /// Shards of a step.
+    Shard,
+    /// Batches of the validation split.
+    Batch,
+}
+
+impl Round {
+    /// A step, none of whose shards is dealt.
+    pub fn of_step(place: Place, n_shards: u32, n_wanted: impl Fn(u32) -> usize) -> Self {
+        let kind = Kind::Step { place, reduction: Reduction::new(n_shards), computed: BTreeMap::new() };
+        Self::new(kind, Tasks::new(n_shards, n_wanted))
+    }
+
+    /// A validation, none of whose batches is dealt.
+    pub fn of_validation(n_batches: u32) -> Self {
+        let kind = Kind::Validation { results: vec![LossSums::default(); n_batches as usize] };
+        Self::new(kind, Tasks::new(n_batches, |_| 1))
+    }
+
+    fn new(kind: Kind, tasks: Tasks) -> Self {
+        let (begun, late_after, deadline) = (Duration::ZERO, None, None);
+        Self { kind, tasks, begun, late_after, is_short: false, is_disputed: false, deadline }
+    }
+
+    /// What its tasks are.
+    pub fn task_kind(&self) -> TaskKind {
+        match self.kind {
+            Kind::Step { .. } => TaskKind::Shard,
+            Kind::Validation { .. } => TaskKind::Batch,
+        }
+    }
+
+    /// A task in words.
+    pub fn words(&self, task: u32) -> String {
+        match self.task_kind() {
+            TaskKind::Shard => format!("shard {task}"),
+            TaskKind::Batch => format!("validation batch {task}"),
+        }
+    }
+
+    /// Some of its tasks as work, after `step` updates.
+    pub fn work(&self, step: u64, tasks: Vec<u32>) -> Work {
+        match self.kind {
+            _ if tasks.is_empty() => Work::Nothing,
+            Kind::Step { place, .. } => Work::Shards { step, place, shards: tasks },
+            Kind::Validation { .. } => Work::Batches { step, batches: tasks },
+        }
+    }
+
+    /// Takes the result of a worker as that of a task.
+    pub fn settle(&mut self, task: u32, worker_id: WorkerId, result: ShardResult) {
+        self.tasks.settle(task, worker_id);
+        match &mut self.kind {
+            Kind::Step { reduction, .. } => reduction.add(task, result),
+            Kind::Validation { results } => results[task as usize] = result.sums,
+        }
+    }
+
+    /// Notes how long a worker computed.
+    pub fn add_compute(&mut self, worker_id: WorkerId, compute: Duration) {
+        if let Kind::Step { computed, .. } = &mut self.kind {
+            *computed.entry(worker_id).or_default() += compute;
+        }
+    }
+
+    /// Works out when to look again, if nothing happens before: when a task that is on time will be late, or somebody will
+    /// not have answered for `answer_wait_max`.
+    pub fn watch(&mut self, roster: &Roster, now: Duration, answer_wait_max: Duration) {
+        let began = |worker_id| roster.member(worker_id).map(|member| member.began);
+        let late = self.late_after.and_then(|late_after| {
+            let moments = self.tasks.awaited().filter_map(began).map(|began| began + late_after);
+            moments.filter(|&moment| moment > now).min()
+        });
+        let stuck = self.tasks.awaited().filter_map(began).map(|began| began + answer_wait_max).min();
+        self.deadline = [late, stuck].into_iter().flatten().min();
+    }
+}
