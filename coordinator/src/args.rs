@@ -105,6 +105,10 @@ pub struct Args {
     /// How many checkpoints stay
     #[arg(long, env = "TELAR_KEEP", value_name = "N", default_value_t = 3, help_heading = "What comes out")]
     pub keep: u32,
+    /// Bring every step to the disk before the next one ends, so that a coordinator that dies takes at most the step at hand
+    /// with it
+    #[arg(long, env = "TELAR_JOURNAL", help_heading = "What comes out")]
+    pub journal: bool,
     /// Name the parameters after every step in steps.jsonl
     #[arg(long, env = "TELAR_HASH_STEPS", help_heading = "What comes out")]
     pub hash_steps: bool,

@@ -54,8 +54,13 @@ pub enum CheckpointError {
 }
 
 impl Checkpoint {
+    /// Of two states of a run, the one with the greater age is the later one.
+    pub fn age(&self) -> (u64, bool) {
+        (self.state.step, self.state.epoch_sums.n_samples == 0)
+    }
+
     /// The content of a file.
-    fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let layout = ParamLayout::of(self.recipe.architecture);
         let groups = self.groups().map(|(group, values)| {
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -299,13 +304,13 @@ impl Checkpoints {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use model::params::initial_params;
 
     use super::*;
     use crate::training::Rounding;
 
-    fn checkpoint(step: u64, momentum: f32) -> Checkpoint {
+    pub(crate) fn checkpoint(step: u64, momentum: f32) -> Checkpoint {
         let mut recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
         recipe.sgd.momentum = momentum;
         let params = initial_params(recipe.architecture, step);

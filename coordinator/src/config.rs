@@ -40,6 +40,8 @@ pub struct Config {
     pub checkpoint_every: CheckpointEvery,
     /// How many stay.
     pub n_checkpoints_kept: usize,
+    /// Whether each step reaches the disk.
+    pub journal: JournalSteps,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
     /// For whom it prints.
@@ -79,6 +81,15 @@ pub enum RunChoice {
     New(Option<PathBuf>),
     /// On with the run of a folder, or with the newest.
     Resume(Option<PathBuf>),
+}
+
+/// Whether each step reaches the disk before the next one ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JournalSteps {
+    /// Checkpoints do.
+    No,
+    /// Each one does.
+    Yes,
 }
 
 /// Whether each step's parameters are named in `steps.jsonl`.
@@ -213,6 +224,7 @@ impl TryFrom<Args> for Config {
             run,
             checkpoint_every,
             n_checkpoints_kept: args.keep as usize,
+            journal: if args.journal { JournalSteps::Yes } else { JournalSteps::No },
             hash_steps: if args.hash_steps { HashSteps::Yes } else { HashSteps::No },
             output: if args.json { Output::Json } else { Output::Text },
         })

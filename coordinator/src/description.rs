@@ -8,7 +8,7 @@ use model::weights::Weights;
 use proto::v1::Encoding;
 use serde_json::{Value, json};
 
-use crate::config::{Config, Workers};
+use crate::config::{Config, JournalSteps, Workers};
 use crate::observe::{History, Told};
 use crate::place::Place;
 use crate::start::Start;
@@ -48,6 +48,7 @@ impl Description {
             "join_timeout_seconds": config.join_wait_max.as_secs_f64(),
             "heartbeat_timeout_seconds": config.silence_max.as_secs_f64(),
             "audit": config.audit,
+            "journal": config.journal == JournalSteps::Yes,
             "data": { "name": data.name(), "fingerprint": data_fingerprint },
             "n_params": layout.n_params(),
             "layout_fingerprint": layout.fingerprint().to_string(),
@@ -68,7 +69,7 @@ impl Description {
         told: Told,
         failed: Option<anyhow::Error>,
     ) -> anyhow::Result<()> {
-        let Told { history, saver, costs, last_epoch, failure, view } = told;
+        let Told { history, saver, costs, last_epoch, failure, view, .. } = told;
         let saved = saver.finish();
         let State { step, params, .. } = training.state();
         let hash = params_blake3(params);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use model::params::params_blake3;
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
 use crate::buffers::Buffers;
-use crate::config::HashSteps;
+use crate::config::{HashSteps, JournalSteps};
 use crate::observe::{Happening, Observer, StepCosts};
 use crate::saver::Desk;
 use crate::server::{Facts, Outbox};
@@ -59,6 +60,8 @@ pub struct Driver {
     pub observer: Observer,
     /// Where states for checkpoints are offered.
     pub desk: Arc<Desk>,
+    /// Whether each step reaches the disk.
+    pub journal: JournalSteps,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
 }
@@ -77,7 +80,7 @@ pub struct Ended {
 impl Driver {
     /// Runs until the core wishes to finish.
     pub async fn run(self) -> Ended {
-        let Self { training, recipe, inputs, facts, buffers, observer, desk, hash_steps } = self;
+        let Self { training, recipe, inputs, facts, buffers, observer, desk, journal, hash_steps } = self;
         let running = Running {
             training,
             recipe,
@@ -85,6 +88,8 @@ impl Driver {
             buffers,
             observer,
             desk,
+            journal,
+            journaled: None,
             hash_steps,
             outboxes: BTreeMap::new(),
             clock: Clock::start(),
@@ -101,6 +106,9 @@ struct Running {
     buffers: Arc<Buffers>,
     observer: Observer,
     desk: Arc<Desk>,
+    journal: JournalSteps,
+    /// The state that is in the journal, by its updates and the images since the last validation.
+    journaled: Option<(u64, u64)>,
     hash_steps: HashSteps,
     outboxes: BTreeMap<WorkerId, Outbox>,
     clock: Clock,
@@ -145,6 +153,9 @@ impl Running {
         loop {
             if let Some(outcome) = self.act() {
                 return Ended { outcome, training: self.training, observer: self.observer };
+            }
+            if self.journal == JournalSteps::Yes {
+                self.write_journal();
             }
             let waiting = Instant::now();
             let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
@@ -281,6 +292,21 @@ impl Running {
             other => Happening::Told(other),
         };
         self.tell(happening);
+    }
+
+    /// Waits until a state that is new is on the disk, while the workers compute.
+    fn write_journal(&mut self) {
+        let state = self.training.state();
+        let key = (state.step, state.epoch_sums.n_samples);
+        if self.journaled.replace(key) == Some(key) {
+            return;
+        }
+        let (done, written) = sync_channel(1);
+        self.tell(Happening::Journal(Box::new(self.training.state().clone()), done));
+        let begun = Instant::now();
+        // An observer that is gone has been noticed by now.
+        let _ = written.recv();
+        self.costs.journal += begun.elapsed();
     }
 
     fn tell(&mut self, happening: Happening) {

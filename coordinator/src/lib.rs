@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod description;
 pub mod driver;
+pub mod journal;
 pub mod launch;
 pub mod observe;
 pub mod place;

@@ -17,8 +17,9 @@ pub use costs::{CostTotals, StepCosts};
 pub use history::{ClusterStepRecord, History};
 pub use view::View;
 
-use crate::saver::{Offer, Saver};
-use crate::training::{Report, WorkerId};
+use crate::journal::Journal;
+use crate::saver::{Offer, RunFacts, Saver};
+use crate::training::{Report, State, WorkerId};
 use view::Sight;
 
 /// Happenings that wait to be written: minutes of steps.
@@ -47,6 +48,8 @@ pub enum Happening {
     },
     /// A checkpoint is due, whose state was offered.
     Checkpoint(Offer),
+    /// A state that is to be in the journal, and who waits for that.
+    Journal(Box<State>, SyncSender<()>),
     /// Something about the workers.
     Told(Report),
 }
@@ -69,6 +72,8 @@ pub struct Told {
     pub history: History,
     /// The checkpoints.
     pub saver: Saver,
+    /// The journal, if there is to be one, and what its states are of.
+    journal: Option<(Journal, RunFacts)>,
     /// Where the time of all steps went.
     pub costs: CostTotals,
     /// Figures of the last epoch.
@@ -84,6 +89,7 @@ impl Observer {
     pub fn start(
         history: History,
         saver: Saver,
+        journal: Option<(Journal, RunFacts)>,
         screen: Screen,
         n_expected: u32,
         span: Span,
@@ -91,7 +97,8 @@ impl Observer {
     ) -> Self {
         let (happenings, inbox) = sync_channel(HAPPENINGS_MAX);
         let view = View::start(screen, n_expected, span.clone());
-        let told = Told { history, saver, costs: CostTotals::default(), last_epoch: None, failure: None, view };
+        let costs = CostTotals::default();
+        let told = Told { history, saver, journal, costs, last_epoch: None, failure: None, view };
         let thread = std::thread::Builder::new().name("observer".to_owned());
         let thread = thread.spawn(move || span.in_scope(|| told.tell_all(&inbox, give_up)));
         Self { happenings, thread: thread.expect("the system has a thread to give") }
@@ -144,6 +151,17 @@ impl Told {
                 let synced = self.history.folder.sync_lines();
                 self.saver.release(offer);
                 synced
+            }
+            Happening::Journal(state, waiting) => {
+                // The lines first, as for a checkpoint.
+                let synced = self.history.folder.sync_lines();
+                let written = synced.and_then(|()| match &mut self.journal {
+                    Some((journal, run)) => journal.write(&run.checkpoint(*state)),
+                    None => Ok(()),
+                });
+                // Nobody waits any more if the run is over.
+                let _ = waiting.try_send(());
+                written
             }
             Happening::Told(report) => {
                 self.view.show(Sight::Told(report));

@@ -27,9 +27,10 @@ use tracing::{Instrument, Span, info_span, warn};
 use crate::accept::accept;
 use crate::buffers::Buffers;
 use crate::checkpoint::Checkpoints;
-use crate::config::{Config, ConfigError, Output, Workers};
+use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
 use crate::description::Description;
 use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
+use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
 use crate::observe::{History, Observer};
 use crate::place::Place;
@@ -133,17 +134,25 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let run_facts =
         RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
     let history = History { folder, data: Arc::clone(&data), device: reference_device(), recipe: recipe.clone() };
-    let saver =
-        Saver::start(Checkpoints::of(history.folder.path(), config.n_checkpoints_kept), run_facts, span.clone());
+    let saver = Saver::start(
+        Checkpoints::of(history.folder.path(), config.n_checkpoints_kept),
+        run_facts.clone(),
+        span.clone(),
+    );
     let desk = saver.desk();
+    let journal = match config.journal {
+        JournalSteps::Yes => Some((Journal::open(history.folder.path())?, run_facts)),
+        JournalSteps::No => None,
+    };
     let driver = Driver {
         training: Training::new(rules(&config, encoding, &recipe, &data), state, Duration::ZERO),
         recipe,
         inputs: inbox,
         facts,
         buffers,
-        observer: Observer::start(history, saver, screen, config.n_workers.get(), span.clone(), stop.clone()),
+        observer: Observer::start(history, saver, journal, screen, config.n_workers.get(), span.clone(), stop.clone()),
         desk,
+        journal: config.journal,
         hash_steps: config.hash_steps,
     };
     let local = CancellationToken::new();

@@ -31,6 +31,14 @@ pub struct RunFacts {
     pub data_fingerprint: String,
 }
 
+impl RunFacts {
+    /// A state of the run.
+    pub fn checkpoint(&self, state: State) -> Checkpoint {
+        let Self { run_id, recipe, data_fingerprint } = self.clone();
+        Checkpoint { run_id, recipe, data_fingerprint, state }
+    }
+}
+
 /// Where states lie until they are written: at most one that is offered, and one that is released.
 #[derive(Debug, Default)]
 pub struct Desk {
@@ -107,8 +115,7 @@ impl Desk {
     fn write_all(&self, checkpoints: &Checkpoints, run: &RunFacts) -> Result<Option<PathBuf>, WriteError> {
         let mut last = Ok(None);
         while let Some(state) = self.take() {
-            let RunFacts { run_id, recipe, data_fingerprint } = run.clone();
-            let checkpoint = Checkpoint { run_id, recipe, data_fingerprint, state };
+            let checkpoint = run.checkpoint(state);
             let step = checkpoint.state.step;
             last = match checkpoints.save(&checkpoint) {
                 Ok(path) => {

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
 use crate::config::{Config, RunChoice};
+use crate::journal::Journal;
 use crate::training::{Rounding, State};
 
 /// A run that is about to begin or to go on.
@@ -111,11 +112,7 @@ impl Start {
             None => newest_run(config).ok_or(ResumeError::NoRun)?,
         };
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
-        let newest = Checkpoints::of(&path, config.n_checkpoints_kept).newest().map_err(ResumeError::NoCheckpoint)?;
-        let Newest { path: from, checkpoint, skipped } = newest;
-        for error in skipped {
-            warn!(%error, "checkpoint skipped");
-        }
+        let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept)?;
         let Checkpoint { run_id, recipe, data_fingerprint: expected, state } = checkpoint;
         let recipe = recipe.resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
         if expected != data_fingerprint {
@@ -138,6 +135,28 @@ impl Start {
         info!(checkpoint = %from.display(), step = state.step, "run resumed");
         let (incarnation, resumed_from) = (incarnation + 1, Some(from));
         Ok(Self { recipe, encoding, state, folder, run_id, incarnation, resumed_from, lock })
+    }
+}
+
+/// The newest state of a run that is whole, and where it is: a checkpoint, or what the journal has after it.
+fn newest_state(folder: &Path, n_kept: usize) -> Result<(PathBuf, Checkpoint), NoCheckpoint> {
+    let checkpoint = Checkpoints::of(folder, n_kept).newest();
+    let journaled = Journal::newest(folder);
+    match (checkpoint, journaled) {
+        (Err(none), None) => Err(none),
+        (Err(none), Some(journaled)) => {
+            warn!(error = %none, "the journal is all there is");
+            Ok(journaled)
+        }
+        (Ok(Newest { path, checkpoint, skipped }), journaled) => {
+            for error in skipped {
+                warn!(%error, "checkpoint skipped");
+            }
+            let is_later = |(_, found): &(PathBuf, Checkpoint)| {
+                found.run_id == checkpoint.run_id && found.age() > checkpoint.age()
+            };
+            Ok(journaled.filter(is_later).unwrap_or((path, checkpoint)))
+        }
     }
 }
 

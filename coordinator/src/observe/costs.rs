@@ -23,10 +23,12 @@ pub struct StepCosts {
     pub encode: Duration,
     /// Handing it to the sessions.
     pub send: Duration,
+    /// Waiting for the journal, while the workers compute.
+    pub journal: Duration,
 }
 
 impl StepCosts {
-    const N_PARTS: usize = 7;
+    const N_PARTS: usize = 8;
 
     /// The parts with their names, in the order in which a step goes through them.
     fn parts(&self) -> [(&'static str, Duration); Self::N_PARTS] {
@@ -38,6 +40,7 @@ impl StepCosts {
             ("update", self.update),
             ("encode", self.encode),
             ("send", self.send),
+            ("journal", self.journal),
         ]
     }
 }

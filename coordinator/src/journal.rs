@@ -1,0 +1,118 @@
+//! The journal: the newest state of a run, written after every step. Two files in turn, so that whatever ends the process
+//! while it writes one of them, the other is whole; a step later than a checkpoint is so not lost with its coordinator.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+
+use model::files::WriteError;
+use tracing::debug;
+
+use crate::checkpoint::Checkpoint;
+
+const FOLDER: &str = "journal";
+
+/// The files of a journal, open for writing.
+#[derive(Debug)]
+pub struct Journal {
+    slots: [(PathBuf, File); 2],
+    /// The one that is not the newest.
+    next: usize,
+}
+
+fn paths(run_folder: &Path) -> [PathBuf; 2] {
+    ["a", "b"].map(|name| run_folder.join(FOLDER).join(format!("{name}.safetensors")))
+}
+
+impl Journal {
+    /// Opens the journal of the run in a folder, or begins one. What is newest in it stays until something newer is whole.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn open(run_folder: &Path) -> Result<Self, WriteError> {
+        let folder = run_folder.join(FOLDER);
+        std::fs::create_dir_all(&folder).map_err(WriteError::at(&folder))?;
+        let next = Self::newest(run_folder).map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
+        let open = |path: PathBuf| {
+            let file = File::options().write(true).create(true).truncate(false).open(&path);
+            file.map_err(WriteError::at(&path)).map(|file| (path, file))
+        };
+        let [first, second] = paths(run_folder).map(open);
+        let slots = [first?, second?];
+        // The names have to reach the disk once, the content does each time.
+        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(WriteError::at(&folder))?;
+        Ok(Self { slots, next })
+    }
+
+    /// Writes a state and brings it to the disk.
+    ///
+    /// # Errors
+    /// If it cannot be written; the state before it stays whole.
+    pub fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), WriteError> {
+        let (path, file) = &mut self.slots[self.next];
+        let bytes = checkpoint.to_bytes();
+        let written = file.rewind().and_then(|()| {
+            file.write_all(&bytes)?;
+            file.set_len(bytes.len() as u64)?;
+            file.sync_data()
+        });
+        written.map_err(WriteError::at(path))?;
+        self.next = 1 - self.next;
+        Ok(())
+    }
+
+    /// The newest state in the journal of the run in a folder, if there is a whole one.
+    pub fn newest(run_folder: &Path) -> Option<(PathBuf, Checkpoint)> {
+        let read = |path: PathBuf| match Checkpoint::read(&path) {
+            Ok(checkpoint) => Some((path, checkpoint)),
+            Err(error) => {
+                // As it is while it is written; or there is no journal.
+                debug!(%error, "half of the journal passed over");
+                None
+            }
+        };
+        paths(run_folder).into_iter().filter_map(read).max_by_key(|(_, checkpoint)| checkpoint.age())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::tests::checkpoint;
+
+    fn newest_step(folder: &Path) -> Option<u64> {
+        Journal::newest(folder).map(|(_, checkpoint)| checkpoint.state.step)
+    }
+
+    #[test]
+    fn the_newest_state_is_whole_whatever_becomes_of_the_one_that_is_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder.path();
+        assert_eq!(newest_step(folder), None);
+        for step in 1..6 {
+            // Opened anew each time, as by a coordinator that was killed.
+            Journal::open(folder).expect("the folder can be written").write(&checkpoint(step, 0.9)).expect("a file");
+            assert_eq!(newest_step(folder), Some(step));
+            let (path, written) = Journal::newest(folder).expect("a state");
+            assert_eq!(written, checkpoint(step, 0.9));
+            let whole = std::fs::read(&path).expect("a file");
+            for n_bytes in [0, 1, 1_000, whole.len() / 2, whole.len() - 1] {
+                std::fs::write(&path, &whole[..n_bytes]).expect("a file");
+                assert_eq!(newest_step(folder), (step > 1).then(|| step - 1), "{n_bytes} bytes of step {step}");
+            }
+            std::fs::write(&path, &whole).expect("a file");
+        }
+    }
+
+    #[test]
+    fn of_one_step_the_state_after_its_validation_is_newer() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut journal = Journal::open(folder.path()).expect("the folder can be written");
+        let mut validated = checkpoint(3, 0.0);
+        validated.state.epoch_sums = model::loss::LossSums::default();
+        for state in [checkpoint(3, 0.0), validated.clone()] {
+            journal.write(&state).expect("a file");
+        }
+        assert_eq!(Journal::newest(folder.path()).expect("a state").1, validated);
+    }
+}
