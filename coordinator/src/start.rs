@@ -112,7 +112,7 @@ impl Start {
             None => newest_run(config).ok_or(ResumeError::NoRun)?,
         };
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
-        let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept)?;
+        let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
         let Checkpoint { run_id, recipe, data_fingerprint: expected, state } = checkpoint;
         let recipe = recipe.resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
         if expected != data_fingerprint {
