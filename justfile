@@ -38,3 +38,7 @@ cluster:
 # What a step costs the coordinator besides waiting
 step:
     cargo bench -p coordinator --bench step
+
+# The schedule of a seed of the core's simulation, line by line
+sim SEED:
+    TELAR_SIM_SEED={{SEED}} cargo test --release -p coordinator --test simulation -- --exact one_schedule --nocapture

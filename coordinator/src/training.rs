@@ -662,6 +662,9 @@ impl Training {
 
     /// Closes a worker's session, and strikes it off.
     fn dismiss(&mut self, now: Duration, worker_id: WorkerId, farewell: Farewell, reason: String) {
+        if self.roster.member(worker_id).is_none() {
+            return; // what became of another one has ended the run
+        }
         self.actions.push_back(Action::Dismiss(worker_id, farewell, reason.clone()));
         self.strike_off(now, worker_id, reason);
     }

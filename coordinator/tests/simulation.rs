@@ -1,0 +1,87 @@
+//! The training core under schedules that are drawn: workers that come, die, stand still, lag, leave and lie, connections that
+//! break, letters that are lost, doubled and overtaken, and a coordinator that is started anew. Whatever happens, the run ends
+//! with the bits that it ends with when nothing does. One seed replays each schedule, in virtual time; no clock is read, and
+//! no task is spawned but to play several of them side by side.
+
+mod simulation {
+    pub mod chance;
+    pub mod cluster;
+    pub mod network;
+    pub mod plan;
+    pub mod reference;
+    pub mod seen;
+    pub mod shell;
+    pub mod words;
+    pub mod worker;
+}
+
+use std::num::NonZero;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
+
+use simulation::cluster::play;
+use simulation::seen::{Counts, Seen};
+
+const N_SEEDS: u64 = 10_000;
+
+/// Schedules that end otherwise than they should, after which no others are played.
+const N_WRONG_MAX: usize = 8;
+
+/// Plays a seed's schedule, which has to end as it should.
+fn check(seed: u64) {
+    if let Err(words) = try_play(seed) {
+        panic!("{words}");
+    }
+}
+
+/// Plays a seed's schedule; where it ends otherwise than it should, that is told with what replays it.
+fn try_play(seed: u64) -> Result<Counts, String> {
+    catch_unwind(|| play(seed, false)).map_err(|cause| {
+        let text = cause.downcast_ref::<String>().cloned();
+        let words = text.or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
+        format!("seed {seed}: {words}; play it again with `just sim {seed}`")
+    })
+}
+
+#[test]
+fn ten_thousand_schedules_end_alike() {
+    let (next, seen, wrong) = (AtomicU64::new(0), Mutex::new(Counts::default()), Mutex::new(Vec::new()));
+    let play_some = || {
+        // Ends: each turn takes a seed.
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= N_SEEDS || lock(&wrong).len() >= N_WRONG_MAX {
+                return;
+            }
+            match try_play(seed) {
+                Ok(counts) => lock(&seen).add_all(&counts),
+                Err(words) => lock(&wrong).push(words),
+            }
+        }
+    };
+    let n_threads = available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| (0..n_threads).for_each(|_| drop(scope.spawn(play_some))));
+    let (seen, wrong) = (lock(&seen).clone(), lock(&wrong).join("\n"));
+    assert!(wrong.is_empty(), "{wrong}");
+    println!("{seen:#?}");
+    let unseen: Vec<Seen> = Seen::ALL.into_iter().filter(|&kind| seen.of(kind) == 0).collect();
+    assert!(unseen.is_empty(), "expected every one of these in some schedule, found none: {unseen:?}");
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The schedule of the seed in `TELAR_SIM_SEED`, line by line; without it that of seed 0, in silence.
+#[test]
+fn one_schedule() {
+    match std::env::var("TELAR_SIM_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().unwrap_or_else(|_| panic!("expected a seed in TELAR_SIM_SEED, found `{seed}`"));
+            play(seed, true);
+        }
+        Err(_) => check(0),
+    }
+}

@@ -1,0 +1,151 @@
+//! What lies between workers and coordinator: connections, the letters on them, and what can happen to both.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use coordinator::training::{Farewell, Profile, Work, WorkerId};
+use model::loss::LossSums;
+
+use super::chance::Chance;
+use super::seen::{Counts, Seen};
+
+/// What a worker says.
+#[derive(Clone, Debug)]
+pub enum ToCoordinator {
+    Join(Profile),
+    Ready,
+    Shard(ShardAnswer),
+    Batch { step: u64, batch: u32, sums: LossSums, params_fingerprint: u64 },
+    Lagging(String),
+    Leaving,
+    Heartbeat(u64),
+}
+
+/// A shard's result as it travels: nothing is known of its numbers.
+#[derive(Clone, Debug)]
+pub struct ShardAnswer {
+    pub step: u64,
+    pub shard: u32,
+    pub gradient_sum: Vec<f32>,
+    pub sums: LossSums,
+    pub params_fingerprint: u64,
+    pub compute: Duration,
+}
+
+/// What the coordinator says.
+#[derive(Clone, Debug)]
+pub enum ToWorker {
+    Welcome,
+    State { step: u64, params: Rc<[f32]>, velocity: Rc<[f32]>, work: Work },
+    Update { step: u64, gradient: Rc<[f32]>, work: Work },
+    Work(Work),
+    Refusal,
+    Dismissal(Farewell),
+}
+
+/// One worker's stream, both ways.
+#[derive(Debug)]
+pub struct Connection {
+    /// Whose it is.
+    pub process: usize,
+    /// The coordinator's process that it leads to.
+    pub incarnation: u32,
+    /// The worker's number, once it has joined.
+    pub worker_id: Option<WorkerId>,
+    /// Whether the coordinator still listens and speaks.
+    pub is_open_here: bool,
+    /// Whether nothing arrives any more: it broke, or is half open.
+    pub is_cut: bool,
+    /// Whether its end is not noticed either.
+    pub is_half_open: bool,
+    /// When the last letter arrives, each way.
+    to_coordinator: Duration,
+    to_worker: Duration,
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    ToCoordinator,
+    ToWorker,
+}
+
+impl Connection {
+    pub fn new(process: usize, incarnation: u32) -> Self {
+        let (to_coordinator, to_worker) = (Duration::ZERO, Duration::ZERO);
+        let (is_open_here, is_cut, is_half_open) = (true, false, false);
+        Self { process, incarnation, worker_id: None, is_open_here, is_cut, is_half_open, to_coordinator, to_worker }
+    }
+
+    /// Lets something arrive after all that was sent before it.
+    pub fn arrive_last(&mut self, way: Way, moment: Duration) -> Duration {
+        let last = match way {
+            Way::ToCoordinator => &mut self.to_coordinator,
+            Way::ToWorker => &mut self.to_worker,
+        };
+        *last = moment.max(*last);
+        *last
+    }
+}
+
+/// What letters go through.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// How long a letter is on its way, in milliseconds.
+    pub delay: (u64, u64),
+    /// How many of a thousand are lost, doubled, or overtake others.
+    pub n_lost: u64,
+    pub n_doubled: u64,
+    pub n_overtaking: u64,
+}
+
+impl Network {
+    /// Whether it does more to letters than that they take their time.
+    pub fn is_rough(&self) -> bool {
+        self.n_lost + self.n_doubled + self.n_overtaking > 0
+    }
+
+    /// How long something is on its way.
+    pub fn delay(&self, chance: &mut Chance) -> Duration {
+        chance.time(self.delay.0..=self.delay.1)
+    }
+
+    /// When a letter sent now arrives: never, or once, or twice.
+    pub fn arrivals(
+        &self,
+        connection: &mut Connection,
+        way: Way,
+        fate: Fate,
+        now: Duration,
+        chance: &mut Chance,
+        seen: &mut Counts,
+    ) -> Vec<Duration> {
+        let may_suffer = fate == Fate::Any;
+        if may_suffer && chance.is_of_thousand(self.n_lost) {
+            seen.add(Seen::LetterLost, 1);
+            return Vec::new();
+        }
+        let mut arrivals = Vec::new();
+        let n_copies = if may_suffer && chance.is_of_thousand(self.n_doubled) { 2 } else { 1 };
+        seen.add(Seen::LetterDoubled, n_copies - 1);
+        for _ in 0..n_copies {
+            let moment = now + self.delay(chance);
+            if may_suffer && chance.is_of_thousand(self.n_overtaking) {
+                seen.add(Seen::LetterOvertaken, 1);
+                arrivals.push(moment);
+            } else {
+                arrivals.push(connection.arrive_last(way, moment));
+            }
+        }
+        arrivals
+    }
+}
+
+/// What may happen to a letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Whatever the network does to letters.
+    Any,
+    /// It arrives once and in its turn, since what it stands for is no letter of ours: the opening and the end of a stream.
+    Sure,
+}

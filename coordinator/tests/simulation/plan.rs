@@ -1,0 +1,136 @@
+//! What a seed stands for: what is trained, on what workers, over what network, and how much goes wrong.
+
+use std::time::Duration;
+
+use coordinator::training::{AfterStop, CheckpointEvery, Rounding, Rules, State};
+use model::arch::Architecture;
+use model::layers::Noise;
+use model::recipe::Recipe;
+use model::sgd::Sgd;
+
+use super::chance::Chance;
+use super::network::Network;
+use super::worker::{Lie, Lies};
+
+/// One schedule's circumstances.
+pub struct Plan {
+    pub rules: Rules,
+    pub initial: State,
+    /// Places for workers: where a process ends, another one comes.
+    pub n_slots: usize,
+    pub network: Network,
+    /// How many things go wrong, and the time between two of them in milliseconds.
+    pub n_mishaps: u64,
+    pub mishap_gap: (u64, u64),
+    /// How long a worker takes for a shard or a batch, in milliseconds.
+    pub task_time: (u64, u64),
+    /// How long a worker takes to get ready, in milliseconds.
+    pub prepare_time: (u64, u64),
+    /// How late the first workers come, in milliseconds.
+    pub join_time: u64,
+    /// How long a worker searches for a coordinator.
+    pub search_max: Duration,
+    /// How long a checkpoint takes to be on the disk, in milliseconds.
+    pub save_time: (u64, u64),
+    /// Whether each state is kept as soon as it is there.
+    pub has_journal: bool,
+    /// What liars lie about, if there are any: the first process in each of the first slots.
+    pub lies: Option<Lies>,
+    pub n_liars: usize,
+    /// How long they lie, once nothing else goes wrong any more, in milliseconds.
+    pub lying_time: u64,
+    /// Compute classes, which all give the same bits here.
+    pub classes: &'static [&'static str],
+    /// Slots whose workers nothing happens to: those that a liar with finite numbers is found out by.
+    pub steady: std::ops::Range<usize>,
+}
+
+impl Plan {
+    pub fn draw(chance: &mut Chance) -> Self {
+        let lies = chance.is_one_in(3).then(|| draw_lies(chance));
+        let has_wrong_bits = lies.is_some_and(|lies| lies.lie == Lie::WrongBits);
+        let network = if has_wrong_bits { draw_orderly(chance) } else { draw_network(chance) };
+        let recipe = draw_recipe(chance);
+        let rounding = chance.pick(&[Rounding::None, Rounding::None, Rounding::Bf16]);
+        let n_params = chance.number(1..=5);
+        let initial = (0..n_params).map(|_| chance.pick(&[-1.0, -0.3, 0.0, 0.001, 0.7, 12.5])).collect();
+        let rules = Rules {
+            n_train: recipe.batch_size.get() * chance.count(1..=8) - chance.count(0..=recipe.batch_size.get() - 1),
+            n_valid: chance.count(1..=1501),
+            rounding,
+            checkpoint_every: match chance.number(0..=5) {
+                0 | 1 => CheckpointEvery::Epoch,
+                n_steps => CheckpointEvery::Steps(n_steps - 1),
+            },
+            silence_max: chance.time(1_500..=3_000),
+            // Each letter that is lost may cost as much.
+            join_wait_max: if network.is_rough() { chance.time(3_000..=8_000) } else { chance.time(3_000..=60_000) },
+            audit: if has_wrong_bits { 1.0 } else { chance.pick(&[0.0, 0.0, 0.0, 0.3, 1.0]) },
+            after_stop: chance.pick(&[AfterStop::ComeBack, AfterStop::End]),
+            recipe,
+        };
+        let n_slots = if has_wrong_bits { chance.pick(&[3, 4, 6, 6]) } else { chance.pick(&[1, 2, 3, 4, 5, 6]) };
+        let task_ms = chance.pick(&[5, 20, 100, 300]);
+        Self {
+            initial: State::new(&rules.recipe, rounding, initial),
+            n_slots,
+            network,
+            n_mishaps: chance.pick(if has_wrong_bits { &[0, 2, 5, 10] } else { &[0, 10, 30, 100, 300] }),
+            mishap_gap: (0, chance.pick(&[1, 3, 10, 30]) * task_ms),
+            task_time: (task_ms, task_ms + chance.pick(&[0, 1, task_ms])),
+            prepare_time: (0, chance.pick(&[1, 10, 100, 5_000])),
+            join_time: chance.pick(&[0, 10, 100, 20_000]),
+            search_max: chance.time(5_000..=60_000),
+            save_time: (1, chance.pick(&[2, 50, 500])),
+            has_journal: chance.is_one_in(4),
+            // Two are enough to say who is right, where one of them is there when it matters.
+            steady: if has_wrong_bits { 1..n_slots.min(5) } else { 0..0 },
+            // Two that lie alike would be right.
+            n_liars: if has_wrong_bits || chance.is_one_in(2) { 1 } else { 2 },
+            lying_time: chance.pick(&[100, 2_000, 20_000]),
+            classes: if lies.is_none() && chance.is_one_in(8) { &["one", "other"] } else { &["one"] },
+            lies,
+            rules,
+        }
+    }
+}
+
+fn draw_lies(chance: &mut Chance) -> Lies {
+    let lie = chance.pick(&[Lie::NotFinite, Lie::WrongLength, Lie::WrongCount, Lie::Stray, Lie::WrongBits]);
+    Lies { lie, n_true: chance.pick(&[0, 1, 3, 10]), is_once: chance.is_one_in(2), n_told: 0 }
+}
+
+/// A network on which no more happens to letters than that they take their time.
+fn draw_orderly(chance: &mut Chance) -> Network {
+    Network { delay: (0, chance.pick(&[1, 10, 100, 400])), n_lost: 0, n_doubled: 0, n_overtaking: 0 }
+}
+
+fn draw_network(chance: &mut Chance) -> Network {
+    let orderly = draw_orderly(chance);
+    if !chance.is_one_in(4) {
+        return orderly;
+    }
+    Network {
+        n_lost: chance.pick(&[0, 0, 5, 30]),
+        n_doubled: chance.pick(&[0, 10, 50]),
+        n_overtaking: chance.pick(&[0, 10, 50]),
+        ..orderly
+    }
+}
+
+fn draw_recipe(chance: &mut Chance) -> Recipe {
+    let shards = chance.count(1..=8);
+    let momentum = chance.pick(&[0.0, 0.9]);
+    Recipe {
+        architecture: Architecture::Denoising,
+        epochs: chance.count(1..=3).try_into().expect("above 0"),
+        batch_size: (shards + chance.count(0..=6)).try_into().expect("above 0"),
+        shards: shards.try_into().expect("above 0"),
+        sgd: Sgd { learning_rate: 0.01, momentum, nesterov: momentum > 0.0 && chance.is_one_in(2) },
+        noise: Noise::None,
+        shuffle: chance.is_one_in(2),
+        seed: chance.number(0..=u64::MAX - 1),
+        max_steps: chance.is_one_in(4).then(|| chance.number(1..=20)),
+        init_from: None,
+    }
+}

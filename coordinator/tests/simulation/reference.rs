@@ -1,0 +1,151 @@
+//! What is trained, in place of a network and its data, and the run as it goes when nothing disturbs it: a plain loop that
+//! knows no core.
+
+use half::bf16;
+use model::arch::N_PIXELS;
+use model::gradients::ShardResult;
+use model::loss::LossSums;
+use model::params::params_fingerprint;
+use model::recipe::Recipe;
+use model::reduce::{average, reduce};
+
+use coordinator::training::{Place, Rounding, Rules, State};
+
+/// What every worker knows: how many samples are where, and what comes out of them.
+pub struct Problem {
+    pub recipe: Recipe,
+    pub rounding: Rounding,
+    /// Samples of each shard, by step of an epoch.
+    pub shard_samples: Vec<Vec<u64>>,
+    /// Samples of each batch of the validation split.
+    pub batch_samples: Vec<u64>,
+}
+
+impl Problem {
+    pub fn new(rules: &Rules) -> Self {
+        let sampler = rules.recipe.sampler(0, rules.n_train);
+        let shards = 0..rules.recipe.shards.get() as usize;
+        let samples = |step| shards.clone().map(|shard| sampler.shard(step, shard).len() as u64).collect();
+        let mut n_left = u64::from(rules.n_valid);
+        let mut batch_samples = Vec::new();
+        while n_left > 0 {
+            batch_samples.push(n_left.min(500));
+            n_left -= n_left.min(500);
+        }
+        Self {
+            recipe: rules.recipe.clone(),
+            rounding: rules.rounding,
+            shard_samples: (0..sampler.n_steps()).map(samples).collect(),
+            batch_samples,
+        }
+    }
+
+    /// The result of a shard: a pure function of the parameters and of its place. Its numbers are of such different size that
+    /// each order of addition gives other bits.
+    pub fn shard(&self, params: &[f32], place: Place, step: u64, shard: u32) -> ShardResult {
+        let n_samples = self.shard_samples[place.step_of_epoch as usize][shard as usize];
+        if n_samples == 0 {
+            return ShardResult { gradient_sum: vec![0.0; params.len()], sums: LossSums::default() };
+        }
+        let key = [1, params_fingerprint(params), place.epoch.into(), step, shard.into()];
+        let value = |(nth, param): (u64, &f32)| {
+            let [a, b, power, ..] = mixed(&[key.as_slice(), &[nth]].concat()).to_le_bytes();
+            let share = f32::from(u16::from_le_bytes([a, b])) / 65_536.0 - 0.5;
+            let value = share.mul_add(10_f32.powi(i32::from(power % 9) - 4), 0.01 * param);
+            match self.rounding {
+                Rounding::None => value,
+                Rounding::Bf16 => bf16::from_f32(value).to_f32(),
+            }
+        };
+        let gradient_sum = (0..).zip(params).map(value).collect();
+        ShardResult { gradient_sum, sums: sums(&key, n_samples) }
+    }
+
+    /// The losses of a batch of the validation split.
+    pub fn batch(&self, params: &[f32], step: u64, batch: u32) -> LossSums {
+        sums(&[2, params_fingerprint(params), step, batch.into()], self.batch_samples[batch as usize])
+    }
+}
+
+fn sums(key: &[u64], n_samples: u64) -> LossSums {
+    let [a, b, power, ..] = mixed(&[key, &[u64::MAX]].concat()).to_le_bytes();
+    let loss_sum = f64::from(u16::from_le_bytes([a, b])) / 3.0 * 10_f64.powi(i32::from(power % 7) - 3);
+    LossSums { loss_sum, correct_sum: u64::from(a) * n_samples * (N_PIXELS as u64) / 255, n_samples }
+}
+
+/// Numbers stirred into one, as SplitMix64 does it.
+fn mixed(numbers: &[u64]) -> u64 {
+    numbers.iter().fold(0, |sum, &number| {
+        let mut z = (sum ^ number).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    })
+}
+
+/// What an undisturbed run comes to.
+pub struct Reference {
+    /// The state after so many updates; its sums are those of the epoch up to there, before they are validated.
+    pub states: Vec<State>,
+    /// The losses of each step, that after `n` updates at place `n`.
+    pub step_sums: Vec<LossSums>,
+    /// Each epoch's end: updates, and the losses of the validation.
+    pub validations: Vec<(u64, LossSums)>,
+}
+
+impl Reference {
+    pub fn new(problem: &Problem, initial: &State) -> Self {
+        let recipe = &problem.recipe;
+        let (mut states, mut step_sums, mut validations) = (vec![initial.clone()], Vec::new(), Vec::new());
+        let mut state = initial.clone();
+        let n_steps_max = recipe.max_steps.unwrap_or(u64::MAX);
+        for epoch in 0..recipe.epochs.get() {
+            if state.step == n_steps_max {
+                break;
+            }
+            state.epoch_sums = LossSums::default();
+            for step_of_epoch in (0..).take(problem.shard_samples.len()) {
+                if state.step == n_steps_max {
+                    break;
+                }
+                let place = Place { epoch, step_of_epoch };
+                let shard = |shard| problem.shard(&state.params, place, state.step, shard);
+                let mut results: Vec<ShardResult> = (0..recipe.shards.get()).map(shard).collect();
+                let ShardResult { gradient_sum, sums } = reduce(&mut results);
+                average(gradient_sum, sums.n_samples);
+                if problem.rounding == Rounding::Bf16 {
+                    for (value, residual) in gradient_sum.iter_mut().zip(&mut state.residual) {
+                        let wanted = *value + *residual;
+                        *value = bf16::from_f32(wanted).to_f32();
+                        *residual = wanted - *value;
+                    }
+                }
+                recipe.sgd.apply(&mut state.params, &mut state.velocity, gradient_sum);
+                state.step += 1;
+                state.epoch_sums.add(*sums);
+                step_sums.push(*sums);
+                states.push(state.clone());
+            }
+            let mut validation = LossSums::default();
+            for batch in (0..).take(problem.batch_samples.len()) {
+                validation.add(problem.batch(&state.params, state.step, batch));
+            }
+            validations.push((state.step, validation));
+        }
+        Self { states, step_sums, validations }
+    }
+
+    pub fn last(&self) -> &State {
+        self.states.last().expect("a run begins with a state")
+    }
+}
+
+/// Losses as bits.
+pub fn bits(sums: &LossSums) -> (u64, u64, u64) {
+    (sums.loss_sum.to_bits(), sums.correct_sum, sums.n_samples)
+}
+
+/// Numbers as bits.
+pub fn all_bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}

@@ -1,0 +1,578 @@
+//! The core in its shell, as `driver` and `server` are one: letters in, wishes out. After each event it is looked at what the
+//! core wishes and what it has come to, and compared with the undisturbed run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use coordinator::training::{
+    Action, BatchDone, CheckpointEvery, Computed, EpochReport, Event, Farewell, Late, Outcome, Profile, Refusal,
+    Report, Rules, ShardDone, State, StepReport, Training, Work, WorkerId,
+};
+use model::gradients::ShardResult;
+use model::loss::LossSums;
+
+use super::network::{ShardAnswer, ToCoordinator, ToWorker};
+use super::reference::{Problem, Reference, all_bits, bits};
+use super::seen::{Counts, Seen};
+use super::words;
+
+/// A coordinator's process.
+pub struct Shell {
+    pub training: Training,
+    pub incarnation: u32,
+    pub sessions: BTreeMap<WorkerId, Session>,
+    pub outcome: Option<Outcome>,
+    /// Epochs that were validated, in this process and those before it that it goes on from.
+    n_validated: usize,
+    begun: Duration,
+    n_joined: u64,
+    is_waiting: bool,
+    last_deadline: Option<Duration>,
+    /// Who helps whom with a late task of this round.
+    late: Vec<Late>,
+    /// Who was evicted, and at which step.
+    evicted: BTreeSet<(WorkerId, u64)>,
+    /// How far the state was that a checkpoint was last wished of.
+    kept: (u64, usize),
+    /// Processes that sent something that is not finite, by step.
+    not_finite: BTreeSet<(u64, u32)>,
+}
+
+/// A worker that is in.
+pub struct Session {
+    pub connection: usize,
+    pub process: u32,
+    pub is_ready: bool,
+    is_leaving: bool,
+    /// Updates that its replica was told of, once it was sent a state.
+    step: Option<u64>,
+    /// Its messages are not taken any more: the next one to it fails.
+    pub is_full: bool,
+}
+
+/// What a run goes on from.
+#[derive(Clone)]
+pub struct Saved {
+    pub state: State,
+    pub n_validated: usize,
+}
+
+/// What is to be done outside.
+pub enum Wish {
+    Send(usize, ToWorker),
+    Close(usize),
+    Save(Saved),
+    Finish(Outcome),
+}
+
+/// What is the same for all processes of a run.
+pub struct Run {
+    pub rules: Rules,
+    pub problem: Problem,
+    pub reference: Reference,
+    /// Whether letters may be lost, doubled or overtaken.
+    pub is_rough: bool,
+}
+
+/// What happens in one schedule, counted and, if asked for, told.
+pub struct Notes {
+    pub seen: Counts,
+    pub is_told: bool,
+    pub now: Duration,
+    /// Processes that have lied so far.
+    pub liars: BTreeMap<u32, Seen>,
+    /// Processes that something has happened to so far, be it only that they were slow.
+    pub hindered: BTreeSet<u32>,
+}
+
+impl Notes {
+    pub fn tell(&self, words: impl FnOnce() -> String) {
+        if self.is_told {
+            println!("{:>12.6}  {}", self.now.as_secs_f64(), words());
+        }
+    }
+}
+
+impl Shell {
+    pub fn start(run: &Run, saved: Saved, incarnation: u32, notes: &mut Notes) -> (Self, Vec<Wish>) {
+        let Saved { state, n_validated } = saved;
+        notes.tell(|| format!("coordinator {incarnation} starts from step {}", state.step));
+        if state.step > 0 {
+            notes.seen.add(Seen::Resumed, 1);
+            let is_at_end = run.reference.validations.iter().any(|&(step, _)| step == state.step);
+            notes.seen.add(Seen::ResumedBeforeValidation, u64::from(is_at_end && state.epoch_sums.n_samples > 0));
+        }
+        // There is nothing to go on from before the first checkpoint is written.
+        let kept = if state.step > 0 { (state.step, n_validated) } else { (u64::MAX, 0) };
+        let mut shell = Self {
+            training: Training::new(run.rules.clone(), state, Duration::ZERO),
+            incarnation,
+            sessions: BTreeMap::new(),
+            outcome: None,
+            n_validated,
+            begun: notes.now,
+            n_joined: 0,
+            is_waiting: false,
+            last_deadline: None,
+            late: Vec::new(),
+            evicted: BTreeSet::new(),
+            kept,
+            not_finite: BTreeSet::new(),
+        };
+        let wishes = shell.act(run, notes);
+        (shell, wishes)
+    }
+
+    /// A worker's stream begins.
+    pub fn join(&mut self, run: &Run, profile: Profile, connection: usize, notes: &mut Notes) -> (WorkerId, Vec<Wish>) {
+        self.n_joined += 1;
+        let worker_id = WorkerId(self.n_joined);
+        if self.outcome.is_none() {
+            let process = profile.process;
+            let (is_ready, is_leaving, step, is_full) = (false, false, None, false);
+            self.sessions.insert(worker_id, Session { connection, process, is_ready, is_leaving, step, is_full });
+        }
+        (worker_id, self.happen(run, Event::Joined(worker_id, profile), notes))
+    }
+
+    /// A letter on the stream of a worker, which may be out.
+    pub fn read(&mut self, run: &Run, worker_id: WorkerId, letter: ToCoordinator, notes: &mut Notes) -> Vec<Wish> {
+        let event = event_of(worker_id, letter, run.rules_n_params());
+        if let Some(session) = self.sessions.get_mut(&worker_id) {
+            match &event {
+                Event::Ready(_) => session.is_ready = true,
+                Event::Leaving(_, _) => session.is_leaving = true,
+                Event::ShardDone(_, done) if is_not_finite(done) => {
+                    self.not_finite.insert((done.step, session.process));
+                }
+                Event::BatchDone(_, done) if !done.sums.loss_sum.is_finite() => {
+                    self.not_finite.insert((done.step, session.process));
+                }
+                _ => {}
+            }
+            return self.happen(run, event, notes);
+        }
+        let wishes = self.happen(run, event, notes);
+        assert!(wishes.is_empty(), "an event of worker {worker_id}, who is out, has no effect");
+        wishes
+    }
+
+    pub fn lose(&mut self, run: &Run, worker_id: WorkerId, reason: &str, notes: &mut Notes) -> Vec<Wish> {
+        self.sessions.remove(&worker_id);
+        self.happen(run, Event::Lost(worker_id, reason.to_owned()), notes)
+    }
+
+    pub fn stop(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
+        self.happen(run, Event::Stop, notes)
+    }
+
+    /// What the run has come to.
+    pub fn save(&self) -> Saved {
+        Saved { state: self.training.state().clone(), n_validated: self.n_validated }
+    }
+
+    /// How far it has come: updates, and validations.
+    pub fn age(&self) -> (u64, usize) {
+        (self.training.state().step, self.n_validated)
+    }
+
+    /// When the core wants to be woken.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.training.next_deadline().map(|deadline| self.begun + deadline)
+    }
+
+    /// Wakes the core.
+    pub fn wake(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
+        let deadline = self.training.next_deadline();
+        let (now, step) = (self.now(notes), self.training.state().step);
+        notes.tell(|| format!("deadline {deadline:?}"));
+        self.training.handle_deadline(now);
+        let n_before = self.sessions.len();
+        let wishes = self.act(run, notes);
+        let has_acted = !wishes.is_empty() || self.sessions.len() < n_before || self.training.state().step > step;
+        let is_same = self.last_deadline.replace(deadline.expect("it is woken when it wants to be")) == deadline;
+        assert!(!is_same || has_acted, "the core wakes for the same deadline twice, and does nothing");
+        let next = self.training.next_deadline();
+        assert!(next.is_none_or(|next| next > now) || has_acted, "woken at {now:?}, it wants to be woken at {next:?}");
+        wishes
+    }
+
+    fn happen(&mut self, run: &Run, event: Event, notes: &mut Notes) -> Vec<Wish> {
+        if !matches!(event, Event::Heard(..)) {
+            notes.tell(|| words::of_event(&event));
+        }
+        let step = self.training.state().step;
+        self.training.handle_event(self.now(notes), event);
+        assert_eq!(self.training.state().step, step, "the parameters change when the core is polled");
+        self.act(run, notes)
+    }
+
+    fn now(&self, notes: &Notes) -> Duration {
+        notes.now - self.begun
+    }
+
+    /// Does what the core wishes, and looks at it.
+    fn act(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
+        let (had_ended, begun) = (self.outcome.is_some(), self.age());
+        let active = self.sessions.iter().filter(|(_, session)| session.is_active());
+        let mut helpers: BTreeMap<WorkerId, u32> = active.map(|(&id, session)| (id, session.process)).collect();
+        let (mut wishes, mut lost, mut lagging) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        // Ends: the core wishes for finitely many things between two events.
+        for n_actions in 0.. {
+            assert!(n_actions < 10_000, "the core wishes for things without end");
+            let step = self.training.state().step;
+            let Some(action) = self.training.poll_action(self.now(notes)) else { break };
+            let is_update = matches!(action, Action::SendUpdate { .. });
+            assert_eq!(self.training.state().step, step + u64::from(is_update), "a step is one update");
+            notes.tell(|| format!("    {}", words::of_action(&action)));
+            let is_for_late_joiner = matches!(action, Action::Dismiss(_, Farewell::End, _));
+            assert!(self.outcome.is_none() || (had_ended && is_for_late_joiner), "after the end, {action:?}");
+            match action {
+                Action::Welcome(worker_id) => {
+                    self.send(worker_id, &mut lost, &mut wishes, notes, |_| ToWorker::Welcome)
+                }
+                Action::SendState(worker_id, work) => {
+                    lagging.remove(&worker_id);
+                    self.check_work(run, &work);
+                    let State { step, params, velocity, .. } = self.training.state();
+                    let (step, params, velocity) = (*step, params.as_slice().into(), velocity.as_slice().into());
+                    self.send(worker_id, &mut lost, &mut wishes, notes, |session| {
+                        session.step = Some(step);
+                        ToWorker::State { step, params, velocity, work }
+                    });
+                }
+                Action::SendUpdate { gradient, work } => {
+                    self.check_state(run);
+                    let following = self.sessions.iter().filter(|(_, session)| session.step.is_some());
+                    let following: BTreeSet<WorkerId> = following.map(|(&worker_id, _)| worker_id).collect();
+                    let told: BTreeSet<WorkerId> = work.keys().copied().filter(|id| !lost.contains(id)).collect();
+                    assert_eq!(told, following, "an update goes to each replica");
+                    let spent = self.training.take_spent();
+                    assert!(spent.len() < 1_000, "vectors are used again, found {} of them", spent.len());
+                    let (step, gradient): (u64, Rc<[f32]>) = (self.training.state().step, gradient.into());
+                    for (worker_id, work) in work {
+                        self.check_work(run, &work);
+                        let gradient = Rc::clone(&gradient);
+                        self.send(worker_id, &mut lost, &mut wishes, notes, |session| {
+                            assert_eq!(session.step.replace(step), Some(step - 1), "a replica misses no update");
+                            assert!(!session.is_leaving || work == Work::Nothing, "who leaves gets nothing new");
+                            ToWorker::Update { step, gradient, work }
+                        });
+                    }
+                }
+                Action::SendWork(worker_id, work) => {
+                    self.check_work(run, &work);
+                    assert_ne!(work, Work::Nothing, "to do nothing is no order by itself");
+                    let step = self.training.state().step;
+                    self.send(worker_id, &mut lost, &mut wishes, notes, |session| {
+                        assert_eq!(session.step, Some(step), "work is for those who have the parameters");
+                        assert!(!session.is_leaving, "who leaves gets nothing new");
+                        ToWorker::Work(work)
+                    });
+                }
+                Action::Refuse(worker_id, refusal) => {
+                    match refusal {
+                        Refusal::Stale { .. } => notes.seen.add(Seen::RefusedStale, 1),
+                        Refusal::Duplicate { .. } => notes.seen.add(Seen::RefusedDuplicate, 1),
+                        Refusal::NoSuchTask { .. } => panic!("nobody computes what there is not: {refusal}"),
+                    }
+                    self.send(worker_id, &mut lost, &mut wishes, notes, |_| ToWorker::Refusal);
+                }
+                Action::Dismiss(worker_id, farewell, reason) => {
+                    note_dismissal(farewell, &reason, &mut notes.seen);
+                    if farewell != Farewell::End {
+                        helpers.remove(&worker_id);
+                    }
+                    let Some(session) = self.sessions.remove(&worker_id) else {
+                        assert!(had_ended || lost.contains(&worker_id), "worker {worker_id} is dismissed, and is out");
+                        continue;
+                    };
+                    let is_given_up = reason.starts_with("silent for") || reason.starts_with("no answer for");
+                    let is_hindered = run.is_rough || notes.hindered.contains(&session.process);
+                    assert!(is_hindered || !is_given_up, "worker {worker_id} is well and is given up: {reason}");
+                    if matches!(farewell, Farewell::Refused | Farewell::Evicted) {
+                        let lie = notes.liars.get(&session.process).copied();
+                        let lie = lie.unwrap_or_else(|| panic!("worker {worker_id} never lied: {reason}"));
+                        notes.seen.add(evicted_for(lie), 1);
+                        self.evicted.insert((worker_id, self.training.state().step));
+                    }
+                    wishes.push(Wish::Send(session.connection, ToWorker::Dismissal(farewell)));
+                    wishes.push(Wish::Close(session.connection));
+                }
+                Action::Checkpoint => {
+                    self.check_state(run);
+                    assert_ne!(self.kept, self.age(), "a state is kept once");
+                    self.kept = self.age();
+                    wishes.push(Wish::Save(self.save()));
+                }
+                Action::Report(report) => {
+                    if let Report::Lagging { worker_id, .. } = &report {
+                        lagging.insert(*worker_id);
+                    }
+                    self.hear(run, report, notes);
+                }
+                Action::Finish(outcome) => {
+                    let helpers = helpers.iter().filter(|(worker_id, _)| !lost.contains(worker_id));
+                    let helpers = helpers.map(|(_, &process)| process).collect();
+                    self.check_end(run, &outcome, &helpers, notes);
+                    self.outcome = Some(outcome.clone());
+                    wishes.push(Wish::Finish(outcome));
+                }
+            }
+        }
+        assert!(lagging.is_subset(&lost), "expected a state for each of {lagging:?}");
+        self.check_kept(run, begun);
+        wishes
+    }
+
+    /// Sends a worker that is in something; one whose messages are not taken is lost by that, as `driver` has it.
+    fn send(
+        &mut self,
+        worker_id: WorkerId,
+        lost: &mut BTreeSet<WorkerId>,
+        wishes: &mut Vec<Wish>,
+        notes: &mut Notes,
+        letter: impl FnOnce(&mut Session) -> ToWorker,
+    ) {
+        let Some(session) = self.sessions.get_mut(&worker_id) else {
+            return assert!(lost.contains(&worker_id), "worker {worker_id} is spoken to, and is out");
+        };
+        let letter = letter(session);
+        let connection = session.connection;
+        if !session.is_full {
+            return wishes.push(Wish::Send(connection, letter));
+        }
+        notes.seen.add(Seen::Overflow, 1);
+        self.sessions.remove(&worker_id);
+        lost.insert(worker_id);
+        wishes.push(Wish::Close(connection));
+        let event = Event::Lost(worker_id, "it does not take its messages".to_owned());
+        notes.tell(|| format!("    {}", words::of_event(&event)));
+        self.training.handle_event(self.now(notes), event);
+    }
+
+    /// That work is of what is to be done now.
+    fn check_work(&self, run: &Run, work: &Work) {
+        let step = self.training.state().step;
+        let epoch_ends_here = self.reference_validation(run).is_some_and(|(at, _)| *at == step);
+        let tasks = match work {
+            Work::Nothing => return,
+            Work::Shards { step: found, place, shards } => {
+                let steps_per_epoch = run.problem.shard_samples.len() as u64;
+                let found_place = (u64::from(place.epoch), u64::from(place.step_of_epoch));
+                assert_eq!((*found, found_place), (step, (step / steps_per_epoch, step % steps_per_epoch)));
+                assert!(!epoch_ends_here, "an epoch is validated before the next one begins");
+                let n_shards = run.rules.recipe.shards.get();
+                assert!(shards.iter().all(|&shard| shard < n_shards), "expected shards below {n_shards}: {shards:?}");
+                shards
+            }
+            Work::Batches { step: found, batches } => {
+                assert_eq!(*found, step, "what is validated is what there is");
+                assert!(epoch_ends_here, "a validation is at an epoch's end");
+                let n_batches = run.problem.batch_samples.len();
+                assert!(batches.iter().all(|&batch| (batch as usize) < n_batches), "below {n_batches}: {batches:?}");
+                batches
+            }
+        };
+        let distinct: BTreeSet<u32> = tasks.iter().copied().collect();
+        assert!(!tasks.is_empty() && distinct.len() == tasks.len(), "work is of several tasks: {tasks:?}");
+    }
+
+    /// That the state is in every bit that of the undisturbed run at this step.
+    fn check_state(&self, run: &Run) {
+        let State { step, params, velocity, residual, epoch_sums, .. } = self.training.state();
+        let place = usize::try_from(*step).expect("few steps");
+        let expected = run.reference.states.get(place).expect("a run goes no further than it should");
+        assert_eq!(all_bits(params), all_bits(&expected.params), "parameters at step {step}");
+        assert_eq!(all_bits(velocity), all_bits(&expected.velocity), "velocity at step {step}");
+        assert_eq!(all_bits(residual), all_bits(&expected.residual), "residual at step {step}");
+        let is_validated = self.n_validated > 0 && run.reference.validations[self.n_validated - 1].0 == *step;
+        let expected = if is_validated { LossSums::default() } else { expected.epoch_sums };
+        assert_eq!(bits(epoch_sums), bits(&expected), "sums of the epoch at step {step}");
+    }
+
+    /// That a checkpoint was wished of a state that was due for one since the state `begun`.
+    fn check_kept(&self, run: &Run, begun: (u64, usize)) {
+        let (step, n_validated) = self.age();
+        let is_due = match run.rules.checkpoint_every {
+            CheckpointEvery::Epoch => n_validated > begun.1,
+            CheckpointEvery::Steps(n_steps) => step > begun.0 && step.is_multiple_of(n_steps),
+        };
+        let is_end = matches!(self.outcome, Some(Outcome::Completed | Outcome::Stopped));
+        let is_kept = self.kept == self.age();
+        assert!(is_kept || !(is_due || is_end), "kept is {:?} at {:?}", self.kept, self.age());
+    }
+
+    fn hear(&mut self, run: &Run, report: Report, notes: &mut Notes) {
+        let seen = &mut notes.seen;
+        match report {
+            Report::Step(report) => {
+                self.check_step(run, &report);
+                for late in self.late.drain(..) {
+                    let WorkerId(first) = report.workers[late.task as usize];
+                    seen.add(Seen::HelperFirst, u64::from(first == late.helper.0));
+                    seen.add(Seen::StragglerFirst, u64::from(first == late.straggler.0));
+                }
+            }
+            Report::Epoch(report) => {
+                self.check_epoch(run, &report);
+                self.late.clear();
+            }
+            Report::Left { n_handed_on, .. } => seen.add(Seen::HandedOn, n_handed_on as u64),
+            Report::Lagging { worker_id, reason } => {
+                seen.add(Seen::Lagging, 1);
+                let is_honest = |session: &Session| !notes.liars.contains_key(&session.process);
+                let is_expected = run.is_rough || !self.sessions.get(&worker_id).is_some_and(is_honest);
+                assert!(
+                    is_expected,
+                    "worker {worker_id}, whose letters all came in their turn, is sent anew: {reason}"
+                );
+            }
+            Report::Waiting => {
+                assert!(!std::mem::replace(&mut self.is_waiting, true), "it waits already");
+                assert!(!self.sessions.values().any(Session::is_active), "it waits, and somebody is there");
+                seen.add(Seen::Waiting, 1);
+            }
+            Report::GoingOn => assert!(std::mem::take(&mut self.is_waiting), "who goes on has waited"),
+            Report::Late { late, .. } => {
+                assert_ne!(late.straggler, late.helper, "who is late helps nobody");
+                seen.add(Seen::Late, 1);
+                self.late.push(late);
+            }
+            Report::Disputed { .. } => seen.add(Seen::Disputed, 1),
+            Report::MixedClasses(_) => seen.add(Seen::MixedClasses, 1),
+            Report::Joined { .. } | Report::Refused { .. } | Report::Evicted { .. } => {}
+        }
+    }
+
+    /// That each sample counts once, and that it is known by whom.
+    fn check_step(&self, run: &Run, report: &StepReport) {
+        let step = self.training.state().step;
+        assert_eq!(report.step, step, "a step is told when it was made");
+        let place = usize::try_from(step - 1).expect("few steps");
+        assert_eq!(bits(&report.sums), bits(&run.reference.step_sums[place]), "sums of step {step}");
+        let of_epoch = &run.problem.shard_samples[place % run.problem.shard_samples.len()];
+        assert_eq!(report.sums.n_samples, of_epoch.iter().sum::<u64>(), "samples of step {step}");
+        assert_eq!(report.workers.len(), of_epoch.len(), "each shard has its worker");
+        let are_known = report.workers.iter().all(|WorkerId(number)| (1..=self.n_joined).contains(number));
+        let is_evicted = |&&worker_id: &&WorkerId| self.evicted.contains(&(worker_id, step - 1));
+        let evicted: Vec<&WorkerId> = report.workers.iter().filter(is_evicted).collect();
+        assert!(evicted.is_empty(), "results of {evicted:?} count, who were evicted at this step");
+        assert!(are_known, "expected workers that have joined, found {:?}", report.workers);
+    }
+
+    /// That each epoch is validated once, and rightly.
+    fn check_epoch(&mut self, run: &Run, report: &EpochReport) {
+        let (step, validation) = self.reference_validation(run).expect("a run has no more epochs than it should");
+        assert_eq!((report.step, report.epoch as usize), (*step, self.n_validated), "epochs are told in turn");
+        let place = usize::try_from(*step).expect("few steps");
+        assert_eq!(bits(&report.training), bits(&run.reference.states[place].epoch_sums), "training, step {step}");
+        assert_eq!(bits(&report.validation), bits(validation), "validation, step {step}");
+        self.n_validated += 1;
+    }
+
+    /// The validation that is next.
+    fn reference_validation<'a>(&self, run: &'a Run) -> Option<&'a (u64, LossSums)> {
+        run.reference.validations.get(self.n_validated)
+    }
+
+    fn check_end(&self, run: &Run, outcome: &Outcome, helpers: &BTreeSet<u32>, notes: &mut Notes) {
+        assert!(self.sessions.is_empty(), "whoever is in is dismissed before the end");
+        notes.seen.add(Seen::Audited, self.training.tally().n_audited);
+        let step = self.training.state().step;
+        match outcome {
+            Outcome::Completed => {
+                self.check_state(run);
+                assert_eq!(step, run.reference.last().step, "a run is complete after its last step");
+                assert_eq!(self.n_validated, run.reference.validations.len(), "and when its epochs are validated");
+            }
+            Outcome::Stopped => {}
+            Outcome::NobodyCame => {
+                notes.seen.add(Seen::NobodyCame, 1);
+                let waited = self.now(notes);
+                assert!(waited >= run.rules.join_wait_max && helpers.is_empty(), "after {waited:?}, of {helpers:?}");
+            }
+            Outcome::Diverged { .. } => {
+                notes.seen.add(Seen::Diverged, 1);
+                let liars: BTreeSet<u32> =
+                    self.not_finite.iter().filter(|(at, _)| *at == step).map(|&(_, process)| process).collect();
+                assert!(!liars.is_empty(), "nobody sent anything that is not finite: {outcome:?}");
+                // One alone is believed only where there is nobody else to ask.
+                let is_believed = liars.len() > 1 || helpers.is_subset(&liars);
+                assert!(is_believed, "of {helpers:?}, only {liars:?} said so: {outcome:?}");
+                notes.seen.add(Seen::DivergedAlone, u64::from(*helpers == liars));
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Whether it takes work, as far as can be seen.
+    pub fn is_active(&self) -> bool {
+        self.is_ready && !self.is_leaving
+    }
+}
+
+impl Run {
+    fn rules_n_params(&self) -> usize {
+        self.reference.last().params.len()
+    }
+}
+
+/// What `server` makes of a letter.
+pub fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Event {
+    match letter {
+        ToCoordinator::Join(_) => unreachable!("a stream has one join, which is no event of a session"),
+        ToCoordinator::Ready => Event::Ready(worker_id),
+        ToCoordinator::Shard(answer) => {
+            let ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute } = answer;
+            let computed = if gradient_sum.len() != n_params {
+                Computed::WrongLength { expected: 4 * n_params, found: 4 * gradient_sum.len() }
+            } else if gradient_sum.iter().all(|value| value.is_finite()) {
+                Computed::Finite(ShardResult { gradient_sum, sums })
+            } else {
+                Computed::NotFinite("gradient")
+            };
+            Event::ShardDone(worker_id, ShardDone { step, shard, computed, params_fingerprint, compute })
+        }
+        ToCoordinator::Batch { step, batch, sums, params_fingerprint } => {
+            Event::BatchDone(worker_id, BatchDone { step, batch, sums, params_fingerprint })
+        }
+        ToCoordinator::Lagging(reason) => Event::Lagging(worker_id, reason),
+        ToCoordinator::Leaving => Event::Leaving(worker_id, "a signal".to_owned()),
+        ToCoordinator::Heartbeat(step) => Event::Heard(worker_id, step),
+    }
+}
+
+fn is_not_finite(done: &ShardDone) -> bool {
+    match &done.computed {
+        Computed::Finite(result) => !result.sums.loss_sum.is_finite(),
+        Computed::NotFinite(_) => true,
+        Computed::WrongLength { .. } => false,
+    }
+}
+
+fn note_dismissal(farewell: Farewell, reason: &str, seen: &mut Counts) {
+    let kinds = [
+        ("silent for", Seen::Silent),
+        ("not ready for", Seen::NotReady),
+        ("no answer for", Seen::NoAnswer),
+        ("it wanted to leave", Seen::Released),
+    ];
+    for (begin, kind) in kinds {
+        seen.add(kind, u64::from(reason.starts_with(begin)));
+    }
+    let is_of_replica = reason.starts_with("expected parameters") || reason.starts_with("expected the update");
+    seen.add(Seen::LaggingTwice, u64::from(farewell == Farewell::ComeBack && is_of_replica));
+}
+
+fn evicted_for(lie: Seen) -> Seen {
+    match lie {
+        Seen::LieNotFinite => Seen::EvictedNotFinite,
+        Seen::LieLength => Seen::EvictedLength,
+        Seen::LieCount => Seen::EvictedCount,
+        Seen::LieBits => Seen::EvictedBits,
+        other => panic!("nobody is evicted for {other:?}"),
+    }
+}

@@ -1,0 +1,287 @@
+//! A virtual worker: a process that searches a coordinator, is in a session, and computes, as the real one does in
+//! `worker/src`; and that lies, if it is one that does.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use coordinator::training::{Profile, Work};
+use model::params::params_fingerprint;
+
+use super::network::{ShardAnswer, ToCoordinator, ToWorker};
+use super::reference::Problem;
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// A worker's process.
+pub struct Worker {
+    pub slot: usize,
+    pub profile: Profile,
+    pub is_alive: bool,
+    /// It was asked to end.
+    pub is_leaving: bool,
+    /// It stands still until then.
+    pub stalled_until: Duration,
+    /// The session that it is in, or begins.
+    pub connection: Option<usize>,
+    pub search: Search,
+    pub computer: Computer,
+    pub lies: Option<Lies>,
+}
+
+/// The search for a coordinator, as in `worker/src/run.rs`.
+pub struct Search {
+    wait_max: Duration,
+    begun: Duration,
+    pause: Duration,
+    session_begun: Option<Duration>,
+}
+
+impl Search {
+    pub fn begin(wait_max: Duration, now: Duration) -> Self {
+        Self { wait_max, begun: now, pause: PAUSE_MIN, session_begun: None }
+    }
+
+    /// It was welcomed.
+    pub fn is_found(&self) -> bool {
+        self.session_begun.is_some()
+    }
+
+    pub fn found(&mut self, now: Duration) {
+        self.session_begun = Some(now);
+    }
+
+    /// How long to wait before the next attempt, if there is to be one.
+    pub fn go_on(&mut self, now: Duration) -> Option<Duration> {
+        if let Some(session_begun) = self.session_begun.take() {
+            if now - session_begun > PAUSE_MAX {
+                self.pause = PAUSE_MIN;
+            }
+            self.begun = now;
+        }
+        let time_left = self.wait_max.saturating_sub(now - self.begun);
+        let pause = self.pause.min(time_left);
+        self.pause = (2 * self.pause).min(PAUSE_MAX);
+        (!time_left.is_zero()).then_some(pause)
+    }
+}
+
+/// What a liar says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lie {
+    NotFinite,
+    WrongLength,
+    WrongCount,
+    /// The replica is another one, and so is what it gives.
+    Stray,
+    WrongBits,
+}
+
+/// When a liar says it.
+#[derive(Clone, Copy, Debug)]
+pub struct Lies {
+    pub lie: Lie,
+    /// True results before.
+    pub n_true: u32,
+    pub is_once: bool,
+    pub n_told: u32,
+}
+
+impl Lies {
+    /// Whether the next result is to be a lie.
+    pub fn are_due(&mut self) -> bool {
+        let is_true = self.n_true > 0;
+        self.n_true -= u32::from(is_true);
+        !is_true && (!self.is_once || self.n_told == 0)
+    }
+
+    /// Makes a lie of a result, if the result can be one.
+    pub fn distort(&mut self, letter: &mut ToCoordinator) -> bool {
+        let is_lie = match (self.lie, letter) {
+            (Lie::Stray, _) => true,
+            (lie, ToCoordinator::Shard(answer)) => {
+                distort_shard(lie, self.n_told, answer);
+                true
+            }
+            (Lie::NotFinite, ToCoordinator::Batch { sums, .. }) => {
+                sums.loss_sum = f64::NAN;
+                true
+            }
+            (Lie::WrongCount, ToCoordinator::Batch { sums, .. }) => {
+                sums.n_samples += 1;
+                true
+            }
+            // A batch has no gradient, and nobody compares its losses.
+            _ => false,
+        };
+        self.n_told += u32::from(is_lie);
+        is_lie
+    }
+}
+
+fn distort_shard(lie: Lie, variant: u32, answer: &mut ShardAnswer) {
+    match (lie, variant % 3) {
+        (Lie::NotFinite, 0) => answer.gradient_sum[0] = f32::NAN,
+        (Lie::NotFinite, 1) => answer.gradient_sum[0] = f32::NEG_INFINITY,
+        (Lie::NotFinite, _) => answer.sums.loss_sum = f64::INFINITY,
+        (Lie::WrongLength, 0) => answer.gradient_sum.push(0.0),
+        (Lie::WrongLength, _) => answer.gradient_sum.truncate(answer.gradient_sum.len() - 1),
+        (Lie::WrongCount, 0) => answer.sums.n_samples += 1,
+        (Lie::WrongCount, _) => answer.sums.correct_sum = u64::MAX,
+        (Lie::Stray, _) => unreachable!("what a replica gives is true of it"),
+        // The last bit that a bf16 has, which leaves a number a number.
+        (Lie::WrongBits, 0) => answer.gradient_sum[0] = f32::from_bits(answer.gradient_sum[0].to_bits() ^ 0x1_0000),
+        (Lie::WrongBits, 1) => answer.sums.loss_sum = f64::from_bits(answer.sums.loss_sum.to_bits() ^ 1),
+        (Lie::WrongBits, _) => answer.gradient_sum.iter_mut().for_each(|value| *value = -1e4),
+    }
+}
+
+/// The thread that computes, as in `worker/src/compute.rs`.
+#[derive(Default)]
+pub struct Computer {
+    jobs: VecDeque<Job>,
+    /// Number of the newest order that changes the parameters.
+    newest: u64,
+    held: Option<Held>,
+    at_work: Option<AtWork>,
+}
+
+struct Job {
+    connection: usize,
+    order: ToWorker,
+    change: u64,
+}
+
+struct Held {
+    connection: usize,
+    step: u64,
+    params: Vec<f32>,
+    velocity: Vec<f32>,
+    fingerprint: u64,
+}
+
+struct AtWork {
+    connection: usize,
+    change: u64,
+    work: Work,
+    n_done: usize,
+    is_computing: bool,
+}
+
+impl Computer {
+    /// Takes an order.
+    pub fn submit(&mut self, connection: usize, order: ToWorker) {
+        if matches!(order, ToWorker::State { .. } | ToWorker::Update { .. }) {
+            self.newest += 1;
+        }
+        self.jobs.push_back(Job { connection, order, change: self.newest });
+    }
+
+    /// Updates that the replica has.
+    pub fn step(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.step)
+    }
+
+    /// Goes on until something has to be computed; whether that is so. What is wrong with the replica is told.
+    pub fn go_on(&mut self, session: Option<usize>, problem: &Problem, told: &mut Vec<ToCoordinator>) -> bool {
+        // Ends: each turn ends a piece of work or takes an order.
+        loop {
+            if let Some(at_work) = &mut self.at_work {
+                if at_work.is_computing {
+                    return false;
+                }
+                let is_of_use = at_work.change == self.newest && session == Some(at_work.connection);
+                if is_of_use && at_work.n_done < n_tasks(&at_work.work) {
+                    at_work.is_computing = true;
+                    return true;
+                }
+                self.at_work = None;
+            }
+            let Some(Job { connection, order, change }) = self.jobs.pop_front() else { return false };
+            if session != Some(connection) {
+                continue;
+            }
+            self.held.take_if(|held| held.connection != connection);
+            match self.follow(connection, order, problem) {
+                Ok(Some(work)) => {
+                    self.at_work = Some(AtWork { connection, change, work, n_done: 0, is_computing: false });
+                }
+                Ok(None) => {}
+                Err(reason) => {
+                    self.held = None;
+                    told.push(ToCoordinator::Lagging(reason));
+                }
+            }
+        }
+    }
+
+    fn follow(&mut self, connection: usize, order: ToWorker, problem: &Problem) -> Result<Option<Work>, String> {
+        let work = match order {
+            ToWorker::State { step, params, velocity, work } => {
+                let (params, velocity) = (params.to_vec(), velocity.to_vec());
+                let fingerprint = params_fingerprint(&params);
+                self.held = Some(Held { connection, step, params, velocity, fingerprint });
+                work
+            }
+            ToWorker::Update { step, gradient, work } => {
+                if let Some(held) = &mut self.held {
+                    if step != held.step + 1 {
+                        return Err(format!("expected the update to step {}, found that to {step}", held.step + 1));
+                    }
+                    problem.recipe.sgd.apply(&mut held.params, &mut held.velocity, &gradient);
+                    held.step = step;
+                    held.fingerprint = params_fingerprint(&held.params);
+                }
+                work
+            }
+            ToWorker::Work(work) => work,
+            other => unreachable!("{other:?} is no order"),
+        };
+        let (Some(held), Work::Shards { step, .. } | Work::Batches { step, .. }) = (&self.held, &work) else {
+            return Ok(None);
+        };
+        if *step > held.step {
+            return Err(format!("expected work on step {}, found work on {step}", held.step));
+        }
+        Ok((*step == held.step).then_some(work))
+    }
+
+    /// A bit of the replica turns over.
+    pub fn stray(&mut self) {
+        let held = self.held.as_mut().expect("it computes on a replica");
+        held.params[0] = f32::from_bits(held.params[0].to_bits() ^ 1);
+        held.fingerprint = params_fingerprint(&held.params);
+    }
+
+    /// What it has computed, and on which connection it was asked to.
+    pub fn finish(&mut self, problem: &Problem, compute: Duration) -> (usize, ToCoordinator) {
+        let at_work = self.at_work.as_mut().expect("it was at work");
+        let held = self.held.as_ref().expect("it computes on a replica");
+        let (step, params_fingerprint) = (held.step, held.fingerprint);
+        let letter = match &at_work.work {
+            Work::Shards { place, shards, .. } => {
+                let shard = shards[at_work.n_done];
+                let result = problem.shard(&held.params, *place, step, shard);
+                let (gradient_sum, sums) = (result.gradient_sum, result.sums);
+                ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
+            }
+            Work::Batches { batches, .. } => {
+                let batch = batches[at_work.n_done];
+                let sums = problem.batch(&held.params, step, batch);
+                ToCoordinator::Batch { step, batch, sums, params_fingerprint }
+            }
+            Work::Nothing => unreachable!("nothing is no work"),
+        };
+        at_work.n_done += 1;
+        at_work.is_computing = false;
+        (at_work.connection, letter)
+    }
+}
+
+fn n_tasks(work: &Work) -> usize {
+    match work {
+        Work::Nothing => 0,
+        Work::Shards { shards, .. } => shards.len(),
+        Work::Batches { batches, .. } => batches.len(),
+    }
+}
