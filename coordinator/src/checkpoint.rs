@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::files::{WriteError, read_bounded, write_whole};
+use model::files::{WriteError, read_bounded, remove_unfinished, write_whole};
 use model::loss::LossSums;
 use model::params::{ParamLayout, params_blake3};
 use model::recipe::Recipe;
@@ -271,6 +271,14 @@ impl Checkpoints {
             }
         }
         Ok(path)
+    }
+
+    /// Removes what a process has left that was killed in the middle of a checkpoint.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn remove_unfinished(&self) -> Result<(), WriteError> {
+        remove_unfinished(&self.folder)
     }
 
     /// The newest checkpoint that is whole.

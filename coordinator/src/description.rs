@@ -90,11 +90,12 @@ impl Description {
             "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch, "params_blake3": hash,
             "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
-        folder.write_description(&self.json)?;
+        let described = folder.write_description(&self.json);
         let screen = view.finish();
         if let Some(error) = error {
             return Err(error);
         }
+        described?;
         let checkpoint = saved?;
         if *step > 0 {
             folder.write_weights(&Weights { architecture: recipe.architecture, params: params.clone() })?;

@@ -263,8 +263,9 @@ impl Running {
     fn send(&mut self, worker_id: WorkerId, kind: Kind) {
         let Some(outbox) = self.outboxes.get(&worker_id) else { return };
         if outbox.send(kind).is_err() {
+            let reason = if outbox.is_gone() { "it closed its connection" } else { "it does not take its messages" };
+            let reason = reason.to_owned();
             self.outboxes.remove(&worker_id);
-            let reason = "it does not take its messages".to_owned();
             self.training.handle_event(self.clock.now(), Event::Lost(worker_id, reason));
         }
     }

@@ -25,8 +25,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES_MAX: u32 = 5;
 /// Pause before the first new start; it doubles with each short life.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a worker may take to end after its dismissal.
-const END_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a worker may take to end after its dismissal. What it still computes then is of no use to anybody.
+const END_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Lines of a worker's last words that are kept.
 const LAST_LINES: usize = 10;
 /// A line longer than this is cut off.
@@ -74,7 +74,7 @@ pub enum LaunchError {
         last_lines: String,
     },
     /// It says itself that it is not to be started so.
-    #[error("a local worker cannot work as it was started: {last_lines}")]
+    #[error("a local worker cannot work as it was started:\n{last_lines}")]
     Configuration {
         /// What it said last.
         last_lines: String,

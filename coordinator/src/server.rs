@@ -36,6 +36,9 @@ use crate::buffers::Buffers;
 use crate::driver::Input;
 use crate::training::{BatchDone, Computed, Event, Profile, ShardDone, WorkerId};
 
+/// How long a worker may take to hear its farewell and close its side.
+const FAREWELL_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// What every session has to know of the run.
 #[derive(Debug)]
 pub struct Facts {
@@ -85,6 +88,11 @@ impl Outbox {
     /// If there are too many in it, or nobody takes them any more.
     pub fn send(&self, kind: v1::coordinator_message::Kind) -> Result<(), Overflow> {
         self.messages.try_send(Ok(CoordinatorMessage { kind: Some(kind) })).map_err(|_| Overflow)
+    }
+
+    /// Whether nobody takes messages any more.
+    pub fn is_gone(&self) -> bool {
+        self.messages.is_closed()
     }
 }
 
@@ -251,9 +259,16 @@ impl Session {
             return;
         }
         let reason = tokio::select! {
-            () = closed.cancelled() => return,
-            () = shared.shutdown.cancelled() => return,
-            reason = listen(&shared, worker_id, &mut inbound) => reason,
+            () = closed.cancelled() => None,
+            () = shared.shutdown.cancelled() => None,
+            reason = listen(&shared, worker_id, &mut inbound) => Some(reason),
+        };
+        let Some(reason) = reason else {
+            // Who closes a connection before it has read what came loses what is still on its way to the peer.
+            drop(messages);
+            let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+            let _ = timeout(FAREWELL_WAIT_MAX, rest).await;
+            return;
         };
         let reason = match reason {
             Ok(()) => "it closed its connection".to_owned(),

@@ -131,7 +131,10 @@ impl Start {
             .and_then(|description| description["incarnation"].as_u64())
             .and_then(|incarnation| u32::try_from(incarnation).ok())
             .unwrap_or(1);
-        let folder = RunFolder::reopen(&path, state.step)?;
+        Checkpoints::of(&path, config.n_checkpoints_kept).remove_unfinished()?;
+        // Of an epoch that the state has at its end and not validated yet, there may be a line: it is written anew.
+        let validated_step = if state.epoch_sums.n_samples == 0 { state.step } else { state.step - 1 };
+        let folder = RunFolder::reopen(&path, state.step, validated_step)?;
         info!(checkpoint = %from.display(), step = state.step, "run resumed");
         let (incarnation, resumed_from) = (incarnation + 1, Some(from));
         Ok(Self { recipe, encoding, state, folder, run_id, incarnation, resumed_from, lock })

@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+/// How the names begin of files that are not whole yet.
+const UNFINISHED_PREFIX: &str = ".telar-";
+
 /// A file or folder that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source}; name another place, or make this one writable and make room", path.display())]
@@ -59,7 +62,8 @@ pub fn write_parts_whole(path: &Path, parts: &[&[u8]]) -> Result<(), WriteError>
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let mut file = with_usual_permissions(tempfile::Builder::new().prefix(".telar-")).tempfile_in(folder)?;
+        let mut file =
+            with_usual_permissions(tempfile::Builder::new().prefix(UNFINISHED_PREFIX)).tempfile_in(folder)?;
         for part in parts {
             file.write_all(part)?;
         }
@@ -69,6 +73,27 @@ pub fn write_parts_whole(path: &Path, parts: &[&[u8]]) -> Result<(), WriteError>
         File::open(folder)?.sync_all()
     };
     write().map_err(WriteError::at(path))
+}
+
+/// Removes from a folder, if there is one, what a process has left that was killed while it wrote. Nobody else may be at
+/// work there.
+///
+/// # Errors
+/// If the folder cannot be read, or a file not be removed.
+pub fn remove_unfinished(folder: &Path) -> Result<(), WriteError> {
+    let remove_all = || -> Result<(), Error> {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED_PREFIX) && entry.file_type()?.is_file() {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    };
+    match remove_all() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(WriteError::at(folder)),
+    }
 }
 
 /// Temporary files are private by themselves; the result is for whoever the user's mask lets read it.
@@ -95,6 +120,24 @@ mod tests {
         let error = write_whole(&taken, b"x").expect_err("a full folder cannot be replaced");
         assert!(error.to_string().starts_with(&format!("cannot write {}", taken.display())), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_the_rest_stays() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).expect("the folder");
+            let mut names: Vec<_> = entries.map(|entry| entry.expect("a file").file_name()).collect();
+            names.sort_unstable();
+            names
+        };
+        for name in [".lock", ".telar-4fHk2Q", ".telar-A", "step-00000005.safetensors"] {
+            std::fs::write(folder.path().join(name), b"x").expect("a file");
+        }
+        std::fs::create_dir(folder.path().join(".telar-folder")).expect("a folder");
+        remove_unfinished(folder.path()).expect("the folder can be written");
+        assert_eq!(names(), [".lock", ".telar-folder", "step-00000005.safetensors"]);
+        remove_unfinished(&folder.path().join("nowhere")).expect("nothing is there");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::report::{EpochRecord, Screen, StepRecord};
 use serde_json::json;
-use tracing::{Span, info, warn};
+use tracing::{Span, debug, info, warn};
 
 use crate::training::Report;
 
@@ -65,7 +65,10 @@ impl View {
 
 fn show(screen: &mut Screen, sight: Sight, n_expected: u32) {
     match sight {
-        Sight::Step(record, n_active) => screen.step(&record, &format!("{n_active}/{n_expected} workers")),
+        Sight::Step(record, n_active) => {
+            debug!(step = record.step, n_active, "step done");
+            screen.step(&record, &format!("{n_active}/{n_expected} workers"));
+        }
         Sight::Epoch(record) => screen.epoch(&record),
         Sight::Told(Report::Waiting) => {
             screen.tell("waiting: no worker is there; the run goes on when one joins");
@@ -96,7 +99,7 @@ fn log(report: &Report) {
             "worker is late: another one computes the same"
         ),
         Report::Disputed { step, task } => {
-            warn!(step, task, "workers differ, and none is left to say who is right: the run waits for another worker")
+            warn!(step, task, "workers differ, and none is left to say who is right: the run waits for another worker");
         }
         Report::Lagging { worker_id, reason } => warn!(worker = %worker_id, reason, "replica sent anew"),
         Report::Refused { worker_id, refusal } => warn!(worker = %worker_id, reason = %refusal, "message not used"),

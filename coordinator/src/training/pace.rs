@@ -54,7 +54,9 @@ mod tests {
     fn what_is_late_is_learnt() {
         let check = |milliseconds: &[u64], expected: Option<u64>| {
             let mut pace = Pace::default();
-            milliseconds.iter().for_each(|&time| pace.note(Duration::from_millis(time)));
+            for &time in milliseconds {
+                pace.note(Duration::from_millis(time));
+            }
             assert_eq!(pace.late_after(), expected.map(Duration::from_millis));
         };
         check(&[], None);

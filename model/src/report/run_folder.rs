@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::records::EpochRecord;
-use crate::files::{WriteError, read_bounded, write_whole};
+use crate::files::{WriteError, read_bounded, remove_unfinished, write_whole};
 use crate::weights::Weights;
 
 /// Bytes at most of a file that is read again: a line has some 200, so that this is millions of steps.
@@ -45,20 +45,25 @@ impl RunFolder {
         Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, path })
     }
 
-    /// Opens the folder of a run that goes on after `step`: lines of later steps go, and so does a line that is not whole;
-    /// new ones are added after the rest. What is not there is made.
+    /// Opens the folder of a run that goes on after `step`: lines of later steps go, those of epochs that ended after
+    /// `validated_step`, and a line that is not whole; new ones are added after the rest. What is not there is made, and
+    /// files that were not finished go. Nobody else may be at work there.
     ///
     /// # Errors
     /// If it cannot be read or written.
-    pub fn reopen(path: &Path, step: u64) -> Result<Self, WriteError> {
-        fs::create_dir_all(path.join("reconstructions")).map_err(WriteError::at(path))?;
-        let open = |name| {
+    pub fn reopen(path: &Path, step: u64, validated_step: u64) -> Result<Self, WriteError> {
+        let reconstructions = path.join("reconstructions");
+        fs::create_dir_all(&reconstructions).map_err(WriteError::at(path))?;
+        remove_unfinished(path)?;
+        remove_unfinished(&reconstructions)?;
+        let open = |name, step| {
             let file = path.join(name);
             keep_lines(&file, step)?;
             let file = OpenOptions::new().append(true).open(&file).map_err(WriteError::at(&file))?;
             Ok(BufWriter::new(file))
         };
-        Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, path: path.to_owned() })
+        let (history, steps) = (open("history.jsonl", validated_step)?, open("steps.jsonl", step)?);
+        Ok(Self { history, steps, path: path.to_owned() })
     }
 
     /// What was last written by [`RunFolder::write_description`] in a folder, if it can be read.
@@ -192,7 +197,7 @@ mod tests {
             fs::write(&steps, before).expect("a file");
             fs::write(&history, before).expect("a file");
         }
-        let mut run = RunFolder::reopen(folder.path(), step).expect("the folder can be written");
+        let mut run = RunFolder::reopen(folder.path(), step, step).expect("the folder can be written");
         run.add_step(&serde_json::json!({ "step": step + 1, "n_workers": 4 })).expect("the folder can be written");
         run.sync_lines().expect("the folder can be written");
         let new = format!("{{\"n_workers\":4,\"step\":{}}}\n", step + 1);
@@ -217,10 +222,23 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_that_is_still_to_be_validated_has_no_line() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [one, two] = [1, 2].map(|step| format!("{{\"step\":{step}}}\n"));
+        let names = ["history.jsonl", "steps.jsonl"];
+        for name in names {
+            fs::write(folder.path().join(name), format!("{one}{two}")).expect("a file");
+        }
+        RunFolder::reopen(folder.path(), 2, 1).expect("the folder can be written");
+        let found = names.map(|name| fs::read_to_string(folder.path().join(name)).expect("a file"));
+        assert_eq!(found, [one.clone(), format!("{one}{two}")]);
+    }
+
+    #[test]
     fn a_description_is_read_if_it_is_there() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(RunFolder::read_description(folder.path()), None);
-        let run = RunFolder::reopen(folder.path(), 0).expect("the folder can be written");
+        let run = RunFolder::reopen(folder.path(), 0, 0).expect("the folder can be written");
         run.write_description(&serde_json::json!({ "seed": 7 })).expect("the folder can be written");
         assert_eq!(RunFolder::read_description(folder.path()), Some(serde_json::json!({ "seed": 7 })));
         fs::write(folder.path().join("run.json"), "{").expect("a file");
