@@ -1,9 +1,12 @@
 //! Programs as a user has them, started and watched. Each test has a folder of its own and the machine to itself; no
 //! process outlives its test, and one that fails shows the last lines of every process.
 
+mod network;
 mod process;
+mod proxy;
 mod run;
 mod small_data;
+mod small_disk;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,9 +19,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use process::{Process, Stream, field};
+pub use network::{COORDINATOR, Network};
+pub use process::{Line, Process, Stream, field};
+pub use proxy::{Byte, Held, Message, Proxy};
 pub use run::Run;
 pub use small_data::SMALL_DATA;
+pub use small_disk::SmallDisk;
 
 use process::Watched;
 
@@ -72,7 +78,12 @@ impl Place {
 
     /// Starts a program and watches it under a name.
     pub fn start(&self, name: &str, command: Command) -> Process {
-        let process = Process::start(name, command);
+        self.start_with_input(name, command, Stdio::null())
+    }
+
+    /// As [`Place::start`], with something as its standard input.
+    pub fn start_with_input(&self, name: &str, command: Command, input: Stdio) -> Process {
+        let process = Process::start(name, command, input);
         self.started.lock().unwrap_or_else(PoisonError::into_inner).push(process.watched());
         process
     }
@@ -91,7 +102,12 @@ impl Place {
 
     /// Starts a worker.
     pub fn worker(&self, name: &str, address: &str) -> Process {
-        self.start(name, self.command("worker", &format!("--coordinator {address} --data small --threads 1")))
+        self.start(name, self.worker_command(address))
+    }
+
+    /// What starts a worker.
+    pub fn worker_command(&self, address: &str) -> Command {
+        self.command("worker", &format!("--coordinator {address} --data small --threads 1"))
     }
 
     /// Runs a coordinator in a run folder to a good end.

@@ -7,12 +7,17 @@
 mod common;
 mod harness;
 
+mod chaos;
+mod deaths;
 mod elastic;
 mod exactly_once;
 mod external;
+mod faults;
 mod golden;
 mod output;
+mod partition;
 mod programs;
 mod resume;
 mod same_bits;
+mod straggler;
 mod wire;

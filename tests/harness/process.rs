@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ pub enum Stream {
 pub struct Process {
     id: u32,
     watched: Arc<Watched>,
+    /// Its standard input, where that is a pipe.
+    input: Mutex<Option<ChildStdin>>,
 }
 
 /// What is known of a process.
@@ -41,9 +43,20 @@ pub struct Watched {
     changed: Condvar,
 }
 
+/// A line, and when it came.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Where it was printed.
+    pub stream: Stream,
+    /// What it says.
+    pub text: String,
+    /// When it was read, which is at once unless this process is held up.
+    pub at: Instant,
+}
+
 #[derive(Default)]
 struct Seen {
-    lines: Vec<(Stream, String)>,
+    lines: Vec<Line>,
     /// Streams that may bring more.
     n_open: usize,
     status: Option<ExitStatus>,
@@ -59,7 +72,8 @@ impl Watched {
         let watched = Arc::clone(self);
         thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-                watched.seen().lines.push((stream, String::from_utf8_lossy(&line).into_owned()));
+                let text = String::from_utf8_lossy(&line).into_owned();
+                watched.seen().lines.push(Line { stream, text, at: Instant::now() });
                 watched.changed.notify_all();
             }
             watched.seen().n_open -= 1;
@@ -87,27 +101,29 @@ impl fmt::Display for Watched {
         let Seen { lines, status, .. } = &*self.seen();
         let end = status.map_or("still running".to_owned(), |status| status.to_string());
         writeln!(out, "-- {}, {end}; its last lines:", self.name)?;
-        lines[lines.len().saturating_sub(N_LAST_LINES)..].iter().try_for_each(|(_, line)| writeln!(out, "   {line}"))
+        lines[lines.len().saturating_sub(N_LAST_LINES)..].iter().try_for_each(|line| writeln!(out, "   {}", line.text))
     }
 }
 
 impl Process {
     /// Starts a program.
-    pub fn start(name: &str, mut command: Command) -> Self {
+    pub fn start(name: &str, mut command: Command, input: Stdio) -> Self {
         let watched = Arc::new(Watched { name: name.to_owned(), seen: Mutex::default(), changed: Condvar::new() });
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         let id = child.id();
         watched.seen().n_open = 2;
         watched.read(Stream::Out, child.stdout.take().expect("a pipe"));
         watched.read(Stream::Err, child.stderr.take().expect("a pipe"));
+        // Taken before the wait, which would close it.
+        let input = Mutex::new(child.stdin.take());
         let waiting = Arc::clone(&watched);
         thread::spawn(move || {
             let status = child.wait().expect("a child's end can be waited for");
             waiting.seen().status = Some(status);
             waiting.changed.notify_all();
         });
-        Self { id, watched }
+        Self { id, watched, input }
     }
 
     /// What will be known of it, also when it is gone.
@@ -120,9 +136,19 @@ impl Process {
         let seen = self.watched.seen();
         seen.lines
             .iter()
-            .filter(|(from, line)| *from == stream && line.contains(part))
-            .map(|(_, line)| line.clone())
+            .filter(|line| line.stream == stream && line.text.contains(part))
+            .map(|line| line.text.clone())
             .collect()
+    }
+
+    /// The process' number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// All that it has said so far.
+    pub fn said(&self) -> Vec<Line> {
+        self.watched.seen().lines.clone()
     }
 
     /// Waits for the first line that holds a part, whenever it came.
@@ -132,10 +158,23 @@ impl Process {
 
     /// Waits for the nth line that holds a part, counted from 1.
     pub fn wait_for_nth_line(&self, stream: Stream, part: &str, nth: usize) -> String {
-        let what = format!("{nth} lines with `{part}`");
+        let line = self.line_if_any(stream, part, nth);
+        line.unwrap_or_else(|| panic!("{} ended without {nth} lines with `{part}`", self.watched.name))
+    }
+
+    /// The nth line that holds a part, counted from 1, whenever it came; none if the process ends without.
+    pub fn line_if_any(&self, stream: Stream, part: &str, nth: usize) -> Option<String> {
+        self.find(stream, &format!("{nth} lines with `{part}`"), |lines| {
+            lines.filter(|line| line.contains(part)).nth(nth - 1).map(str::to_owned)
+        })
+    }
+
+    /// Waits for the first line that holds one of several parts.
+    pub fn wait_for_line_with_any(&self, stream: Stream, parts: &[&str]) -> String {
+        let holds_one = |line: &&str| parts.iter().any(|part| line.contains(part));
         let found =
-            self.find(stream, &what, |lines| lines.filter(|line| line.contains(part)).nth(nth - 1).map(str::to_owned));
-        found.unwrap_or_else(|| panic!("{} ended without {what}", self.watched.name))
+            self.find(stream, &format!("any of {parts:?}"), |lines| lines.filter(holds_one).next().map(str::to_owned));
+        found.unwrap_or_else(|| panic!("{} ended without any of {parts:?}", self.watched.name))
     }
 
     /// Waits for a coordinator's first checkpoint at a step or after it, and gives its step.
@@ -160,8 +199,8 @@ impl Process {
         look: impl Fn(&mut dyn Iterator<Item = &str>) -> Option<T>,
     ) -> Option<T> {
         let found = self.watched.wait(LINE_WAIT_MAX, |seen| {
-            let lines = seen.lines.iter().filter(|(from, _)| *from == stream);
-            match look(&mut lines.map(|(_, line)| line.as_str())) {
+            let lines = seen.lines.iter().filter(|line| line.stream == stream);
+            match look(&mut lines.map(|line| line.text.as_str())) {
                 None if seen.n_open > 0 => None,
                 found => Some(found),
             }
@@ -174,6 +213,11 @@ impl Process {
     pub fn wait_exit(&self) -> ExitStatus {
         let ended = self.watched.wait(END_WAIT_MAX, |seen| seen.status.filter(|_| seen.n_open == 0));
         ended.unwrap_or_else(|| panic!("{} did not end in {} s", self.watched.name, END_WAIT_MAX.as_secs()))
+    }
+
+    /// Whether it ends within a time, and all that was printed before is there.
+    pub fn ends_within(&self, wait_max: Duration) -> bool {
+        self.watched.wait(wait_max, |seen| (seen.status.is_some() && seen.n_open == 0).then_some(())).is_some()
     }
 
     /// Waits for a good end.
@@ -202,6 +246,13 @@ impl Process {
         serde_json::from_str(&line).expect("JSON")
     }
 
+    /// The number by which a coordinator knew a worker last.
+    pub fn number_of(&self, worker: &Self) -> String {
+        let joined = self.lines(Stream::Err, "worker joined");
+        let last = joined.iter().rfind(|line| field(line, "process") == worker.id.to_string());
+        field(last.unwrap_or_else(|| panic!("process {} is not in {joined:?}", worker.id)), "worker")
+    }
+
     /// Waits for a good end of a program that prints JSON; its last line.
     pub fn end(&self) -> Value {
         self.succeed();
@@ -211,10 +262,24 @@ impl Process {
 
     /// Sends a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
+        assert!(self.signal_if_running(name), "{} has ended already", self.watched.name);
+    }
+
+    /// Sends a signal, unless it has ended already; whether it was sent.
+    pub fn signal_if_running(&self, name: &str) -> bool {
         // Under the lock, so that the number is not another process' by now.
         let seen = self.watched.seen();
-        assert!(seen.status.is_none(), "{} has ended already", self.watched.name);
-        signal(name, self.id);
+        let is_running = seen.status.is_none();
+        if is_running {
+            signal(name, self.id);
+        }
+        is_running
+    }
+
+    /// Ends its standard input.
+    pub fn end_input(&self) {
+        let input = self.input.lock().unwrap_or_else(PoisonError::into_inner).take();
+        assert!(input.is_some(), "{} was started without an input", self.watched.name);
     }
 
     /// Ends it at once.

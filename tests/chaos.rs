@@ -1,0 +1,80 @@
+//! The soak: runs in which workers and coordinators are killed, held up, asked to end, started and resumed at drawn
+//! instants. Each has to end with the bits of one process that nobody disturbs; a table says what the faults cost.
+//!
+//! Every round has a seed of its own, from which all is drawn: what is trained, by whom, which faults come after which
+//! pauses. The same seed gives the same draws, though not the same instants: those depend on the machine.
+
+mod plan;
+mod round;
+mod table;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::Place;
+use plan::Plan;
+use round::Round;
+use table::Table;
+
+/// The first round's seed; each other one's is the one before it and 1.
+const SHORT_SEED: u64 = 1;
+
+/// Says how to play a round again, if it fails.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("round failed; again: TELAR_CHAOS_SEED={} just chaos 0", self.0);
+        }
+    }
+}
+
+/// Plays rounds until the time is over, one at least, on a data set.
+fn play(seed: u64, time: Duration, data: &str) {
+    let begun = Instant::now();
+    let mut table = Table::default();
+    for seed in seed.. {
+        let _replay = Replay(seed);
+        let plan = Plan::drawn(seed);
+        eprintln!("round of seed {seed}: {plan}");
+        let place = Place::new();
+        let flags = plan.recipe_flags(data);
+        let expected = place.reference(&flags);
+        let mut round = Round::begin(&place, &plan, data);
+        let run = round.play();
+        run.assert_same_bits(&expected);
+        round.check_workers();
+        let words = table.add(&round.told(), &run, &expected, plan.n_steps);
+        eprintln!("   same bits after {:.1} s: {words}", round.duration().as_secs_f64());
+        if begun.elapsed() >= time {
+            break;
+        }
+    }
+    eprintln!("{table}");
+}
+
+/// The value of a variable that the caller may set.
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("expected a number in {name}, found `{text}`")))
+}
+
+/// The goal: whatever happens to whom, and when, not a bit, a step or an image is lost.
+#[test]
+fn a_short_soak_loses_nothing() {
+    play(SHORT_SEED, Duration::from_secs(20), "small");
+}
+
+/// For as many minutes as `TELAR_CHAOS_MINUTES` says, from the seed in `TELAR_CHAOS_SEED`, on the data set in the folder
+/// `TELAR_CHAOS_DATA`.
+#[test]
+#[ignore = "takes as long as asked: just chaos MINUTES"]
+fn soak() {
+    let minutes = variable::<f64>("TELAR_CHAOS_MINUTES").unwrap_or(1.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    // Few digits, to be typed again.
+    let seed = variable("TELAR_CHAOS_SEED").unwrap_or(now.as_secs() % 1_000_000 * 1_000);
+    let data = variable("TELAR_CHAOS_DATA").unwrap_or("small".to_owned());
+    play(seed, Duration::from_secs_f64(60.0 * minutes), &data);
+}

@@ -1,0 +1,238 @@
+//! A coordinator that dies at any instant, a disk that it cannot write to any more, and workers that are silent when it is
+//! to end: nothing that was kept is lost, what is wrong is said, and the next coordinator comes to the same bits.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use safetensors::SafeTensors;
+
+use crate::harness::{Place, Process, SHORT_RUN, SmallDisk, Stream, field, is_alive, signal, wait_until};
+
+/// Of the instants at which coordinators die.
+const SEED: u64 = 20;
+/// Ten epochs of 138 steps: more than all lives that end before their time come to.
+const LONG_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 10 --data small";
+/// How long a run that was asked to end may take, whoever is silent.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Panics unless every checkpoint of a run that has its name is whole; gives how many files were not finished.
+fn check_checkpoints(run: &Path) -> usize {
+    let mut n_unfinished = 0;
+    for entry in fs::read_dir(run.join("checkpoints")).expect("a folder") {
+        let path = entry.expect("a file").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        if name.starts_with(".telar-") {
+            n_unfinished += 1;
+            continue;
+        }
+        assert!(name.starts_with("step-") && name.ends_with(".safetensors"), "{name}");
+        let bytes = fs::read(&path).expect("a file");
+        let tensors = SafeTensors::deserialize(&bytes).unwrap_or_else(|error| panic!("{name} is not whole: {error}"));
+        assert!(!tensors.is_empty(), "{name}");
+    }
+    n_unfinished
+}
+
+/// Kills a coordinator at a drawn instant: so long at most after one of some numbers of checkpoints, or, if that is 0, after
+/// its beginning.
+fn kill(coordinator: &Process, plan: &mut ChaCha8Rng, n_checkpoints: &[usize], pause_max: Duration) {
+    coordinator.begin();
+    let n_checkpoints = n_checkpoints[plan.next_u32() as usize % n_checkpoints.len()];
+    let pause = pause_max.mul_f64(f64::from(plan.next_u32()) / f64::from(u32::MAX));
+    if n_checkpoints > 0 {
+        coordinator.wait_for_nth_line(Stream::Err, "checkpoint saved", n_checkpoints);
+    }
+    assert!(!coordinator.ends_within(pause), "the run is too short for so many deaths");
+    coordinator.kill();
+    check_nothing_skipped(coordinator);
+}
+
+fn check_nothing_skipped(coordinator: &Process) {
+    let skipped = coordinator.lines(Stream::Err, "checkpoint skipped");
+    assert!(skipped.is_empty(), "{skipped:?}");
+}
+
+/// Files of a run's folder that were not finished, and have stayed.
+fn unfinished(run: &Path) -> Vec<String> {
+    let folders = [run.to_owned(), run.join("checkpoints"), run.join("reconstructions")];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).expect("a folder"));
+    let names = entries.map(|entry| entry.expect("a file").file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(".telar-")).collect()
+}
+
+/// The goal: whenever a coordinator dies, and however often, nobody but the next one has to be started.
+#[test]
+fn twenty_deaths_of_the_coordinator_change_no_bit_and_end_no_worker() {
+    eprintln!("the instants of seed {SEED}");
+    let mut plan = ChaCha8Rng::seed_from_u64(SEED);
+    let place = Place::new();
+    let expected = place.reference(LONG_RUN);
+    let others = "--checkpoint-every 5 --hash-steps --launch external --listen unix:socket";
+    let mut coordinator = place.coordinator(&format!("{LONG_RUN} --run-dir run {others}"));
+    let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
+    // Before it there is nothing to resume.
+    coordinator.wait_for_checkpoint(0);
+    for _ in 1..=20 {
+        kill(&coordinator, &mut plan, &[0, 0, 0, 0, 1, 2, 4, 8], Duration::from_millis(200));
+        check_checkpoints(&place.path("run"));
+        coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+    }
+    coordinator.begin();
+    assert!(workers.iter().all(Process::is_running));
+    let run = place.run("run", &coordinator.end());
+    check_nothing_skipped(&coordinator);
+    run.assert_same_bits(&expected);
+    assert_eq!(run.description["incarnation"], 21);
+    for worker in workers {
+        worker.succeed();
+    }
+}
+
+/// The goal: a file under its final name is whole, and what a death leaves beside it goes.
+#[test]
+fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
+    eprintln!("the instants of seed {SEED}");
+    let mut plan = ChaCha8Rng::seed_from_u64(SEED);
+    let place = Place::new();
+    let expected = place.reference(LONG_RUN);
+    let others = "--checkpoint-every 1 --workers 1 --hash-steps";
+    let mut coordinator = place.coordinator(&format!("{LONG_RUN} --run-dir run {others}"));
+    coordinator.wait_for_checkpoint(0);
+    let mut n_torn = 0;
+    for death in 1..=50 {
+        kill(&coordinator, &mut plan, &[1, 2, 3], Duration::from_millis(20));
+        let n_unfinished = check_checkpoints(&place.path("run"));
+        assert!(n_unfinished <= 1, "{n_unfinished} unfinished files after death {death}");
+        n_torn += n_unfinished;
+        coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+    }
+    eprintln!("{n_torn} of 50 deaths were in the middle of a file");
+    assert!(n_torn > 0, "no death was in the middle of a file: this shows nothing");
+    let end = coordinator.end();
+    check_nothing_skipped(&coordinator);
+    place.run("run", &end).assert_same_bits(&expected);
+    assert_eq!(unfinished(&place.path("run")), [""; 0]);
+}
+
+/// The newest checkpoint is that of an epoch's last step, from before its validation, and the epoch has its line already.
+#[test]
+fn an_epoch_has_one_line_whatever_dies_after_its_validation() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let coordinator = place.coordinator(&format!("{flags} --workers 2 --checkpoint-every 138 --run-dir run"));
+    coordinator.wait_for_checkpoint(138);
+    let history = place.path("run/history.jsonl");
+    wait_until("the first epoch has its line", END_MAX, || fs::metadata(&history).is_ok_and(|file| file.len() > 0));
+    coordinator.kill();
+    let next = place.coordinator("--resume run --data small --workers 2");
+    let end = next.end();
+    assert_eq!(next.begin()["step"], 138);
+    place.run("run", &end).assert_same_bits(&expected);
+}
+
+/// A run on a disk of its own that fails it after its second checkpoint: it ends with what is wrong, and the run goes on
+/// where there is room.
+fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk), told: &[&str]) {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let Some(disk) = SmallDisk::new(&place, n_kibibytes) else { return };
+    let flags = format!("{flags} --workers 2 --checkpoint-every 20 --hash-steps --run-dir disk/run --json");
+    let coordinator = place.start("coordinator", disk.inside(&place.command("coordinator", &flags)));
+    coordinator.wait_for_checkpoint(20);
+    spoil(&disk);
+    coordinator.check_end(73, told);
+    assert_eq!(check_checkpoints(&disk.path("run")), 0, "unfinished files");
+
+    disk.copy("run", &place.path("run"));
+    let next = place.coordinator("--resume run --data small --workers 2 --hash-steps");
+    let end = next.end();
+    check_nothing_skipped(&next);
+    let from = next.begin()["step"].as_u64().expect("a step");
+    assert!(from >= 20, "resumed at step {from}");
+    place.run("run", &end).assert_same_bits(&expected);
+}
+
+/// Three checkpoints of 642 KiB fit, and a fourth one does not.
+#[test]
+fn a_disk_without_room_for_a_checkpoint_is_told_and_loses_nothing() {
+    let full = "No space left on device";
+    check_disk(
+        2_050,
+        |_| (),
+        &[
+            "checkpoint not saved; training goes on",
+            &format!("cannot write disk/run/checkpoints/step-00000060.safetensors: {full}"),
+            &format!("error: cannot write disk/run/model.safetensors: {full}"),
+            "make room",
+        ],
+    );
+}
+
+#[test]
+fn a_disk_that_others_fill_is_told_and_loses_nothing() {
+    check_disk(
+        20_000,
+        SmallDisk::fill,
+        &["error: cannot write disk/run/steps.jsonl: No space left on device", "make room"],
+    );
+}
+
+#[test]
+fn a_folder_that_becomes_read_only_is_told_and_loses_nothing() {
+    let read_only = "Read-only file system";
+    check_disk(
+        20_000,
+        |disk| disk.make_read_only("run"),
+        &[
+            "checkpoint not saved; training goes on",
+            &format!("error: cannot write disk/run/model.safetensors: {read_only}"),
+            "make this one writable",
+        ],
+    );
+}
+
+/// Asks a run of two workers to end when both have gone silent. Local ones are gone when it has ended.
+fn check_silent(launch: &str) {
+    let place = Place::new();
+    let is_external = !launch.is_empty();
+    let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 20 --data small --run-dir run";
+    let coordinator = place.coordinator(&format!("{flags} --workers 2 {launch}"));
+    let workers = ["worker 1", "worker 2"].map(|name| is_external.then(|| place.worker(name, "unix:socket")));
+    coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
+    coordinator.wait_for_checkpoint(20);
+    let joined = coordinator.lines(Stream::Err, "worker joined");
+    let processes: Vec<u32> = joined.iter().map(|line| field(line, "process").parse().expect("a number")).collect();
+    for &process in &processes {
+        signal("STOP", process);
+    }
+    let asked = Instant::now();
+    coordinator.signal("TERM");
+    let end = coordinator.end();
+    let waited = asked.elapsed();
+    assert!(waited < END_MAX, "it took {waited:?} to end");
+    assert_eq!(end["outcome"], "stopped");
+    check_checkpoints(&place.path("run"));
+    let checkpoint = format!("run/checkpoints/step-{:08}.safetensors", end["step"].as_u64().expect("a step"));
+    assert_eq!(end["checkpoint"], checkpoint);
+    assert!(place.path(&checkpoint).is_file(), "no {checkpoint}");
+    assert!(processes.iter().all(|&process| is_alive(process) == is_external), "{processes:?}");
+    for worker in workers.iter().flatten() {
+        worker.signal("CONT");
+        worker.wait_for_line(Stream::Err, "trying again");
+    }
+}
+
+#[test]
+fn a_run_whose_local_workers_are_silent_ends_in_time_and_they_with_it() {
+    check_silent("");
+}
+
+#[test]
+fn a_run_whose_workers_elsewhere_are_silent_ends_in_time_and_they_look_for_the_next() {
+    check_silent("--launch external --listen unix:socket");
+}

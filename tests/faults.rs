@@ -1,0 +1,229 @@
+//! Every fault of a worker at every moment of a step: the run ends with the same bits, the worker is missed in time, and
+//! nobody else is lost. A proxy stops the connection at an exact byte, so that the fault comes when it should.
+//!
+//! What Horovod's elastic tests try, and what tries it here:
+//!
+//! | there | here |
+//! |---|---|
+//! | hosts added | `external::a_worker_joins_a_run_that_goes_on_already`, `elastic::*_whoever_comes_and_goes` |
+//! | hosts removed | `external::a_worker_that_is_asked_to_end_does_and_the_others_go_on`, `elastic::*_whoever_comes_and_goes` |
+//! | one rank lost by an exception | `faults::a_worker_that_ends`; started anew: `programs::a_local_worker_that_is_killed_is_started_anew` |
+//! | one rank lost by a kill | `faults::a_worker_that_is_killed`, and anew as above |
+//! | all ranks lost | the run fails there; here it waits: `elastic::a_run_that_nobody_computes_says_that_it_waits`, `partition::*` |
+//! | reset limit | `programs::a_worker_program_that_dies_at_once_ends_the_run_with_its_last_words` |
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::harness::{Byte, Held, Message, Place, Process, Proxy, Stream, field};
+
+/// Epochs of 69 steps: 2,200 images in batches of 32, a shard for each worker.
+const RUN: &str = "--arch denoising --shards 3 --batch-size 32 --data small";
+const N_STEPS_OF_EPOCH: u32 = 69;
+/// Steps in which a fault may come: those of the first epoch, without the first ones and the last ones.
+const STEPS: std::ops::Range<u32> = 5..60;
+/// How long a silent worker is waited for.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// How long a connection that broke may take to be noticed: on a machine that is busy, and as a rule.
+const NOTICE_MAX: Duration = Duration::from_secs(1);
+const USUAL_NOTICE_MAX: Duration = Duration::from_millis(250);
+
+/// What becomes of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// SIGKILL.
+    Killed,
+    /// SIGSTOP, and SIGCONT when it was given up.
+    Stopped,
+    /// Its process ends by itself.
+    Ended,
+    /// Its connection is reset.
+    Reset,
+    /// Its connection stays open, and nothing comes through it.
+    Silent,
+}
+
+/// When.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    BeforeResult,
+    DuringResult,
+    AfterResult,
+    DuringUpdate,
+    /// Each update is followed by one.
+    DuringCheckpoint,
+    DuringValidation,
+}
+
+const MOMENTS: [Moment; 6] = [
+    Moment::BeforeResult,
+    Moment::DuringResult,
+    Moment::AfterResult,
+    Moment::DuringUpdate,
+    Moment::DuringCheckpoint,
+    Moment::DuringValidation,
+];
+
+impl Moment {
+    /// Stops the proxy then, in a step that is drawn.
+    fn set(self, proxy: &Proxy, draw: &mut ChaCha8Rng) {
+        let step = STEPS.start + draw.next_u32() % (STEPS.end - STEPS.start);
+        let (message, byte) = match self {
+            Self::BeforeResult | Self::DuringCheckpoint => (Message::Update, Byte::Last),
+            Self::DuringResult => (Message::ShardDone, Byte::Middle),
+            Self::AfterResult => (Message::ShardDone, Byte::Last),
+            Self::DuringUpdate => (Message::Update, Byte::Middle),
+            Self::DuringValidation => (Message::BatchDone, Byte::Middle),
+        };
+        // The validation split is one batch.
+        let nth = if self == Self::DuringValidation { 1 } else { step as usize };
+        eprintln!("{self:?}: in {message:?} {nth}");
+        proxy.stop_at(message, nth, byte, Held::BothWays);
+    }
+
+    /// Whether the worker then has a task.
+    fn has_work(self) -> bool {
+        self != Self::AfterResult
+    }
+}
+
+impl Fault {
+    /// What the coordinator may say of the worker.
+    fn reasons(self) -> &'static [&'static str] {
+        match self {
+            Self::Killed | Self::Ended | Self::Reset => &["it closed its connection", "its connection broke"],
+            Self::Stopped | Self::Silent => &["silent for 1000 ms", "does not take its messages"],
+        }
+    }
+
+    /// Whether the connection itself tells of it.
+    fn is_told(self) -> bool {
+        !matches!(self, Self::Stopped | Self::Silent)
+    }
+
+    /// How long the coordinator may take to miss the worker.
+    fn notice_max(self) -> Duration {
+        if self.is_told() { NOTICE_MAX } else { SILENCE_MAX + NOTICE_MAX }
+    }
+
+    /// Epochs to train for, so that there is time to miss the worker.
+    fn n_epochs(self) -> u32 {
+        if self.is_told() { 2 } else { 6 }
+    }
+
+    fn start(self, place: &Place, address: &str) -> Process {
+        let mut command = place.worker_command(address);
+        if self != Self::Ended {
+            return place.start("faulty", command);
+        }
+        command.arg("--supervised");
+        place.start_with_input("faulty", command, Stdio::piped())
+    }
+
+    /// Does it, while the proxy holds all that the worker says and hears.
+    fn strike(self, worker: &Process, proxy: &Proxy) {
+        match self {
+            Self::Killed => {
+                worker.kill();
+                proxy.close();
+            }
+            Self::Ended => {
+                worker.end_input();
+                worker.check_end(0, &[]);
+                proxy.close();
+            }
+            Self::Stopped => worker.signal("STOP"),
+            Self::Reset => proxy.reset(),
+            Self::Silent => {} // the proxy holds on
+        }
+    }
+}
+
+/// One fault at one moment; how long it took to be noticed.
+fn check_at(fault: Fault, moment: Moment, draw: &mut ChaCha8Rng) -> Duration {
+    let place = Place::new();
+    let run = format!("{RUN} --epochs {}", fault.n_epochs());
+    let expected = place.reference(&run);
+    let every = if moment == Moment::DuringCheckpoint { "1" } else { "epoch" };
+    let flags = format!("{run} --hash-steps --checkpoint-every {every} --heartbeat-timeout 1 --run-dir run");
+    let (coordinator, address) = place.external(&flags);
+    let proxy = Proxy::start(&address);
+
+    // It joins first, so that the batch of the validation is its; and gets its state when the others are there.
+    proxy.stop_at(Message::State, 1, Byte::Middle, Held::OneWay);
+    let worker = fault.start(&place, &proxy.address());
+    proxy.wait_until_stopped();
+    let others = ["first other", "second other"].map(|name| place.worker(name, &address));
+    coordinator.wait_for_nth_line(Stream::Err, "worker joined", 3);
+    moment.set(&proxy, draw);
+    proxy.go_on();
+
+    proxy.wait_until_stopped();
+    let struck = Instant::now();
+    fault.strike(&worker, &proxy);
+    let last_one = format!("checkpoint saved step={} ", fault.n_epochs() * N_STEPS_OF_EPOCH);
+    let line = coordinator.wait_for_line_with_any(Stream::Err, &["worker left", &last_one]);
+    let noticed = struck.elapsed();
+    if fault == Fault::Stopped {
+        worker.signal("CONT");
+        // What was on its way comes late, and is of no use.
+        proxy.go_on();
+    }
+
+    let end = coordinator.end();
+    assert_eq!(end["outcome"], "completed");
+    place.run("run", &end).assert_same_bits(&expected);
+    assert!(noticed <= fault.notice_max(), "noticed after {} ms", noticed.as_millis());
+    // While others compute what is its, a run can end before a silent worker is given up.
+    let is_over = !fault.is_told() && line.contains(&last_one);
+    if !is_over {
+        assert!(fault.reasons().iter().any(|reason| line.contains(reason)), "{line}");
+        assert_eq!(field(&line, "worker"), coordinator.number_of(&worker), "{line}");
+        let is_helped = !coordinator.lines(Stream::Err, "worker is late").is_empty();
+        assert!(field(&line, "n_handed_on") == "1" || is_helped || !moment.has_work(), "{line}");
+    }
+    assert!(coordinator.lines(Stream::Err, "worker left").len() <= 1, "nobody else was lost");
+    for other in &others {
+        other.succeed();
+        assert_eq!(other.lines(Stream::Err, "joined the run").len(), 1, "it was in all the time");
+    }
+    noticed
+}
+
+fn check(fault: Fault, seed: u64) {
+    eprintln!("the draws of seed {seed}");
+    let mut draw = ChaCha8Rng::seed_from_u64(seed);
+    let mut times = MOMENTS.map(|moment| check_at(fault, moment, &mut draw));
+    eprintln!("noticed after {times:?}");
+    times.sort_unstable();
+    let usual = times[times.len() / 2];
+    assert!(!fault.is_told() || usual <= USUAL_NOTICE_MAX, "as a rule noticed after {} ms", usual.as_millis());
+}
+
+#[test]
+fn a_worker_that_is_killed() {
+    check(Fault::Killed, 1);
+}
+
+#[test]
+fn a_worker_that_is_stopped_and_goes_on() {
+    check(Fault::Stopped, 2);
+}
+
+#[test]
+fn a_worker_that_ends() {
+    check(Fault::Ended, 3);
+}
+
+#[test]
+fn a_connection_that_is_reset() {
+    check(Fault::Reset, 4);
+}
+
+#[test]
+fn a_connection_that_falls_silent() {
+    check(Fault::Silent, 5);
+}

@@ -1,0 +1,135 @@
+//! Machines between which the network fails, each with the programs as they are: cables that are pulled and plugged in
+//! again, and bad ones.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{COORDINATOR, Network, Place, Process, Run, Stream, field};
+
+/// Four epochs of 138 steps: long enough for a worker to be missed and to come back.
+const LONG_RUN: &str = "--arch conv --shards 4 --batch-size 16 --epochs 4 --data small";
+/// Within what time a worker that may be silent for 1 s is missed.
+const NOTICE_MAX: Duration = Duration::from_secs(2);
+
+/// What a step takes as a rule with a worker behind a slow cable, in milliseconds: an update and a result, 20 each.
+const SLOW_MIN: f64 = 30.0;
+
+/// A run whose coordinator and workers are on hosts of their own.
+struct Machines<'a> {
+    place: &'a Place,
+    coordinator: Process,
+    /// The nth is on the nth host, counted from 1.
+    workers: Vec<Process>,
+}
+
+impl<'a> Machines<'a> {
+    fn start(place: &'a Place, network: &Network, flags: &str, n_workers: usize) -> Self {
+        let address = network.coordinator();
+        let flags = format!("{flags} --launch external --listen {address} --hash-steps --json --run-dir run");
+        let command = network.on_host(COORDINATOR, &place.command("coordinator", &flags));
+        let coordinator = place.start("coordinator", command);
+        let mut machines = Self { place, coordinator, workers: Vec::new() };
+        machines.coordinator.begin();
+        for host in 1..=n_workers {
+            let command = network.on_host(host, &place.worker_command(&address));
+            machines.workers.push(place.start(&format!("worker {host}"), command));
+            machines.coordinator.wait_for_nth_line(Stream::Err, "worker joined", host);
+        }
+        machines
+    }
+
+    /// Waits until a worker is given up. In every step it has tasks that others then get, unless they computed them already.
+    fn wait_until_missed(&self, unplugged: Instant) {
+        let left = self.coordinator.wait_for_line(Stream::Err, "worker left");
+        let missed = unplugged.elapsed();
+        let is_helped = !self.coordinator.lines(Stream::Err, "worker is late").is_empty();
+        assert!(left.contains("silent for 1000 ms") || left.contains("does not take its messages"), "{left}");
+        assert!(field(&left, "n_handed_on") != "0" || is_helped, "{left}");
+        assert!(missed <= NOTICE_MAX, "missed after {} ms", missed.as_millis());
+    }
+
+    fn check_end(&self, flags: &str) -> Run {
+        let end = self.coordinator.end();
+        assert_eq!(end["outcome"], "completed");
+        let run = self.place.run("run", &end);
+        run.assert_same_bits(&self.place.reference(flags));
+        run
+    }
+}
+
+fn n_joined(worker: &Process) -> usize {
+    worker.lines(Stream::Err, "joined the run").len()
+}
+
+fn long_flags() -> String {
+    format!("{LONG_RUN} --checkpoint-every 20 --heartbeat-timeout 1")
+}
+
+#[test]
+fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
+    let place = Place::new();
+    let Some(network) = Network::if_any(3) else { return };
+    place.reference(LONG_RUN);
+    let machines = Machines::start(&place, &network, &long_flags(), 3);
+    machines.coordinator.wait_for_checkpoint(40);
+    network.unplug(1);
+    machines.wait_until_missed(Instant::now());
+    network.plug(1);
+    machines.coordinator.wait_for_nth_line(Stream::Err, "worker joined", 4);
+    machines.check_end(LONG_RUN);
+    machines.workers.iter().for_each(Process::succeed);
+    assert_eq!(machines.workers.iter().map(n_joined).collect::<Vec<_>>(), [2, 1, 1]);
+}
+
+/// No FIN and no RST ever tells of its end.
+#[test]
+fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
+    let place = Place::new();
+    let Some(network) = Network::if_any(3) else { return };
+    place.reference(LONG_RUN);
+    let machines = Machines::start(&place, &network, &long_flags(), 3);
+    machines.coordinator.wait_for_checkpoint(40);
+    network.unplug(1);
+    let unplugged = Instant::now();
+    machines.workers[0].kill();
+    machines.wait_until_missed(unplugged);
+    machines.check_end(LONG_RUN);
+    machines.workers[1..].iter().for_each(Process::succeed);
+    assert_eq!(machines.coordinator.lines(Stream::Err, "worker left").len(), 1, "nobody else was lost");
+}
+
+#[test]
+fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
+    let place = Place::new();
+    let Some(network) = Network::if_any(3) else { return };
+    place.reference(LONG_RUN);
+    let machines = Machines::start(&place, &network, &long_flags(), 3);
+    machines.coordinator.wait_for_checkpoint(40);
+    network.unplug(COORDINATOR);
+    machines.wait_until_missed(Instant::now());
+    machines.coordinator.wait_for_nth_line(Stream::Err, "worker left", 3);
+    machines.coordinator.wait_for_line(Stream::Out, r#""event":"waiting""#);
+    network.plug(COORDINATOR);
+    machines.coordinator.wait_for_line(Stream::Out, r#""event":"going on""#);
+    machines.check_end(LONG_RUN);
+    machines.workers.iter().for_each(Process::succeed);
+}
+
+#[test]
+fn a_slow_and_lossy_cable_changes_no_bit() {
+    let place = Place::new();
+    let Some(network) = Network::if_any(3) else { return };
+    let flags = "--arch denoising --shards 4 --batch-size 16 --epochs 2 --data small --max-steps 60";
+    place.reference(flags);
+    network.wear_out(1);
+    let machines = Machines::start(&place, &network, flags, 3);
+    let run = machines.check_end(flags);
+    machines.workers.iter().for_each(Process::succeed);
+    let number = machines.coordinator.number_of(&machines.workers[0]).parse().expect("a number");
+    let is_its = |(_, workers): &(&Value, Vec<u64>)| workers.contains(&number);
+    let its_steps = run.steps.iter().zip(run.workers()).filter(is_its);
+    let mut times: Vec<f64> = its_steps.map(|(step, _)| step["milliseconds"].as_f64().expect("a time")).collect();
+    times.sort_unstable_by(f64::total_cmp);
+    assert!(times[times.len() / 2] >= SLOW_MIN, "the cable was not slow: {times:?}");
+}
