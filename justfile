@@ -39,6 +39,11 @@ cluster:
 step:
     cargo bench -p coordinator --bench step
 
+# Kills, holds up, stops and resumes everything in runs for so many minutes, and compares what comes out
+chaos MINUTES:
+    cargo build --release --workspace
+    TELAR_CHAOS_MINUTES={{MINUTES}} cargo test --release --workspace --test cluster -- --ignored --exact chaos::soak --nocapture
+
 # The schedule of a seed of the core's simulation, line by line
 sim SEED:
     TELAR_SIM_SEED={{SEED}} cargo test --release -p coordinator --test simulation -- --exact one_schedule --nocapture

@@ -47,7 +47,7 @@ fn try_play(seed: u64) -> Result<Counts, String> {
 
 #[test]
 fn ten_thousand_schedules_end_alike() {
-    let (next, seen, wrong) = (AtomicU64::new(0), Mutex::new(Counts::default()), Mutex::new(Vec::new()));
+    let (next, counts, wrong) = (AtomicU64::new(0), Mutex::new(Counts::default()), Mutex::new(Vec::new()));
     let play_some = || {
         // Ends: each turn takes a seed.
         loop {
@@ -56,17 +56,17 @@ fn ten_thousand_schedules_end_alike() {
                 return;
             }
             match try_play(seed) {
-                Ok(counts) => lock(&seen).add_all(&counts),
+                Ok(found) => lock(&counts).add_all(&found),
                 Err(words) => lock(&wrong).push(words),
             }
         }
     };
     let n_threads = available_parallelism().map_or(1, NonZero::get);
     std::thread::scope(|scope| (0..n_threads).for_each(|_| drop(scope.spawn(play_some))));
-    let (seen, wrong) = (lock(&seen).clone(), lock(&wrong).join("\n"));
+    let (counts, wrong) = (lock(&counts).clone(), lock(&wrong).join("\n"));
     assert!(wrong.is_empty(), "{wrong}");
-    println!("{seen:#?}");
-    let unseen: Vec<Seen> = Seen::ALL.into_iter().filter(|&kind| seen.of(kind) == 0).collect();
+    println!("{counts:#?}");
+    let unseen: Vec<Seen> = Seen::ALL.into_iter().filter(|&seen| counts.of(seen) == 0).collect();
     assert!(unseen.is_empty(), "expected every one of these in some schedule, found none: {unseen:?}");
 }
 
@@ -83,5 +83,80 @@ fn one_schedule() {
             play(seed, true);
         }
         Err(_) => check(0),
+    }
+}
+
+/// Schedules in which something once went wrong, in the core or in one that was broken on purpose, each named by what has to
+/// hold. Whoever changes what is drawn makes other schedules of them.
+mod regressions {
+    use super::check;
+
+    #[test]
+    fn sums_are_added_along_the_tree() {
+        check(0);
+    }
+
+    #[test]
+    fn a_shard_counts_once() {
+        check(19);
+    }
+
+    #[test]
+    fn what_a_dead_worker_had_is_handed_on() {
+        check(7);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_applied() {
+        check(30);
+    }
+
+    #[test]
+    fn a_result_of_another_step_does_not_count() {
+        check(17);
+    }
+
+    #[test]
+    fn a_result_on_other_parameters_does_not_count() {
+        check(28);
+    }
+
+    #[test]
+    fn a_replica_that_lags_is_sent_anew() {
+        check(3);
+    }
+
+    #[test]
+    fn sums_of_the_epoch_outlive_a_coordinator() {
+        check(1);
+    }
+
+    #[test]
+    fn nothing_counts_of_one_who_is_evicted() {
+        check(38);
+        check(178);
+    }
+
+    #[test]
+    fn wrong_bits_are_outvoted() {
+        check(7);
+        check(32);
+    }
+
+    #[test]
+    fn one_who_does_not_answer_is_given_up() {
+        check(60);
+    }
+
+    #[test]
+    fn one_who_leaves_gets_nothing_new() {
+        check(342);
+    }
+
+    /// The dismissal of one who left ended the run, or evicted another one who left, who was then dismissed once more.
+    #[test]
+    fn a_worker_is_dismissed_once() {
+        check(13_895);
+        check(182_165);
     }
 }

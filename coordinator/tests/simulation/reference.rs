@@ -25,7 +25,7 @@ impl Problem {
     pub fn new(rules: &Rules) -> Self {
         let sampler = rules.recipe.sampler(0, rules.n_train);
         let shards = 0..rules.recipe.shards.get() as usize;
-        let samples = |step| shards.clone().map(|shard| sampler.shard(step, shard).len() as u64).collect();
+        let of_step = |step| shards.clone().map(|shard| sampler.shard(step, shard).len() as u64).collect();
         let mut n_left = u64::from(rules.n_valid);
         let mut batch_samples = Vec::new();
         while n_left > 0 {
@@ -35,7 +35,7 @@ impl Problem {
         Self {
             recipe: rules.recipe.clone(),
             rounding: rules.rounding,
-            shard_samples: (0..sampler.n_steps()).map(samples).collect(),
+            shard_samples: (0..sampler.n_steps()).map(of_step).collect(),
             batch_samples,
         }
     }
@@ -50,8 +50,8 @@ impl Problem {
         let key = [1, params_fingerprint(params), place.epoch.into(), step, shard.into()];
         let value = |(nth, param): (u64, &f32)| {
             let [a, b, power, ..] = mixed(&[key.as_slice(), &[nth]].concat()).to_le_bytes();
-            let share = f32::from(u16::from_le_bytes([a, b])) / 65_536.0 - 0.5;
-            let value = share.mul_add(10_f32.powi(i32::from(power % 9) - 4), 0.01 * param);
+            let mantissa = f32::from(u16::from_le_bytes([a, b])) / 65_536.0 - 0.5;
+            let value = mantissa.mul_add(10_f32.powi(i32::from(power % 9) - 4), 0.01 * param);
             match self.rounding {
                 Rounding::None => value,
                 Rounding::Bf16 => bf16::from_f32(value).to_f32(),
@@ -73,7 +73,7 @@ fn sums(key: &[u64], n_samples: u64) -> LossSums {
     LossSums { loss_sum, correct_sum: u64::from(a) * n_samples * (N_PIXELS as u64) / 255, n_samples }
 }
 
-/// Numbers stirred into one, as SplitMix64 does it.
+/// Numbers stirred into one, as `SplitMix64` does it.
 fn mixed(numbers: &[u64]) -> u64 {
     numbers.iter().fold(0, |sum, &number| {
         let mut z = (sum ^ number).wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -1,19 +1,20 @@
 //! The core in its shell, as `driver` and `server` are one: letters in, wishes out. After each event it is looked at what the
 //! core wishes and what it has come to, and compared with the undisturbed run.
 
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use coordinator::training::{
-    Action, BatchDone, CheckpointEvery, Computed, EpochReport, Event, Farewell, Late, Outcome, Profile, Refusal,
-    Report, Rules, ShardDone, State, StepReport, Training, Work, WorkerId,
+    Action, BatchDone, Computed, Event, Farewell, Late, Outcome, Profile, Refusal, Report, Rules, ShardDone, State,
+    Training, Work, WorkerId,
 };
 use model::gradients::ShardResult;
-use model::loss::LossSums;
 
 use super::network::{ShardAnswer, ToCoordinator, ToWorker};
-use super::reference::{Problem, Reference, all_bits, bits};
+use super::reference::{Problem, Reference};
 use super::seen::{Counts, Seen};
 use super::words;
 
@@ -49,6 +50,19 @@ pub struct Session {
     step: Option<u64>,
     /// Its messages are not taken any more: the next one to it fails.
     pub is_full: bool,
+}
+
+/// What happens between two events.
+#[derive(Default)]
+struct Turn {
+    wishes: Vec<Wish>,
+    /// Who could have been asked when it began, and that worker's process.
+    helpers: BTreeMap<WorkerId, u32>,
+    had_ended: bool,
+    /// Who was lost because its messages are not taken.
+    lost: BTreeSet<WorkerId>,
+    /// Who is to be sent a state.
+    lagging: BTreeSet<WorkerId>,
 }
 
 /// What a run goes on from.
@@ -209,15 +223,15 @@ impl Shell {
     }
 
     fn now(&self, notes: &Notes) -> Duration {
-        notes.now - self.begun
+        notes.now.saturating_sub(self.begun)
     }
 
     /// Does what the core wishes, and looks at it.
     fn act(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
-        let (had_ended, begun) = (self.outcome.is_some(), self.age());
         let active = self.sessions.iter().filter(|(_, session)| session.is_active());
-        let mut helpers: BTreeMap<WorkerId, u32> = active.map(|(&id, session)| (id, session.process)).collect();
-        let (mut wishes, mut lost, mut lagging) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let helpers = active.map(|(&worker_id, session)| (worker_id, session.process)).collect();
+        let (had_ended, age) = (self.outcome.is_some(), self.age());
+        let mut turn = Turn { helpers, had_ended, ..Turn::default() };
         // Ends: the core wishes for finitely many things between two events.
         for n_actions in 0.. {
             assert!(n_actions < 10_000, "the core wishes for things without end");
@@ -228,282 +242,149 @@ impl Shell {
             notes.tell(|| format!("    {}", words::of_action(&action)));
             let is_for_late_joiner = matches!(action, Action::Dismiss(_, Farewell::End, _));
             assert!(self.outcome.is_none() || (had_ended && is_for_late_joiner), "after the end, {action:?}");
-            match action {
-                Action::Welcome(worker_id) => {
-                    self.send(worker_id, &mut lost, &mut wishes, notes, |_| ToWorker::Welcome)
+            self.take(run, action, &mut turn, notes);
+        }
+        assert!(turn.lagging.is_subset(&turn.lost), "expected a state for each of {:?}", turn.lagging);
+        self.check_kept(run, age);
+        turn.wishes
+    }
+
+    fn take(&mut self, run: &Run, action: Action, turn: &mut Turn, notes: &mut Notes) {
+        match action {
+            Action::Welcome(worker_id) => self.send(worker_id, turn, notes, |_| ToWorker::Welcome),
+            Action::SendState(worker_id, work) => {
+                turn.lagging.remove(&worker_id);
+                self.check_work(run, &work);
+                let State { step, params, velocity, .. } = self.training.state();
+                let (step, params, velocity) = (*step, params.as_slice().into(), velocity.as_slice().into());
+                self.send(worker_id, turn, notes, |session| {
+                    session.step = Some(step);
+                    ToWorker::State { step, params, velocity, work }
+                });
+            }
+            Action::SendUpdate { gradient, work } => self.send_update(run, gradient.into(), work, turn, notes),
+            Action::SendWork(worker_id, work) => {
+                self.check_work(run, &work);
+                assert_ne!(work, Work::Nothing, "to do nothing is no order by itself");
+                let step = self.training.state().step;
+                self.send(worker_id, turn, notes, |session| {
+                    assert_eq!(session.step, Some(step), "work is for those who have the parameters");
+                    assert!(!session.is_leaving, "who leaves gets nothing new");
+                    ToWorker::Work(work)
+                });
+            }
+            Action::Refuse(worker_id, refusal) => {
+                match refusal {
+                    Refusal::Stale { .. } => notes.seen.add(Seen::RefusedStale, 1),
+                    Refusal::Duplicate { .. } => notes.seen.add(Seen::RefusedDuplicate, 1),
+                    Refusal::NoSuchTask { .. } => panic!("nobody computes what there is not: {refusal}"),
                 }
-                Action::SendState(worker_id, work) => {
-                    lagging.remove(&worker_id);
-                    self.check_work(run, &work);
-                    let State { step, params, velocity, .. } = self.training.state();
-                    let (step, params, velocity) = (*step, params.as_slice().into(), velocity.as_slice().into());
-                    self.send(worker_id, &mut lost, &mut wishes, notes, |session| {
-                        session.step = Some(step);
-                        ToWorker::State { step, params, velocity, work }
-                    });
+                self.send(worker_id, turn, notes, |_| ToWorker::Refusal);
+            }
+            Action::Dismiss(worker_id, farewell, reason) => {
+                self.dismiss(run, worker_id, farewell, &reason, turn, notes);
+            }
+            Action::Checkpoint => {
+                self.check_state(run);
+                assert_ne!(self.kept, self.age(), "a state is kept once");
+                self.kept = self.age();
+                turn.wishes.push(Wish::Save(self.save()));
+            }
+            Action::Report(report) => {
+                if let Report::Lagging { worker_id, .. } = &report {
+                    turn.lagging.insert(*worker_id);
                 }
-                Action::SendUpdate { gradient, work } => {
-                    self.check_state(run);
-                    let following = self.sessions.iter().filter(|(_, session)| session.step.is_some());
-                    let following: BTreeSet<WorkerId> = following.map(|(&worker_id, _)| worker_id).collect();
-                    let told: BTreeSet<WorkerId> = work.keys().copied().filter(|id| !lost.contains(id)).collect();
-                    assert_eq!(told, following, "an update goes to each replica");
-                    let spent = self.training.take_spent();
-                    assert!(spent.len() < 1_000, "vectors are used again, found {} of them", spent.len());
-                    let (step, gradient): (u64, Rc<[f32]>) = (self.training.state().step, gradient.into());
-                    for (worker_id, work) in work {
-                        self.check_work(run, &work);
-                        let gradient = Rc::clone(&gradient);
-                        self.send(worker_id, &mut lost, &mut wishes, notes, |session| {
-                            assert_eq!(session.step.replace(step), Some(step - 1), "a replica misses no update");
-                            assert!(!session.is_leaving || work == Work::Nothing, "who leaves gets nothing new");
-                            ToWorker::Update { step, gradient, work }
-                        });
-                    }
-                }
-                Action::SendWork(worker_id, work) => {
-                    self.check_work(run, &work);
-                    assert_ne!(work, Work::Nothing, "to do nothing is no order by itself");
-                    let step = self.training.state().step;
-                    self.send(worker_id, &mut lost, &mut wishes, notes, |session| {
-                        assert_eq!(session.step, Some(step), "work is for those who have the parameters");
-                        assert!(!session.is_leaving, "who leaves gets nothing new");
-                        ToWorker::Work(work)
-                    });
-                }
-                Action::Refuse(worker_id, refusal) => {
-                    match refusal {
-                        Refusal::Stale { .. } => notes.seen.add(Seen::RefusedStale, 1),
-                        Refusal::Duplicate { .. } => notes.seen.add(Seen::RefusedDuplicate, 1),
-                        Refusal::NoSuchTask { .. } => panic!("nobody computes what there is not: {refusal}"),
-                    }
-                    self.send(worker_id, &mut lost, &mut wishes, notes, |_| ToWorker::Refusal);
-                }
-                Action::Dismiss(worker_id, farewell, reason) => {
-                    note_dismissal(farewell, &reason, &mut notes.seen);
-                    if farewell != Farewell::End {
-                        helpers.remove(&worker_id);
-                    }
-                    let Some(session) = self.sessions.remove(&worker_id) else {
-                        assert!(had_ended || lost.contains(&worker_id), "worker {worker_id} is dismissed, and is out");
-                        continue;
-                    };
-                    let is_given_up = reason.starts_with("silent for") || reason.starts_with("no answer for");
-                    let is_hindered = run.is_rough || notes.hindered.contains(&session.process);
-                    assert!(is_hindered || !is_given_up, "worker {worker_id} is well and is given up: {reason}");
-                    if matches!(farewell, Farewell::Refused | Farewell::Evicted) {
-                        let lie = notes.liars.get(&session.process).copied();
-                        let lie = lie.unwrap_or_else(|| panic!("worker {worker_id} never lied: {reason}"));
-                        notes.seen.add(evicted_for(lie), 1);
-                        self.evicted.insert((worker_id, self.training.state().step));
-                    }
-                    wishes.push(Wish::Send(session.connection, ToWorker::Dismissal(farewell)));
-                    wishes.push(Wish::Close(session.connection));
-                }
-                Action::Checkpoint => {
-                    self.check_state(run);
-                    assert_ne!(self.kept, self.age(), "a state is kept once");
-                    self.kept = self.age();
-                    wishes.push(Wish::Save(self.save()));
-                }
-                Action::Report(report) => {
-                    if let Report::Lagging { worker_id, .. } = &report {
-                        lagging.insert(*worker_id);
-                    }
-                    self.hear(run, report, notes);
-                }
-                Action::Finish(outcome) => {
-                    let helpers = helpers.iter().filter(|(worker_id, _)| !lost.contains(worker_id));
-                    let helpers = helpers.map(|(_, &process)| process).collect();
-                    self.check_end(run, &outcome, &helpers, notes);
-                    self.outcome = Some(outcome.clone());
-                    wishes.push(Wish::Finish(outcome));
-                }
+                self.hear(run, report, notes);
+            }
+            Action::Finish(outcome) => {
+                let helpers = turn.helpers.iter().filter(|(worker_id, _)| !turn.lost.contains(worker_id));
+                self.check_end(run, &outcome, &helpers.map(|(_, &process)| process).collect(), notes);
+                self.outcome = Some(outcome.clone());
+                turn.wishes.push(Wish::Finish(outcome));
             }
         }
-        assert!(lagging.is_subset(&lost), "expected a state for each of {lagging:?}");
-        self.check_kept(run, begun);
-        wishes
+    }
+
+    fn send_update(
+        &mut self,
+        run: &Run,
+        gradient: Rc<[f32]>,
+        work: BTreeMap<WorkerId, Work>,
+        turn: &mut Turn,
+        notes: &mut Notes,
+    ) {
+        self.check_state(run);
+        let following = self.sessions.iter().filter(|(_, session)| session.step.is_some());
+        let following: BTreeSet<WorkerId> = following.map(|(&worker_id, _)| worker_id).collect();
+        let told: BTreeSet<WorkerId> = work.keys().copied().filter(|id| !turn.lost.contains(id)).collect();
+        assert_eq!(told, following, "an update goes to each replica");
+        let n_spent = self.training.take_spent().len();
+        assert!(n_spent < 1_000, "vectors are used again, found {n_spent} of them");
+        let step = self.training.state().step;
+        for (worker_id, work) in work {
+            self.check_work(run, &work);
+            let gradient = Rc::clone(&gradient);
+            self.send(worker_id, turn, notes, |session| {
+                assert_eq!(session.step.replace(step), Some(step - 1), "a replica misses no update");
+                assert!(!session.is_leaving || work == Work::Nothing, "who leaves gets nothing new");
+                ToWorker::Update { step, gradient, work }
+            });
+        }
+    }
+
+    fn dismiss(
+        &mut self,
+        run: &Run,
+        worker_id: WorkerId,
+        farewell: Farewell,
+        reason: &str,
+        turn: &mut Turn,
+        notes: &mut Notes,
+    ) {
+        note_dismissal(farewell, reason, &mut notes.seen);
+        if farewell != Farewell::End {
+            turn.helpers.remove(&worker_id);
+        }
+        let Some(session) = self.sessions.remove(&worker_id) else {
+            let is_known_to_be_out = turn.had_ended || turn.lost.contains(&worker_id);
+            return assert!(is_known_to_be_out, "worker {worker_id} is dismissed, and is out: {reason}");
+        };
+        let is_given_up = reason.starts_with("silent for") || reason.starts_with("no answer for");
+        let is_hindered = run.is_rough || notes.hindered.contains(&session.process);
+        assert!(is_hindered || !is_given_up, "worker {worker_id} is well and is given up: {reason}");
+        if matches!(farewell, Farewell::Refused | Farewell::Evicted) {
+            let lie = notes.liars.get(&session.process).copied();
+            let lie = lie.unwrap_or_else(|| panic!("worker {worker_id} never lied: {reason}"));
+            notes.seen.add(evicted_for(lie), 1);
+            self.evicted.insert((worker_id, self.training.state().step));
+        }
+        turn.wishes.push(Wish::Send(session.connection, ToWorker::Dismissal(farewell)));
+        turn.wishes.push(Wish::Close(session.connection));
     }
 
     /// Sends a worker that is in something; one whose messages are not taken is lost by that, as `driver` has it.
     fn send(
         &mut self,
         worker_id: WorkerId,
-        lost: &mut BTreeSet<WorkerId>,
-        wishes: &mut Vec<Wish>,
+        turn: &mut Turn,
         notes: &mut Notes,
         letter: impl FnOnce(&mut Session) -> ToWorker,
     ) {
         let Some(session) = self.sessions.get_mut(&worker_id) else {
-            return assert!(lost.contains(&worker_id), "worker {worker_id} is spoken to, and is out");
+            return assert!(turn.lost.contains(&worker_id), "worker {worker_id} is spoken to, and is out");
         };
         let letter = letter(session);
         let connection = session.connection;
         if !session.is_full {
-            return wishes.push(Wish::Send(connection, letter));
+            return turn.wishes.push(Wish::Send(connection, letter));
         }
         notes.seen.add(Seen::Overflow, 1);
         self.sessions.remove(&worker_id);
-        lost.insert(worker_id);
-        wishes.push(Wish::Close(connection));
+        turn.lost.insert(worker_id);
+        turn.wishes.push(Wish::Close(connection));
         let event = Event::Lost(worker_id, "it does not take its messages".to_owned());
         notes.tell(|| format!("    {}", words::of_event(&event)));
         self.training.handle_event(self.now(notes), event);
-    }
-
-    /// That work is of what is to be done now.
-    fn check_work(&self, run: &Run, work: &Work) {
-        let step = self.training.state().step;
-        let epoch_ends_here = self.reference_validation(run).is_some_and(|(at, _)| *at == step);
-        let tasks = match work {
-            Work::Nothing => return,
-            Work::Shards { step: found, place, shards } => {
-                let steps_per_epoch = run.problem.shard_samples.len() as u64;
-                let found_place = (u64::from(place.epoch), u64::from(place.step_of_epoch));
-                assert_eq!((*found, found_place), (step, (step / steps_per_epoch, step % steps_per_epoch)));
-                assert!(!epoch_ends_here, "an epoch is validated before the next one begins");
-                let n_shards = run.rules.recipe.shards.get();
-                assert!(shards.iter().all(|&shard| shard < n_shards), "expected shards below {n_shards}: {shards:?}");
-                shards
-            }
-            Work::Batches { step: found, batches } => {
-                assert_eq!(*found, step, "what is validated is what there is");
-                assert!(epoch_ends_here, "a validation is at an epoch's end");
-                let n_batches = run.problem.batch_samples.len();
-                assert!(batches.iter().all(|&batch| (batch as usize) < n_batches), "below {n_batches}: {batches:?}");
-                batches
-            }
-        };
-        let distinct: BTreeSet<u32> = tasks.iter().copied().collect();
-        assert!(!tasks.is_empty() && distinct.len() == tasks.len(), "work is of several tasks: {tasks:?}");
-    }
-
-    /// That the state is in every bit that of the undisturbed run at this step.
-    fn check_state(&self, run: &Run) {
-        let State { step, params, velocity, residual, epoch_sums, .. } = self.training.state();
-        let place = usize::try_from(*step).expect("few steps");
-        let expected = run.reference.states.get(place).expect("a run goes no further than it should");
-        assert_eq!(all_bits(params), all_bits(&expected.params), "parameters at step {step}");
-        assert_eq!(all_bits(velocity), all_bits(&expected.velocity), "velocity at step {step}");
-        assert_eq!(all_bits(residual), all_bits(&expected.residual), "residual at step {step}");
-        let is_validated = self.n_validated > 0 && run.reference.validations[self.n_validated - 1].0 == *step;
-        let expected = if is_validated { LossSums::default() } else { expected.epoch_sums };
-        assert_eq!(bits(epoch_sums), bits(&expected), "sums of the epoch at step {step}");
-    }
-
-    /// That a checkpoint was wished of a state that was due for one since the state `begun`.
-    fn check_kept(&self, run: &Run, begun: (u64, usize)) {
-        let (step, n_validated) = self.age();
-        let is_due = match run.rules.checkpoint_every {
-            CheckpointEvery::Epoch => n_validated > begun.1,
-            CheckpointEvery::Steps(n_steps) => step > begun.0 && step.is_multiple_of(n_steps),
-        };
-        let is_end = matches!(self.outcome, Some(Outcome::Completed | Outcome::Stopped));
-        let is_kept = self.kept == self.age();
-        assert!(is_kept || !(is_due || is_end), "kept is {:?} at {:?}", self.kept, self.age());
-    }
-
-    fn hear(&mut self, run: &Run, report: Report, notes: &mut Notes) {
-        let seen = &mut notes.seen;
-        match report {
-            Report::Step(report) => {
-                self.check_step(run, &report);
-                for late in self.late.drain(..) {
-                    let WorkerId(first) = report.workers[late.task as usize];
-                    seen.add(Seen::HelperFirst, u64::from(first == late.helper.0));
-                    seen.add(Seen::StragglerFirst, u64::from(first == late.straggler.0));
-                }
-            }
-            Report::Epoch(report) => {
-                self.check_epoch(run, &report);
-                self.late.clear();
-            }
-            Report::Left { n_handed_on, .. } => seen.add(Seen::HandedOn, n_handed_on as u64),
-            Report::Lagging { worker_id, reason } => {
-                seen.add(Seen::Lagging, 1);
-                let is_honest = |session: &Session| !notes.liars.contains_key(&session.process);
-                let is_expected = run.is_rough || !self.sessions.get(&worker_id).is_some_and(is_honest);
-                assert!(
-                    is_expected,
-                    "worker {worker_id}, whose letters all came in their turn, is sent anew: {reason}"
-                );
-            }
-            Report::Waiting => {
-                assert!(!std::mem::replace(&mut self.is_waiting, true), "it waits already");
-                assert!(!self.sessions.values().any(Session::is_active), "it waits, and somebody is there");
-                seen.add(Seen::Waiting, 1);
-            }
-            Report::GoingOn => assert!(std::mem::take(&mut self.is_waiting), "who goes on has waited"),
-            Report::Late { late, .. } => {
-                assert_ne!(late.straggler, late.helper, "who is late helps nobody");
-                seen.add(Seen::Late, 1);
-                self.late.push(late);
-            }
-            Report::Disputed { .. } => seen.add(Seen::Disputed, 1),
-            Report::MixedClasses(_) => seen.add(Seen::MixedClasses, 1),
-            Report::Joined { .. } | Report::Refused { .. } | Report::Evicted { .. } => {}
-        }
-    }
-
-    /// That each sample counts once, and that it is known by whom.
-    fn check_step(&self, run: &Run, report: &StepReport) {
-        let step = self.training.state().step;
-        assert_eq!(report.step, step, "a step is told when it was made");
-        let place = usize::try_from(step - 1).expect("few steps");
-        assert_eq!(bits(&report.sums), bits(&run.reference.step_sums[place]), "sums of step {step}");
-        let of_epoch = &run.problem.shard_samples[place % run.problem.shard_samples.len()];
-        assert_eq!(report.sums.n_samples, of_epoch.iter().sum::<u64>(), "samples of step {step}");
-        assert_eq!(report.workers.len(), of_epoch.len(), "each shard has its worker");
-        let are_known = report.workers.iter().all(|WorkerId(number)| (1..=self.n_joined).contains(number));
-        let is_evicted = |&&worker_id: &&WorkerId| self.evicted.contains(&(worker_id, step - 1));
-        let evicted: Vec<&WorkerId> = report.workers.iter().filter(is_evicted).collect();
-        assert!(evicted.is_empty(), "results of {evicted:?} count, who were evicted at this step");
-        assert!(are_known, "expected workers that have joined, found {:?}", report.workers);
-    }
-
-    /// That each epoch is validated once, and rightly.
-    fn check_epoch(&mut self, run: &Run, report: &EpochReport) {
-        let (step, validation) = self.reference_validation(run).expect("a run has no more epochs than it should");
-        assert_eq!((report.step, report.epoch as usize), (*step, self.n_validated), "epochs are told in turn");
-        let place = usize::try_from(*step).expect("few steps");
-        assert_eq!(bits(&report.training), bits(&run.reference.states[place].epoch_sums), "training, step {step}");
-        assert_eq!(bits(&report.validation), bits(validation), "validation, step {step}");
-        self.n_validated += 1;
-    }
-
-    /// The validation that is next.
-    fn reference_validation<'a>(&self, run: &'a Run) -> Option<&'a (u64, LossSums)> {
-        run.reference.validations.get(self.n_validated)
-    }
-
-    fn check_end(&self, run: &Run, outcome: &Outcome, helpers: &BTreeSet<u32>, notes: &mut Notes) {
-        assert!(self.sessions.is_empty(), "whoever is in is dismissed before the end");
-        notes.seen.add(Seen::Audited, self.training.tally().n_audited);
-        let step = self.training.state().step;
-        match outcome {
-            Outcome::Completed => {
-                self.check_state(run);
-                assert_eq!(step, run.reference.last().step, "a run is complete after its last step");
-                assert_eq!(self.n_validated, run.reference.validations.len(), "and when its epochs are validated");
-            }
-            Outcome::Stopped => {}
-            Outcome::NobodyCame => {
-                notes.seen.add(Seen::NobodyCame, 1);
-                let waited = self.now(notes);
-                assert!(waited >= run.rules.join_wait_max && helpers.is_empty(), "after {waited:?}, of {helpers:?}");
-            }
-            Outcome::Diverged { .. } => {
-                notes.seen.add(Seen::Diverged, 1);
-                let liars: BTreeSet<u32> =
-                    self.not_finite.iter().filter(|(at, _)| *at == step).map(|&(_, process)| process).collect();
-                assert!(!liars.is_empty(), "nobody sent anything that is not finite: {outcome:?}");
-                // One alone is believed only where there is nobody else to ask.
-                let is_believed = liars.len() > 1 || helpers.is_subset(&liars);
-                assert!(is_believed, "of {helpers:?}, only {liars:?} said so: {outcome:?}");
-                notes.seen.add(Seen::DivergedAlone, u64::from(*helpers == liars));
-            }
-        }
     }
 }
 
@@ -521,7 +402,7 @@ impl Run {
 }
 
 /// What `server` makes of a letter.
-pub fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Event {
+fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Event {
     match letter {
         ToCoordinator::Join(_) => unreachable!("a stream has one join, which is no event of a session"),
         ToCoordinator::Ready => Event::Ready(worker_id),

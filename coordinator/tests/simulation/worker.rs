@@ -54,12 +54,12 @@ impl Search {
     /// How long to wait before the next attempt, if there is to be one.
     pub fn go_on(&mut self, now: Duration) -> Option<Duration> {
         if let Some(session_begun) = self.session_begun.take() {
-            if now - session_begun > PAUSE_MAX {
+            if now.saturating_sub(session_begun) > PAUSE_MAX {
                 self.pause = PAUSE_MIN;
             }
             self.begun = now;
         }
-        let time_left = self.wait_max.saturating_sub(now - self.begun);
+        let time_left = self.wait_max.saturating_sub(now.saturating_sub(self.begun));
         let pause = self.pause.min(time_left);
         self.pause = (2 * self.pause).min(PAUSE_MAX);
         (!time_left.is_zero()).then_some(pause)

@@ -1,0 +1,156 @@
+//! What goes wrong.
+
+use std::time::Duration;
+
+use coordinator::training::WorkerId;
+
+use super::super::network::ToCoordinator;
+use super::super::seen::Seen;
+use super::super::shell::Session;
+use super::super::worker::Worker;
+use super::{Cluster, Happening};
+
+/// How long a worker that was asked to end waits to be let go.
+const LEAVING_WAIT_MAX: Duration = Duration::from_secs(5);
+
+impl Cluster {
+    pub(super) fn mishap(&mut self) {
+        if self.n_mishaps_left == 0 {
+            return self.after_ms((0, self.plan.lying_time), Happening::Calm);
+        }
+        // Most are kept for when there is something to disturb.
+        let is_at_work = self.shell.as_ref().is_some_and(|shell| shell.sessions.values().any(Session::is_active));
+        if !is_at_work && !self.chance.is_one_in(50) {
+            return self.after_ms(self.plan.mishap_gap, Happening::Mishap);
+        }
+        self.n_mishaps_left -= 1;
+        let victims = self.victims();
+        match self.chance.number(0..=9) {
+            0 => self.for_each(Seen::Kill, &victims, Self::kill),
+            1 => self.for_each(Seen::Stall, &victims, Self::stall),
+            2 => self.for_each(Seen::Slowness, &victims, Self::slow_down),
+            3 => self.for_each(Seen::Break, &victims, Self::break_connection),
+            4 => self.for_each(Seen::HalfOpen, &victims, Self::open_by_half),
+            5 => self.for_each(Seen::Leaving, &victims, Self::ask_to_leave),
+            6 => self.fill_outboxes(&victims),
+            7 => {
+                self.notes.seen.add(Seen::Crash, u64::from(self.shell.is_some()));
+                self.notes.tell(|| "the coordinator is gone".to_owned());
+                self.end_coordinator();
+            }
+            8 => self.stop(),
+            _ => self.speak_for_strangers(),
+        }
+        self.after_ms(self.plan.mishap_gap, Happening::Mishap);
+    }
+
+    /// From here on a run goes to its end, which it would not with a liar that nobody can do without.
+    pub(super) fn calm_down(&mut self) {
+        self.is_calm = true;
+        for process in 0..self.workers.len() {
+            if self.workers[process].is_alive && self.workers[process].lies.is_some() {
+                self.end_process(process);
+            }
+        }
+    }
+
+    /// Whom the next mishap happens to: one, or now and then all.
+    fn victims(&mut self) -> Vec<usize> {
+        let is_exposed = |worker: &Worker| worker.is_alive && !self.plan.steady.contains(&worker.slot);
+        let exposed: Vec<usize> = (0..self.workers.len()).filter(|&nth| is_exposed(&self.workers[nth])).collect();
+        if exposed.is_empty() {
+            return exposed;
+        }
+        if exposed.len() > 1 && self.chance.is_one_in(8) {
+            self.notes.seen.add(Seen::AllAtOnce, 1);
+            return exposed;
+        }
+        vec![self.chance.pick(&exposed)]
+    }
+
+    fn for_each(&mut self, seen: Seen, processes: &[usize], happen: impl Fn(&mut Self, usize)) {
+        for &process in processes {
+            self.notes.seen.add(seen, 1);
+            self.notes.tell(|| format!("{seen:?} of process {}", process + 1));
+            self.notes.hindered.insert(self.workers[process].profile.process);
+            happen(self, process);
+        }
+    }
+
+    /// The process is gone; what it sent comes first, or is lost.
+    fn kill(&mut self, process: usize) {
+        if let Some(connection) = self.workers[process].connection {
+            self.connections[connection].is_cut = self.chance.is_one_in(2);
+        }
+        self.end_process(process);
+    }
+
+    fn stall(&mut self, process: usize) {
+        let ms = self.chance.pick(&[10, 100, 1_000, 10_000]);
+        let until = self.notes.now + self.chance.time(0..=ms);
+        let stalled_until = &mut self.workers[process].stalled_until;
+        *stalled_until = until.max(*stalled_until);
+    }
+
+    fn slow_down(&mut self, process: usize) {
+        let until = self.notes.now + self.chance.time(10..=20_000);
+        self.slowness.insert(process, (self.chance.count(10..=100), until));
+    }
+
+    fn break_connection(&mut self, process: usize) {
+        let Some(connection) = self.workers[process].connection else { return };
+        self.connections[connection].is_cut = true;
+        self.after_ms((0, 50), Happening::ClosedAtCoordinator(connection));
+        self.after_ms((0, 50), Happening::ClosedAtWorker(connection));
+    }
+
+    /// Nothing arrives any more, and nobody is told.
+    fn open_by_half(&mut self, process: usize) {
+        let Some(connection) = self.workers[process].connection else { return };
+        let link = &mut self.connections[connection];
+        (link.is_cut, link.is_half_open) = (true, true);
+        self.after_ms((1_000, 10_000), Happening::Unheard(connection));
+    }
+
+    fn ask_to_leave(&mut self, process: usize) {
+        let worker = &mut self.workers[process];
+        if std::mem::replace(&mut worker.is_leaving, true) {
+            return;
+        }
+        match worker.connection {
+            Some(connection) => {
+                self.write(connection, ToCoordinator::Leaving);
+                self.after(LEAVING_WAIT_MAX, Happening::Left(process));
+            }
+            None => self.end_process(process),
+        }
+    }
+
+    /// The next message to them does not find room.
+    fn fill_outboxes(&mut self, processes: &[usize]) {
+        let Some(shell) = &mut self.shell else { return };
+        for session in shell.sessions.values_mut() {
+            session.is_full |= processes.contains(&(session.process as usize - 1));
+        }
+    }
+
+    fn stop(&mut self) {
+        let Some(mut shell) = self.shell.take() else { return };
+        self.notes.seen.add(Seen::Stop, 1);
+        let wishes = shell.stop(&self.run, &mut self.notes);
+        self.shell = Some(shell);
+        self.grant(wishes);
+    }
+
+    /// Events of workers that never joined.
+    fn speak_for_strangers(&mut self) {
+        let Some(shell) = &mut self.shell else { return };
+        self.notes.seen.add(Seen::UnknownWorker, 1);
+        let letters = [ToCoordinator::Ready, ToCoordinator::Leaving, ToCoordinator::Lagging("lost".to_owned())];
+        for letter in letters {
+            shell.read(&self.run, WorkerId(0), letter, &mut self.notes);
+        }
+        let wishes = shell.lose(&self.run, WorkerId(0), "never there", &mut self.notes);
+        assert!(wishes.is_empty(), "a worker that never joined is not lost");
+    }
+}

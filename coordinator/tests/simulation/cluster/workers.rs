@@ -1,0 +1,182 @@
+//! The life of a worker's process: it searches, is in a session, computes, and is followed by another one.
+
+use std::time::Duration;
+
+use coordinator::training::{Farewell, Profile};
+use proto::limits::FIRST_MESSAGE_WAIT_MAX;
+
+use super::super::network::{Connection, Fate, ToCoordinator, ToWorker, Way};
+use super::super::seen::Seen;
+use super::super::words;
+use super::super::worker::{Computer, Lie, Search, Worker};
+use super::{Cluster, Happening, is_join};
+
+impl Cluster {
+    pub(super) fn start(&mut self, slot: usize) {
+        let process = self.workers.len();
+        let number = u32::try_from(process).expect("few processes") + 1;
+        let is_first = self.workers.iter().all(|worker| worker.slot != slot);
+        let lies = self.plan.lies.filter(|_| is_first && slot < self.plan.n_liars && !self.is_calm);
+        let compute_class = self.chance.pick(self.plan.classes).to_owned();
+        let profile = Profile { host: "here".to_owned(), process: number, compute_class, ..Profile::default() };
+        self.notes.tell(|| format!("process {number} starts in slot {slot}"));
+        self.workers.push(Worker {
+            slot,
+            profile,
+            is_alive: true,
+            is_leaving: false,
+            stalled_until: Duration::ZERO,
+            connection: None,
+            search: Search::begin(self.plan.search_max, self.notes.now),
+            computer: Computer::default(),
+            lies,
+        });
+        self.after(Duration::ZERO, Happening::Connect(process));
+    }
+
+    pub(super) fn connect(&mut self, process: usize) {
+        if self.workers[process].connection.is_some() {
+            return;
+        }
+        let Some(shell) = &self.shell else { return self.go_on_searching(process) };
+        let connection = self.connections.len();
+        self.connections.push(Connection::new(process, shell.incarnation));
+        let worker = &mut self.workers[process];
+        worker.connection = Some(connection);
+        let profile = worker.profile.clone();
+        self.write(connection, ToCoordinator::Join(profile));
+        self.after(FIRST_MESSAGE_WAIT_MAX, Happening::NotWelcomed(connection));
+    }
+
+    /// Whether it is the session that its process is in.
+    pub(super) fn is_in_session(&self, connection: usize) -> bool {
+        self.workers[self.connections[connection].process].connection == Some(connection)
+    }
+
+    /// A session is over for its worker.
+    pub(super) fn end_session(&mut self, connection: usize) {
+        self.workers[self.connections[connection].process].connection = None;
+    }
+
+    /// A worker closes its connection, and looks for another one.
+    pub(super) fn give_up(&mut self, connection: usize) {
+        self.close_from_there(connection);
+        self.go_on_searching(self.connections[connection].process);
+    }
+
+    fn close_from_there(&mut self, connection: usize) {
+        self.end_session(connection);
+        let delay = self.plan.network.delay(&mut self.chance);
+        let moment = self.connections[connection].arrive_last(Way::ToCoordinator, self.notes.now + delay);
+        self.at(moment, Happening::ClosedAtCoordinator(connection));
+    }
+
+    pub(super) fn go_on_searching(&mut self, process: usize) {
+        let worker = &mut self.workers[process];
+        match worker.search.go_on(self.notes.now) {
+            Some(pause) if !worker.is_leaving => self.after(pause, Happening::Connect(process)),
+            _ => self.end_process(process),
+        }
+    }
+
+    /// A process ends; some time later there is another one in its slot.
+    pub(super) fn end_process(&mut self, process: usize) {
+        if let Some(connection) = self.workers[process].connection {
+            self.close_from_there(connection);
+        }
+        let worker = &mut self.workers[process];
+        worker.is_alive = false;
+        let slot = worker.slot;
+        self.notes.tell(|| format!("process {} ends", process + 1));
+        self.after_ms((0, 2_000), Happening::Start(slot));
+    }
+
+    pub(super) fn at_worker(&mut self, connection: usize, letter: ToWorker) {
+        if !self.is_in_session(connection) || self.connections[connection].is_cut {
+            return;
+        }
+        let process = self.connections[connection].process;
+        let worker = &mut self.workers[process];
+        match letter {
+            ToWorker::Welcome => {
+                worker.search.found(self.notes.now);
+                self.after_ms(self.plan.prepare_time, Happening::Prepared(connection));
+                self.after(Duration::ZERO, Happening::Heartbeat(connection));
+            }
+            ToWorker::State { .. } | ToWorker::Update { .. } | ToWorker::Work(_) => {
+                worker.computer.submit(connection, letter);
+                self.compute(process);
+            }
+            ToWorker::Refusal => {}
+            ToWorker::Dismissal(Farewell::ComeBack) => {
+                self.end_session(connection);
+                self.go_on_searching(process);
+            }
+            ToWorker::Dismissal(Farewell::End | Farewell::Refused | Farewell::Evicted) => {
+                self.end_session(connection);
+                self.end_process(process);
+            }
+        }
+    }
+
+    /// Lets a process compute what it can.
+    fn compute(&mut self, process: usize) {
+        let mut told = Vec::new();
+        let worker = &mut self.workers[process];
+        let (session, is_computing) =
+            (worker.connection, worker.computer.go_on(worker.connection, &self.run.problem, &mut told));
+        for letter in told {
+            self.write(session.expect("only what is of the session is looked at"), letter);
+        }
+        if is_computing {
+            let slow = self.slowness.get(&process).filter(|(_, until)| *until > self.notes.now);
+            let factor = slow.map_or(1, |(factor, _)| *factor);
+            let compute = factor * self.chance.time(self.plan.task_time.0..=self.plan.task_time.1);
+            self.after(compute, Happening::Computed(process, compute));
+        }
+    }
+
+    pub(super) fn computed(&mut self, process: usize, compute: Duration) {
+        let is_found_out = self.is_a_steady_worker_in();
+        let worker = &mut self.workers[process];
+        // What is wrong and finite is found out by others, and by nobody where there are none.
+        let due = worker.lies.as_mut().filter(|lies| lies.lie != Lie::WrongBits || is_found_out);
+        let due = due.and_then(|lies| lies.are_due().then_some(lies));
+        if due.as_ref().is_some_and(|lies| lies.lie == Lie::Stray) {
+            worker.computer.stray();
+        }
+        let (connection, mut letter) = worker.computer.finish(&self.run.problem, compute);
+        if let Some(lies) = due.and_then(|lies| lies.distort(&mut letter).then_some(lies)) {
+            let seen = match lies.lie {
+                Lie::NotFinite => Seen::LieNotFinite,
+                Lie::WrongLength => Seen::LieLength,
+                Lie::WrongCount => Seen::LieCount,
+                Lie::Stray => Seen::LieStray,
+                Lie::WrongBits => Seen::LieBits,
+            };
+            self.notes.seen.add(seen, 1);
+            self.notes.liars.insert(worker.profile.process, seen);
+            self.notes.tell(|| format!("process {} lies ({seen:?}): {}", process + 1, words::of_letter(&letter)));
+        }
+        if self.is_in_session(connection) {
+            self.write(connection, letter);
+        }
+        self.compute(process);
+    }
+
+    fn is_a_steady_worker_in(&self) -> bool {
+        let Some(shell) = &self.shell else { return false };
+        let mut active = shell.sessions.values().filter(|session| session.is_active());
+        active.any(|session| self.plan.steady.contains(&self.workers[session.process as usize - 1].slot))
+    }
+
+    /// A worker sends something.
+    pub(super) fn write(&mut self, connection: usize, letter: ToCoordinator) {
+        let fate = if is_join(&letter) { Fate::Sure } else { Fate::Any };
+        let Self { plan, connections, chance, notes, .. } = self;
+        let (link, seen) = (&mut connections[connection], &mut notes.seen);
+        for moment in plan.network.arrivals(link, Way::ToCoordinator, fate, notes.now, chance, seen) {
+            self.at(moment, Happening::AtCoordinator(connection, letter.clone()));
+        }
+    }
+}
