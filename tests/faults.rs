@@ -181,7 +181,7 @@ fn check_at(fault: Fault, moment: Moment, draw: &mut ChaCha8Rng) -> Duration {
     let is_over = !fault.is_told() && line.contains(&last_one);
     if !is_over {
         assert!(fault.reasons().iter().any(|reason| line.contains(reason)), "{line}");
-        assert_eq!(field(&line, "worker"), coordinator.number_of(&worker), "{line}");
+        assert_eq!(field(&line, "worker"), coordinator.numbers_of(&worker)[0], "{line}");
         let is_helped = !coordinator.lines(Stream::Err, "worker is late").is_empty();
         assert!(field(&line, "n_handed_on") == "1" || is_helped || !moment.has_work(), "{line}");
     }

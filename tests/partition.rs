@@ -25,7 +25,7 @@ struct Machines<'a> {
 
 impl<'a> Machines<'a> {
     fn start(place: &'a Place, network: &Network, flags: &str, n_workers: usize) -> Self {
-        let address = network.coordinator();
+        let address = Network::coordinator();
         let flags = format!("{flags} --launch external --listen {address} --hash-steps --json --run-dir run");
         let command = network.on_host(COORDINATOR, &place.command("coordinator", &flags));
         let coordinator = place.start("coordinator", command);
@@ -126,7 +126,7 @@ fn a_slow_and_lossy_cable_changes_no_bit() {
     let machines = Machines::start(&place, &network, flags, 3);
     let run = machines.check_end(flags);
     machines.workers.iter().for_each(Process::succeed);
-    let number = machines.coordinator.number_of(&machines.workers[0]).parse().expect("a number");
+    let number = machines.coordinator.numbers_of(&machines.workers[0])[0].parse().expect("a number");
     let is_its = |(_, workers): &(&Value, Vec<u64>)| workers.contains(&number);
     let its_steps = run.steps.iter().zip(run.workers()).filter(is_its);
     let mut times: Vec<f64> = its_steps.map(|(step, _)| step["milliseconds"].as_f64().expect("a time")).collect();

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::harness::{Place, Process, SHORT_RUN, Stream, field, is_alive, signal, wait_until};
 
 /// How long a worker may outlive its coordinator.
-const AFTERLIFE_MAX: Duration = Duration::from_secs(2);
+const AFTERLIFE_MAX: Duration = Duration::from_secs(1);
 
 /// The processes of the local workers, of which there are so many, when all take part.
 fn local_workers(coordinator: &Process, n_workers: usize) -> Vec<u32> {

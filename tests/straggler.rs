@@ -17,10 +17,10 @@ const N_LAST: usize = 75;
 /// How long it stands still, unless the run comes near its end before.
 const STILL: Duration = Duration::from_secs(5);
 /// Steps in the meantime, at least.
-const N_STILL_MIN: usize = 50;
+const N_STILL_MIN: usize = 20;
 /// Steps in which it is waited for, until the others take over.
 const N_WAITED_MAX: usize = 2;
-/// How long the others may then take, in steps of before: as a rule, and how many of a hundred not.
+/// How long the others may then take, in steps of before: as a rule, and how many of a hundred more than before may not.
 const USUAL_MAX: f64 = 2.0;
 const EXCEPTIONS_MAX: f64 = 5.0;
 /// No step may take longer, in milliseconds.
@@ -42,21 +42,25 @@ fn newest_step(coordinator: &Process) -> usize {
 fn check_pace(before: &[Value], still: &[Value]) {
     let before = times(before);
     let usual = before[before.len() / 2];
+    #[expect(clippy::cast_precision_loss, reason = "few steps")]
+    let share_slow = |times: &[f64]| {
+        let n_slow = times.iter().filter(|&&time| time > USUAL_MAX * usual).count();
+        100.0 * n_slow as f64 / times.len() as f64
+    };
     let mut still = times(still);
     let longest = *still.last().expect("a step");
     let n_steps = still.len().saturating_sub(N_WAITED_MAX);
     still.truncate(n_steps);
     assert!(n_steps >= N_STILL_MIN, "{n_steps} steps, the longest of {longest:.1} ms");
     let middle = still[n_steps / 2];
-    let n_exceptions = still.iter().filter(|&&time| time > USUAL_MAX * usual).count();
+    // A machine that has other things to do is slow at times, whoever stands still.
+    let (share_before, share) = (share_slow(&before), share_slow(&still));
     eprintln!(
-        "{usual:.1} ms a step before; then {middle:.1} ms in {n_steps} steps, {n_exceptions} of them slow; the longest \
-         {longest:.1} ms"
+        "{usual:.1} ms a step before, {share_before:.1} of a hundred slow; then {middle:.1} ms in {n_steps} steps, \
+         {share:.1} of a hundred slow; the longest {longest:.1} ms"
     );
     assert!(middle <= USUAL_MAX * usual);
-    #[expect(clippy::cast_precision_loss, reason = "few steps")]
-    let share = 100.0 * n_exceptions as f64 / n_steps as f64;
-    assert!(share <= EXCEPTIONS_MAX, "{share:.1} of a hundred");
+    assert!(share <= share_before + EXCEPTIONS_MAX);
     assert!(longest <= STEP_MAX);
 }
 
@@ -90,7 +94,7 @@ fn a_worker_that_stands_still_holds_up_a_step_or_two() {
     run.assert_same_bits(&expected);
     check_pace(&run.steps[all_joined_at..stopped_at], &run.steps[stopped_at..went_on_at]);
     // With more updates than its session keeps for it, it was let go, and joined anew.
-    let number = coordinator.number_of(&straggler).parse().expect("a number");
+    let number = coordinator.numbers_of(&straggler).pop().expect("it joined").parse().expect("a number");
     assert!(n_of_last_steps(&run, number) > 0, "it computes again");
     straggler.succeed();
     others.iter().for_each(Process::succeed);

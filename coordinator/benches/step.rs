@@ -51,6 +51,7 @@ fn training() -> Training {
         checkpoint_every: CheckpointEvery::Epoch,
         silence_max: Duration::from_hours(1),
         join_wait_max: Duration::from_hours(1),
+        audit: 0.0,
         after_stop: AfterStop::End,
     };
     let mut training = Training::new(rules, state, Duration::ZERO);

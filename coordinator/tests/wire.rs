@@ -211,7 +211,7 @@ async fn work(
             Told::Dismissal(dismissal) if dismissal.farewell() == Farewell::End => return Ok(params),
             Told::Dismissal(dismissal) => return Err(dismissal),
             Told::Refusal(_) => continue, // of what another one has computed too
-            other => panic!("an order expected, found {other:?}"),
+            other @ Told::Welcome(_) => panic!("an order expected, found {other:?}"),
         };
         let sampler = recipe.sampler(work.epoch, 110);
         replica.load(&params);

@@ -69,7 +69,7 @@ impl Network {
     }
 
     /// Where workers find the coordinator, and it listens.
-    pub fn coordinator(&self) -> String {
+    pub fn coordinator() -> String {
         format!("{}:{PORT}", address(COORDINATOR))
     }
 

@@ -172,8 +172,9 @@ impl Process {
     /// Waits for the first line that holds one of several parts.
     pub fn wait_for_line_with_any(&self, stream: Stream, parts: &[&str]) -> String {
         let holds_one = |line: &&str| parts.iter().any(|part| line.contains(part));
-        let found =
-            self.find(stream, &format!("any of {parts:?}"), |lines| lines.filter(holds_one).next().map(str::to_owned));
+        let found = self.find(stream, &format!("any of {parts:?}"), |mut lines| {
+            Iterator::find(&mut lines, holds_one).map(str::to_owned)
+        });
         found.unwrap_or_else(|| panic!("{} ended without any of {parts:?}", self.watched.name))
     }
 
@@ -246,11 +247,11 @@ impl Process {
         serde_json::from_str(&line).expect("JSON")
     }
 
-    /// The number by which a coordinator knew a worker last.
-    pub fn number_of(&self, worker: &Self) -> String {
+    /// The numbers by which a coordinator knew a worker, one each time that it joined.
+    pub fn numbers_of(&self, worker: &Self) -> Vec<String> {
         let joined = self.lines(Stream::Err, "worker joined");
-        let last = joined.iter().rfind(|line| field(line, "process") == worker.id.to_string());
-        field(last.unwrap_or_else(|| panic!("process {} is not in {joined:?}", worker.id)), "worker")
+        let its = joined.iter().filter(|line| field(line, "process") == worker.id.to_string());
+        its.map(|line| field(line, "worker")).collect()
     }
 
     /// Waits for a good end of a program that prints JSON; its last line.
