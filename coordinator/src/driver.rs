@@ -205,6 +205,14 @@ impl Running {
             match action {
                 Action::SendUpdate { gradient, work } => {
                     self.costs.update += spent;
+                    if self.journal == JournalSteps::Yes {
+                        // Nobody builds on a step that could be lost. Its line comes first, which is the next action.
+                        let Some(Action::Report(report)) = self.training.poll_action(self.clock.now()) else {
+                            unreachable!("an update is followed by the report of its step")
+                        };
+                        self.report(report);
+                        self.write_journal();
+                    }
                     self.send_update(gradient, work);
                 }
                 Action::Welcome(worker_id) => {
@@ -295,7 +303,7 @@ impl Running {
         self.tell(happening);
     }
 
-    /// Waits until a state that is new is on the disk, while the workers compute.
+    /// Waits until a state that is new outlives this process.
     fn write_journal(&mut self) {
         let state = self.training.state();
         let key = (state.step, state.epoch_sums.n_samples);

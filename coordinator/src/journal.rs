@@ -6,7 +6,7 @@ use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
 use model::files::WriteError;
-use tracing::debug;
+use tracing::warn;
 
 use crate::checkpoint::Checkpoint;
 
@@ -40,11 +40,13 @@ impl Journal {
         let [first, second] = paths(run_folder).map(open);
         let slots = [first?, second?];
         // The names have to reach the disk once, the content does each time.
-        File::open(&folder).and_then(|folder| folder.sync_all()).map_err(WriteError::at(&folder))?;
+        for folder in [&folder, run_folder] {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(WriteError::at(folder))?;
+        }
         Ok(Self { slots, next })
     }
 
-    /// Writes a state and brings it to the disk.
+    /// Writes a state, which from then on outlives this process.
     ///
     /// # Errors
     /// If it cannot be written; the state before it stays whole.
@@ -53,25 +55,33 @@ impl Journal {
         let bytes = checkpoint.to_bytes();
         let written = file.rewind().and_then(|()| {
             file.write_all(&bytes)?;
-            file.set_len(bytes.len() as u64)?;
-            file.sync_data()
+            file.set_len(bytes.len() as u64)
         });
         written.map_err(WriteError::at(path))?;
         self.next = 1 - self.next;
         Ok(())
     }
 
+    /// Brings what was written last to the disk, so that it outlives the machine's end too.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn sync(&mut self) -> Result<(), WriteError> {
+        let (path, file) = &self.slots[1 - self.next];
+        file.sync_data().map_err(WriteError::at(path))
+    }
+
     /// The newest state in the journal of the run in a folder, if there is a whole one.
     pub fn newest(run_folder: &Path) -> Option<(PathBuf, Checkpoint)> {
-        let read = |path: PathBuf| match Checkpoint::read(&path) {
-            Ok(checkpoint) => Some((path, checkpoint)),
-            Err(error) => {
-                // As it is while it is written; or there is no journal.
-                debug!(%error, "half of the journal passed over");
-                None
-            }
-        };
-        paths(run_folder).into_iter().filter_map(read).max_by_key(|(_, checkpoint)| checkpoint.age())
+        let paths = paths(run_folder);
+        let read = |path: &PathBuf| Some((path.clone(), Checkpoint::read(path).ok()?));
+        // One of them is not whole where a process has ended while it wrote.
+        let newest = paths.iter().filter_map(read).max_by_key(|(_, checkpoint)| checkpoint.age());
+        let is_begun = |path: &PathBuf| path.metadata().is_ok_and(|found| found.len() > 0);
+        if newest.is_none() && paths.iter().all(is_begun) {
+            warn!(folder = %run_folder.join(FOLDER).display(), "journal skipped: both of its files are damaged");
+        }
+        newest
     }
 }
 

@@ -161,6 +161,7 @@ impl Keeper {
         // Ends with the shutdown, or when nothing is to be hoped for.
         while !shutdown.is_cancelled() {
             let started = Instant::now();
+            let mut is_evicted = false;
             let (ended, last_lines) = match self.launcher.start(self.number) {
                 Ok(mut worker) => {
                     let status = tokio::select! {
@@ -174,11 +175,12 @@ impl Keeper {
                     if status.as_ref().is_ok_and(|status| status.code() == Some(exit::CONFIGURATION.into())) {
                         return Err(LaunchError::Configuration { last_lines });
                     }
+                    is_evicted = status.as_ref().is_ok_and(|status| status.code() == Some(exit::EVICTED.into()));
                     (status.map_or_else(|error| error.to_string(), |status: ExitStatus| status.to_string()), last_lines)
                 }
                 Err(error) => (error.to_string(), String::new()),
             };
-            let pause = self.count(started.elapsed(), &ended, last_lines)?;
+            let pause = self.count(started.elapsed(), is_evicted, &ended, last_lines)?;
             tokio::select! {
                 // When the run is over, workers end a moment before this is told.
                 () = shutdown.cancelled() => break,
@@ -190,10 +192,17 @@ impl Keeper {
         Ok(())
     }
 
-    /// Counts a life, and gives how long to wait before the next one.
-    fn count(&mut self, life: Duration, ended: &str, last_lines: String) -> Result<Duration, LaunchError> {
+    /// Counts a life, and gives how long to wait before the next one. One that ended since what it computed was wrong was
+    /// of no more use than one that ended at once.
+    fn count(
+        &mut self,
+        life: Duration,
+        is_evicted: bool,
+        ended: &str,
+        last_lines: String,
+    ) -> Result<Duration, LaunchError> {
         let n_before = self.n_short_lives;
-        self.n_short_lives = if life < SHORT_LIFE { (n_before + 1).min(SHORT_LIVES_MAX) } else { 0 };
+        self.n_short_lives = if life < SHORT_LIFE || is_evicted { (n_before + 1).min(SHORT_LIVES_MAX) } else { 0 };
         let (was_failing, is_failing) = (n_before == SHORT_LIVES_MAX, self.n_short_lives == SHORT_LIVES_MAX);
         if was_failing && !is_failing {
             self.n_alive.fetch_add(1, Ordering::Relaxed);

@@ -153,15 +153,13 @@ impl Told {
                 synced
             }
             Happening::Journal(state, waiting) => {
+                let Some((journal, run)) = &mut self.journal else { return Ok(()) };
                 // The lines first, as for a checkpoint.
-                let synced = self.history.folder.sync_lines();
-                let written = synced.and_then(|()| match &mut self.journal {
-                    Some((journal, run)) => journal.write(&run.checkpoint(*state)),
-                    None => Ok(()),
-                });
-                // Nobody waits any more if the run is over.
+                let flushed = self.history.folder.flush_lines();
+                let written = flushed.and_then(|()| journal.write(&run.checkpoint(*state)));
+                // The run goes on as soon as this process may die; that the machine may follows while others compute.
                 let _ = waiting.try_send(());
-                written
+                written.and_then(|()| self.history.folder.sync_lines()).and_then(|()| journal.sync())
             }
             Happening::Told(report) => {
                 self.view.show(Sight::Told(report));

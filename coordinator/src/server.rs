@@ -383,8 +383,13 @@ impl Shared {
                 let sums = LossSums { loss_sum, correct_sum, n_samples };
                 Computed::Finite(ShardResult { gradient_sum: values, sums })
             }
-            Err(ValuesError::NotFinite { .. }) => Computed::NotFinite("gradient"),
-            Err(ValuesError::Length { expected, found }) => Computed::WrongLength { expected, found },
+            Err(error) => {
+                self.buffers.give_back([values]);
+                match error {
+                    ValuesError::NotFinite { .. } => Computed::NotFinite("gradient"),
+                    ValuesError::Length { expected, found } => Computed::WrongLength { expected, found },
+                }
+            }
         };
         let compute = Duration::from_nanos(done.compute_nanoseconds);
         Ok(ShardDone { step, shard, computed, params_fingerprint: done.params_fingerprint, compute })

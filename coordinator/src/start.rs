@@ -169,7 +169,7 @@ fn newest_run(config: &Config) -> Option<PathBuf> {
     let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
     let runs = entries(Path::new("runs")).filter(|run| run.file_name().to_string_lossy().starts_with(&prefix));
     let changed = |path: &Path| -> Option<SystemTime> {
-        let files = entries(&path.join("checkpoints"));
+        let files = entries(&path.join("checkpoints")).chain(entries(&path.join("journal")));
         files.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
     };
     runs.map(|run| run.path()).filter_map(|path| Some((changed(&path)?, path))).max().map(|(_, path)| path)

@@ -109,7 +109,7 @@ impl Training {
             phase: Phase::Gathering { deadline: now + rules.join_wait_max },
             is_waiting: false,
             classes: BTreeSet::new(),
-            saved_at: (state.step > 0).then_some(state.step),
+            saved_at: None,
             shard_pace: Pace::default(),
             batch_pace: Pace::default(),
             tally: Tally::default(),
@@ -212,7 +212,7 @@ impl Training {
             self.dismiss(now, worker_id, Farewell::ComeBack, reason);
         }
         for worker_id in self.stuck(now) {
-            let reason = format!("no answer for {} s", wait_max.as_secs_f64());
+            let reason = format!("no answer for {} s, the --join-timeout", wait_max.as_secs_f64());
             self.dismiss(now, worker_id, Farewell::ComeBack, reason);
         }
         let nobody_came =
@@ -304,14 +304,14 @@ impl Training {
             Computed::Finite(result) => {
                 if let Err(reason) = check_counts(&result.sums, expected, &round.words(task)) {
                     self.spent.push(result.gradient_sum);
-                    return self.evict(now, worker_id, reason);
+                    return self.evict(now, worker_id, self.roster.profile(worker_id), reason);
                 }
                 Answer::Finite(result)
             }
             Computed::WrongLength { expected, found } => {
                 let task = round.words(task);
                 let reason = format!("expected {expected} bytes in the gradient of {task}, found {found}");
-                return self.evict(now, worker_id, reason);
+                return self.evict(now, worker_id, self.roster.profile(worker_id), reason);
             }
         };
         round.add_compute(worker_id, compute);
@@ -321,8 +321,7 @@ impl Training {
                 self.handle_answered(now, worker_id, task);
             }
             answer => {
-                let profile = self.roster.member(worker_id).map(|member| member.profile.clone());
-                let profile = profile.expect("who was heard of is in");
+                let profile = self.roster.profile(worker_id);
                 round.tasks.hear(task, Opinion { worker_id, profile, answer });
                 self.handle_answered(now, worker_id, task);
                 self.decide(now);
@@ -342,9 +341,7 @@ impl Training {
             pace.note(now.saturating_sub(member.began));
             member.answered(self.state.step, now);
         }
-        if round.is_short {
-            self.deal_more(now);
-        }
+        self.deal_if_short(now);
         self.release_leavers(now);
     }
 
@@ -425,14 +422,16 @@ impl Training {
         }
         round.watch(&self.roster, now, self.rules.join_wait_max);
         let work = tasks.into_iter().map(|(worker_id, tasks)| (worker_id, round.work(step, tasks))).collect();
+        let helped: BTreeSet<(u32, WorkerId)> = late.iter().map(|late| (late.task, late.helper)).collect();
+        self.tally.n_late += helped.len() as u64;
         for late in late {
             if let Some(straggler) = self.roster.member_mut(late.straggler) {
-                straggler.is_late_at(step);
+                straggler.note_late(step);
             }
-            self.tally.n_late += 1;
             self.report(Report::Late { step, late });
         }
-        if self.roster.n_active() == 0 && !std::mem::replace(&mut self.is_waiting, true) {
+        let is_waiting = self.roster.n_active() == 0 && !self.phase.round().is_some_and(Round::is_awaited);
+        if is_waiting && !std::mem::replace(&mut self.is_waiting, true) {
             self.report(Report::Waiting);
         }
         work
@@ -491,7 +490,7 @@ impl Training {
             unreachable!("what settles a task is finite")
         };
         round.settle(task, worker_id, result);
-        for Opinion { worker_id: other, answer, .. } in opinions {
+        for Opinion { worker_id: other, answer, profile } in opinions {
             let what = match &answer {
                 Answer::Finite(_) => format!("its result of {words} of step {} differs from", step + 1),
                 Answer::NotFinite(what) => format!("its {what} of {words} of step {} is not finite, unlike", step + 1),
@@ -503,16 +502,14 @@ impl Training {
                 let agreeing = if n_agreeing == 1 { "that" } else { "those" };
                 let reason = format!("{what} {agreeing} of worker {worker_id}, and {} more", n_agreeing - 1);
                 let reason = reason.replace(", and 0 more", "").replace(", and 1 more", " and of another one");
-                self.evict(now, other, reason);
+                self.evict(now, other, profile, reason);
             }
         }
     }
 
-    /// A worker computes wrongly: nothing that it said of this step counts any more.
-    fn evict(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
-        let Some(member) = self.roster.member(worker_id) else { return };
-        let profile = member.profile.clone();
-        self.tally.evicted.push(format!(
+    /// A worker computes wrongly: nothing that it said of this step counts any more, even if it is gone by now.
+    fn evict(&mut self, now: Duration, worker_id: WorkerId, profile: Profile, reason: String) {
+        self.tally.add_evicted(format!(
             "worker {worker_id} (process {} on {}) at step {}: {reason}",
             profile.process,
             profile.host,
@@ -527,6 +524,7 @@ impl Training {
             }
         }
         self.dismiss(now, worker_id, Farewell::Evicted, reason);
+        self.deal_more(now);
     }
 
     fn send_work(&mut self, dealt: BTreeMap<WorkerId, Work>) {
@@ -537,7 +535,7 @@ impl Training {
         let step = self.state.step;
         for straggler in round.tasks.holders() {
             if let Some(member) = self.roster.member_mut(straggler) {
-                member.is_overtaken_at(step);
+                member.note_overtaken(step);
             }
         }
         let Round { kind, tasks, begun, .. } = round;

@@ -16,6 +16,8 @@ pub const DATA: u8 = 65;
 pub const UNAVAILABLE: u8 = 69;
 /// The program's own fault.
 pub const INTERNAL: u8 = 70;
+/// What this worker computes is wrong: its machine has a fault.
+pub const EVICTED: u8 = 71;
 /// A file cannot be written.
 pub const CANNOT_WRITE: u8 = 73;
 /// The run diverged.

@@ -40,7 +40,7 @@ pub(crate) enum Order {
 #[derive(Debug)]
 pub(crate) struct Compute {
     jobs: mpsc::Sender<Job>,
-    /// Number of the newest order that changes the parameters: shards of earlier ones are of no use to anybody.
+    /// Number of the newest order that changes the parameters: what was to be computed before it is of no use to anybody.
     newest: Arc<AtomicU64>,
     /// Updates applied to the replica.
     step: Arc<AtomicU64>,
@@ -132,13 +132,20 @@ impl Computer {
         }
         // A replica is that of the session that loaded it: another one may be of another run.
         self.held.take_if(|held| !Arc::ptr_eq(&held.plan, &job.plan));
+        self.tell_step();
         if let Err(error) = self.follow(&job.plan, job.order, job.change, &job.replies) {
             warn!(%error, "the replica is not what it should be; asking for the state anew");
             self.held = None;
+            self.tell_step();
             let mut reason = error.to_string();
             reason.truncate(reason.floor_char_boundary(limits::TEXT_BYTES_MAX));
             reply(&job.replies, Kind::Lagging(Lagging { reason }));
         }
+    }
+
+    /// Lets signs of life say how far the replica is.
+    fn tell_step(&self) {
+        self.step.store(self.held.as_ref().map_or(0, |held| held.step), Ordering::Relaxed);
     }
 
     fn follow(
@@ -162,7 +169,7 @@ impl Computer {
             }
             Order::Work(work) => Some(work),
         };
-        self.step.store(self.held.as_ref().map_or(0, |held| held.step), Ordering::Relaxed);
+        self.tell_step();
         let (Some(held), Some(work)) = (&mut self.held, work) else {
             return Ok(()); // nothing to do, or the state was asked for and is on its way
         };

@@ -77,7 +77,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_evicted = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(WorkerError::Evicted { .. })));
     match known {
         Some(code) => code,
-        None if is_evicted => exit::INTERNAL,
+        None if is_evicted => exit::EVICTED,
         None if is_configuration => exit::CONFIGURATION,
         None if is_unavailable => exit::UNAVAILABLE,
         None => exit::code(error),

@@ -78,6 +78,14 @@ fn show(screen: &mut Screen, sight: Sight, n_expected: u32) {
             screen.tell("going on: a worker is there");
             screen.json_line(&json!({ "event": "going on" }));
         }
+        Sight::Told(Report::Disputed { step, task }) => {
+            screen.tell(&format!(
+                "waiting: workers differ on task {task} of step {}, and none is left to say who is right; the run goes on \
+                 when another one joins",
+                step + 1
+            ));
+            screen.json_line(&json!({ "event": "disputed", "step": step + 1, "task": task }));
+        }
         Sight::Told(report) => log(&report),
     }
 }
@@ -98,16 +106,13 @@ fn log(report: &Report) {
             step, worker = %late.straggler, task = late.task, milliseconds = late.waited.as_millis(), helper = %late.helper,
             "worker is late: another one computes the same"
         ),
-        Report::Disputed { step, task } => {
-            warn!(step, task, "workers differ, and none is left to say who is right: the run waits for another worker");
-        }
         Report::Lagging { worker_id, reason } => warn!(worker = %worker_id, reason, "replica sent anew"),
         Report::Refused { worker_id, refusal } => warn!(worker = %worker_id, reason = %refusal, "message not used"),
         Report::MixedClasses(classes) => {
             let classes = classes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             warn!(classes, "workers of several compute classes: bits may depend on which computes what");
         }
-        Report::Waiting | Report::GoingOn | Report::Step(_) | Report::Epoch(_) => {
+        Report::Waiting | Report::GoingOn | Report::Disputed { .. } | Report::Step(_) | Report::Epoch(_) => {
             unreachable!("these are for the screen")
         }
     }

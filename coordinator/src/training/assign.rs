@@ -1,7 +1,7 @@
 //! Who computes what: the tasks of a round — shards of a step, or batches of a validation — dealt to workers, and what each
 //! of them made of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::opinion::{Opinion, Verdict, judge};
@@ -31,7 +31,7 @@ struct Slot {
 pub enum Standing {
     /// It is of use.
     Wanted,
-    /// Its task is settled, and its worker was to compute it too: another one was faster.
+    /// It is not needed: another worker was faster, or others are asked now.
     Spare,
     /// There is one already, and no other was asked for.
     Duplicate,
@@ -68,7 +68,6 @@ struct Candidate<'a> {
     worker_id: WorkerId,
     member: &'a Member,
     n_tasks: usize,
-    is_late: bool,
     /// The lower, the better.
     rank: u8,
 }
@@ -85,7 +84,12 @@ impl Tasks {
     /// compute class if it has to agree. A task that is late goes to an idle worker. Those who lag behind are dealt
     /// something only where there is nobody else. Without workers, all stays open.
     pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Option<Duration>) -> Dealt {
-        let mut candidates = self.candidates(roster, step, now, late_after);
+        let is_late = |holder: &WorkerId| {
+            let began = roster.member(*holder).map(|member| member.began);
+            began.zip(late_after).is_some_and(|(began, late_after)| began + late_after <= now)
+        };
+        let stragglers: BTreeSet<WorkerId> = self.holders().filter(is_late).collect();
+        let mut candidates = self.candidates(roster, step, &stragglers);
         let mut dealt = Dealt::default();
         let mut is_short = vec![false; self.slots.len()];
         for (task, slot) in (0..).zip(&mut self.slots) {
@@ -98,9 +102,9 @@ impl Tasks {
         }
         for (task, slot) in (0..).zip(&mut self.slots) {
             let late: Vec<WorkerId> =
-                slot.holders.iter().copied().filter(|&holder| is_late(&candidates, holder)).collect();
+                slot.holders.iter().copied().filter(|holder| stragglers.contains(holder)).collect();
             for _ in 0..slot.n_missing(late.len()) {
-                let is_idle = |candidate: &Candidate| candidate.n_tasks == 0 && candidate.rank == 0;
+                let is_idle = |candidate: &Candidate| candidate.n_tasks == 0 && candidate.rank < 2;
                 let may = |candidate: &Candidate| {
                     (late.is_empty() || is_idle(candidate)) && slot.may_ask(roster, &candidate.member.profile)
                 };
@@ -121,26 +125,19 @@ impl Tasks {
     }
 
     /// Everyone who may be dealt something.
-    fn candidates<'a>(
-        &self,
-        roster: &'a Roster,
-        step: u64,
-        now: Duration,
-        late_after: Option<Duration>,
-    ) -> Vec<Candidate<'a>> {
+    fn candidates<'a>(&self, roster: &'a Roster, step: u64, stragglers: &BTreeSet<WorkerId>) -> Vec<Candidate<'a>> {
         let mut n_tasks: BTreeMap<WorkerId, usize> = BTreeMap::new();
         for &holder in self.slots.iter().flat_map(|slot| &slot.holders) {
             *n_tasks.entry(holder).or_default() += 1;
         }
         let candidate = |(worker_id, member): (WorkerId, &'a Member)| {
             let n_tasks = n_tasks.get(&worker_id).copied().unwrap_or_default();
-            let is_late = n_tasks > 0 && late_after.is_some_and(|late_after| member.began + late_after <= now);
             let rank = match () {
                 () if member.is_behind => 2,
-                () if is_late || member.rests_until > step => 1,
+                () if stragglers.contains(&worker_id) || member.rests_until > step => 1,
                 () => 0,
             };
-            Candidate { worker_id, member, n_tasks, is_late, rank }
+            Candidate { worker_id, member, n_tasks, rank }
         };
         roster.active_members().map(candidate).collect()
     }
@@ -186,6 +183,8 @@ impl Tasks {
             Some(_) if slot.holders.contains(&worker_id) => Standing::Spare,
             Some(_) => Standing::Duplicate,
             None if has_answered => Standing::Duplicate,
+            // Nobody has seen to it that an opinion that was not asked for can agree with the others.
+            None if slot.n_wanted > 1 && !slot.holders.contains(&worker_id) => Standing::Spare,
             None => Standing::Wanted,
         }
     }
@@ -302,9 +301,4 @@ fn least<'a, 'b>(
 ) -> Option<&'a mut Candidate<'b>> {
     let able = candidates.iter_mut().filter(|candidate| may(candidate));
     able.min_by_key(|candidate| (candidate.rank, candidate.n_tasks, candidate.worker_id))
-}
-
-fn is_late(candidates: &[Candidate], worker_id: WorkerId) -> bool {
-    let found = candidates.binary_search_by_key(&worker_id, |candidate| candidate.worker_id);
-    found.is_ok_and(|place| candidates[place].is_late)
 }

@@ -54,7 +54,7 @@ pub enum Computed {
     NotFinite(&'static str),
     /// A gradient that is none of these parameters.
     WrongLength {
-        /// Values that there should be, or bytes.
+        /// Bytes that there should be.
         expected: usize,
         /// Those that there are.
         found: usize,

@@ -127,11 +127,24 @@ pub struct Tally {
     pub n_audited: u64,
     /// Shards that two should have computed, when only one was there.
     pub n_not_audited: u64,
-    /// Workers that were evicted, each with the reason.
+    /// Workers that were evicted.
+    pub n_evicted: u64,
+    /// The first of them, each with the reason.
     pub evicted: Vec<String>,
 }
 
+/// Evicted workers that are named: one may come again as often as it likes.
+const N_NAMED_MAX: usize = 100;
+
 impl Tally {
+    /// Counts a worker that is evicted, and why.
+    pub fn add_evicted(&mut self, words: String) {
+        self.n_evicted += 1;
+        if self.evicted.len() < N_NAMED_MAX {
+            self.evicted.push(words);
+        }
+    }
+
     /// What people should know of it.
     pub fn words(&self) -> Vec<String> {
         let Self { n_audited, n_not_audited, evicted, .. } = self;

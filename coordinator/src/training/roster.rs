@@ -82,15 +82,15 @@ const N_RELIABLE: u32 = 100;
 const REST_POWER_MAX: u32 = 6;
 
 impl Member {
-    /// It is late at a step.
-    pub fn is_late_at(&mut self, step: u64) {
+    /// Notes that it is late at a step.
+    pub fn note_late(&mut self, step: u64) {
         if self.late.at != Some(step) {
             self.late = Lateness { at: Some(step), n_late: self.late.n_late + 1, n_in_time: 0 };
         }
     }
 
-    /// A step has ended without its answer.
-    pub fn is_overtaken_at(&mut self, step: u64) {
+    /// Notes that a step has ended without its answer.
+    pub fn note_overtaken(&mut self, step: u64) {
         self.overtaken_at = Some(step);
         self.is_behind = true;
     }
@@ -148,6 +148,14 @@ impl Roster {
     /// A worker, if it is there.
     pub fn member(&self, worker_id: WorkerId) -> Option<&Member> {
         self.members.get(&worker_id)
+    }
+
+    /// What a worker is that is there.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn profile(&self, worker_id: WorkerId) -> Profile {
+        self.members.get(&worker_id).expect("who is asked about is in").profile.clone()
     }
 
     /// A worker, if it is there.

@@ -85,6 +85,11 @@ impl Round {
         }
     }
 
+    /// Whether somebody computes something that it waits for.
+    pub fn is_awaited(&self) -> bool {
+        self.tasks.awaited().next().is_some()
+    }
+
     /// A task in words.
     pub fn words(&self, task: u32) -> String {
         match self.task_kind() {

@@ -401,8 +401,8 @@ fn who_was_late_and_comes_first_counts_all_the_same() {
         warm(),
         &[
             ("after 41", "late 0 of 1 for 3 too; work 3: shards 0 of 9"),
-            ("shard 0 of 9 by 1, shard 0 of 9 by 3", "late 1 of 2 for 3 too; work 3: shards 1 of 9"),
-            ("shard 1 of 9 by 2", "update 1 1: shards 0 of 10 2: shards 1 of 10 3: nothing; step 10 by 1+2"),
+            ("shard 0 of 9 by 1, shard 0 of 9 by 3", "late 1 of 2 for 1 too; work 1: shards 1 of 9"),
+            ("shard 1 of 9 by 2", "update 1 1: nothing 2: nothing 3: shards 0+1 of 10; step 10 by 1+2"),
         ],
     );
 }
@@ -422,7 +422,7 @@ fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         (&signs.join(","), ""),
-        ("at 60", "close 1: no answer for 60 s; left 1, 1 handed on; waiting"),
+        ("at 60", "close 1: no answer for 60 s, the --join-timeout; left 1, 1 handed on; waiting"),
     ]);
 }
 

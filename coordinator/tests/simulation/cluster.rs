@@ -177,7 +177,7 @@ impl Cluster {
         let mut again = Training::new(self.run.rules.clone(), state, Duration::ZERO);
         let wishes: Vec<String> =
             std::iter::from_fn(|| again.poll_action(Duration::ZERO)).map(|action| words::of_action(&action)).collect();
-        assert_eq!(wishes, ["finish: Completed"], "a run that is complete is not begun again");
+        assert_eq!(wishes, ["checkpoint", "finish: Completed"], "a run that is complete is not begun again");
     }
 
     fn happen(&mut self, happening: Happening) {

@@ -118,7 +118,8 @@ impl Shell {
             notes.seen.add(Seen::ResumedBeforeValidation, u64::from(is_at_end && state.epoch_sums.n_samples > 0));
         }
         // There is nothing to go on from before the first checkpoint is written.
-        let kept = if state.step > 0 { (state.step, n_validated) } else { (u64::MAX, 0) };
+        // Nothing yet: what it goes on from may be in a journal.
+        let kept = (u64::MAX, 0);
         let mut shell = Self {
             training: Training::new(run.rules.clone(), state, Duration::ZERO),
             incarnation,

@@ -119,6 +119,15 @@ impl RunFolder {
         weights.write(&self.weights_path())
     }
 
+    /// Writes all lines that wait to be written, so that they outlive this process.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn flush_lines(&mut self) -> Result<(), WriteError> {
+        self.history.flush().map_err(WriteError::at(&self.path.join("history.jsonl")))?;
+        self.steps.flush().map_err(WriteError::at(&self.path.join("steps.jsonl")))
+    }
+
     /// Brings all lines to the disk, as before a checkpoint from which the run may go on.
     ///
     /// # Errors
