@@ -514,6 +514,32 @@ fn an_audited_shard_is_computed_twice_and_a_third_one_says_who_is_right() {
 }
 
 #[test]
+fn one_who_went_before_it_was_outvoted_is_named_and_counts_for_nothing() {
+    // Of two shards in each step, only some are audited.
+    let mut run = Run::with(recipe("1 epochs of 10 images in batches of 4, 2 shards"), |rules| rules.audit = 0.5);
+    let is_audited = |run: &Run| {
+        let round = run.training.phase.round().expect("a step");
+        [0, 1].map(|shard| round.tasks.n_wanted(shard) == 2)
+    };
+    run.play("enter 1, enter 2, enter 3");
+    while is_audited(&run) != [false, true] {
+        let step = run.training.state().step;
+        for (shard, worker) in [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)] {
+            run.play(&format!("shard {shard} of {step} by {worker}"));
+        }
+    }
+    let step = run.training.state().step;
+    // It has given the result of shard 0 that counts, and a wrong one of shard 1.
+    run.play(&format!("lie 0 of {step} by 2, lie 1 of {step} by 2, lost 2"));
+    run.play(&format!("shard 1 of {step} by 1, shard 1 of {step} by 3"));
+    assert_eq!((run.training.state().step, run.training.tally().evicted.len()), (step, 1), "shard 0 is asked for anew");
+    run.play(&format!("shard 0 of {step} by 1, shard 1 of {step} by 1, shard 1 of {step} by 3"));
+    assert_eq!(run.training.state().step, step + 1);
+    let n_steps = u16::try_from(step + 1).expect("few steps");
+    assert_eq!(run.training.state().params, [8.0 - 0.5 * f32::from(n_steps)]);
+}
+
+#[test]
 fn where_nobody_else_is_a_shard_is_not_audited() {
     let mut run = audited();
     run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1");
