@@ -18,7 +18,7 @@ use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
 use proto::v1::{
-    CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, Welcome, Work,
+    CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, State, Welcome, Work,
     WorkerMessage,
 };
 use proto::values;
@@ -147,6 +147,16 @@ impl Worker {
         }
     }
 
+    /// Joins and gets ready; gives the state that it gets then.
+    async fn enter(coordinator: &Coordinator, process: u32) -> (Self, State) {
+        let mut worker = Self::join_as(coordinator, process).await;
+        worker.say(Kind::Ready(worker.ready())).await;
+        match next(&mut worker.inbound).await {
+            Ok(Told::State(state)) => (worker, state),
+            other => panic!("a state expected, found {other:?}"),
+        }
+    }
+
     fn fence(&self) -> Option<Fence> {
         self.welcome.fence.clone()
     }
@@ -172,22 +182,20 @@ impl Worker {
 }
 
 /// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
-async fn work_honestly(coordinator: &Coordinator, recipe: &Recipe, data: &Dataset, process: u32) -> Vec<f32> {
-    let ended = work(coordinator, recipe, data, process, &|_| {}).await;
+async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dataset) -> Vec<f32> {
+    let ended = work(entered, recipe, data, &|_| {}).await;
     ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
 }
 
 /// Computes what a worker is asked for, and sends each shard's result as it is after a change, until it is dismissed; gives
 /// the parameters at the end of the run.
 async fn work(
-    coordinator: &Coordinator,
+    (mut worker, state): (Worker, State),
     recipe: &Recipe,
     data: &Dataset,
-    process: u32,
     change: &dyn Fn(&mut ShardDone),
 ) -> Result<Vec<f32>, Dismissal> {
-    let mut worker = Worker::join_as(coordinator, process).await;
-    worker.say(Kind::Ready(worker.ready())).await;
+    let mut first = Some(Told::State(state));
     let mut replica = Replica::new(recipe, &reference_device());
     let evaluate = |params: &[f32], batch| {
         let weights = model::weights::Weights { architecture: recipe.architecture, params: params.to_vec() };
@@ -195,7 +203,11 @@ async fn work(
     };
     let (mut params, mut gradient) = (Vec::new(), Vec::new());
     loop {
-        let work: Work = match next(&mut worker.inbound).await.expect("a session to the end") {
+        let told = match first.take() {
+            Some(told) => told,
+            None => next(&mut worker.inbound).await.expect("a session to the end"),
+        };
+        let work: Work = match told {
             Told::State(state) => {
                 params = vec![0.0; state.params.len() / 4];
                 gradient.clone_from(&params);
@@ -258,7 +270,7 @@ fn small_run(coordinator: &Coordinator) -> (Recipe, Dataset) {
 }
 
 /// A result as the first worker's first shard would be, all zeros.
-fn zeros(worker: &Worker, state: &proto::v1::State) -> ShardDone {
+fn zeros(worker: &Worker, state: &State) -> ShardDone {
     let mut params = vec![0.0; state.params.len() / 4];
     values::decode(Encoding::F32, &state.params, &mut params).expect("finite values");
     ShardDone {
@@ -366,7 +378,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     }
 
     let (recipe, data) = small_run(&coordinator);
-    let params = work_honestly(&coordinator, &recipe, &data, 1).await;
+    let params = work_honestly(Worker::enter(&coordinator, 1).await, &recipe, &data).await;
     let expected = name_alone(&recipe, &data);
     assert_eq!(params_blake3(&params), expected);
     let (code, last) = coordinator.end();
@@ -387,14 +399,16 @@ fn name_alone(recipe: &Recipe, data: &Dataset) -> String {
 async fn check_evicted(flags: &str, change: impl Fn(&mut ShardDone), part: &str) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
-    // The one who lies joins first, so that it is dealt something.
+    // The one who lies joins first, so that it is dealt something, and begins when the others are there.
+    let liar = Worker::enter(&coordinator, 3).await;
+    let [first, second] = [Worker::enter(&coordinator, 1).await, Worker::enter(&coordinator, 2).await];
     let lying = async {
-        let dismissal = work(&coordinator, &recipe, &data, 3, &change).await.expect_err("an eviction");
+        let dismissal = work(liar, &recipe, &data, &change).await.expect_err("an eviction");
         assert_eq!(dismissal.farewell(), Farewell::Evicted);
         assert!(dismissal.reason.contains(part), "`{}` does not say `{part}`", dismissal.reason);
     };
-    let honest = |process| work_honestly(&coordinator, &recipe, &data, process);
-    let ((), first, second) = tokio::join!(lying, honest(1), honest(2));
+    let honest = |entered| work_honestly(entered, &recipe, &data);
+    let ((), first, second) = tokio::join!(lying, honest(first), honest(second));
     let expected = name_alone(&recipe, &data);
     assert_eq!([params_blake3(&first), params_blake3(&second)], [expected.clone(), expected.clone()]);
     let (code, last) = coordinator.end();
