@@ -46,4 +46,4 @@ chaos MINUTES:
 
 # The schedule of a seed of the core's simulation, line by line
 sim SEED:
-    TELAR_SIM_SEED={{SEED}} cargo test --release -p coordinator --test simulation -- --exact one_schedule --nocapture
+    TELAR_SIM_SEED={{SEED}} cargo test --release --workspace --test simulation -- --exact one_schedule --nocapture

@@ -123,7 +123,7 @@ fn name(fault: Fault) -> &'static str {
         Fault::CoordinatorKilled => "coordinator killed",
         Fault::CoordinatorStopped => "coordinator stopped",
         Fault::CoordinatorHeldUp => "coordinator held up 0.1-3 s",
-        Fault::NoWorkerConnected => "no worker connected",
+        Fault::NoWorkerConnected => "stranger connected",
     }
 }
 
