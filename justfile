@@ -42,7 +42,7 @@ step:
 # Kills, holds up, stops and resumes everything in runs for so many minutes, and compares what comes out
 chaos MINUTES:
     cargo build --release --workspace
-    TELAR_CHAOS_MINUTES={{MINUTES}} cargo test --release --workspace --test cluster -- --ignored --exact chaos::soak --nocapture
+    TELAR_CHAOS_MINUTES={{MINUTES}} TELAR_CHAOS_SEED=${TELAR_CHAOS_SEED:-$(date +%s)} cargo test --release --workspace --test cluster -- --exact chaos::a_soak_loses_nothing --nocapture
 
 # The schedule of a seed of the core's simulation, line by line
 sim SEED:

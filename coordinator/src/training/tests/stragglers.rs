@@ -1,0 +1,75 @@
+//! Workers that are late.
+
+use super::*;
+
+/// A run of 30 steps of two shards, with three workers, of which shards 0 and 1 of each step have taken 1 ms, up to step 8.
+fn warm() -> Run {
+    let mut run = Run::new("10 epochs of 10 images in batches of 4, 2 shards");
+    run.training.schedule = Schedule::new(&recipe("30 epochs of 4 images in batches of 4, 2 shards"), 120, 501);
+    run.play("enter 1, enter 2, enter 3, shard 0 of 0 by 1, shard 1 of 0 by 1");
+    for step in 1..=8 {
+        run.play(&format!("after 1, shard 0 of {step} by 1, shard 1 of {step} by 2"));
+    }
+    run
+}
+
+#[test]
+fn a_shard_that_is_late_is_computed_by_an_idle_worker_too_and_the_first_result_counts() {
+    // 1 ms + 8 x 5 ms, the least that a deviation counts as: after 41 ms.
+    check_run(
+        warm(),
+        &[
+            ("shard 0 of 9 by 1, after 40", ""),
+            ("after 1", "late 1 of 2 for 1 too; work 1: shards 1 of 9"),
+            (
+                "after 1000, heard 2, heard 1, heard 3",
+                "late 1 of 2 for 3 too; late 1 of 1 for 3 too; work 3: shards 1 of 9",
+            ),
+            // Who has not answered yet is dealt nothing.
+            ("shard 1 of 9 by 3", "update 1 1: nothing 2: nothing 3: shards 0+1 of 10; step 10 by 1+3"),
+            // What comes too late is no fault, and sets it free; but it rests for two steps.
+            ("shard 1 of 9 by 2", ""),
+            ("caught 1 up to 10", ""),
+            (
+                "shard 0 of 10 by 3, shard 1 of 10 by 3",
+                "update 1 1: nothing 2: nothing 3: shards 0+1 of 11; step 11 by 3+3",
+            ),
+            (
+                "shard 0 of 11 by 3, shard 1 of 11 by 3",
+                "update 1 1: shards 0 of 12 2: shards 1 of 12 3: nothing; step 12 by 3+3",
+            ),
+            ("shard 1 of 9 by 3", "refuse 3: expected results of step 12, found one of step 9"),
+        ],
+    );
+}
+
+#[test]
+fn who_was_late_and_comes_first_counts_all_the_same() {
+    check_run(
+        warm(),
+        &[
+            ("after 41", "late 0 of 1 for 3 too; work 3: shards 0 of 9"),
+            ("shard 0 of 9 by 1, shard 0 of 9 by 3", "late 1 of 2 for 1 too; work 1: shards 1 of 9"),
+            ("shard 1 of 9 by 2", "update 1 1: nothing 2: nothing 3: shards 0+1 of 10; step 10 by 1+2"),
+        ],
+    );
+}
+
+#[test]
+fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
+    let mut run = warm();
+    run.play("lost 2, lost 3");
+    check_run(
+        run,
+        &[
+            ("after 1000, heard 1, after 1000, heard 1", ""),
+            ("shard 0 of 9 by 1, shard 1 of 9 by 1", "update 1 1: shards 0+1 of 10; step 10 by 1+1"),
+        ],
+    );
+    let signs: Vec<String> = (1..60).map(|second| format!("at {second}, heard 1")).collect();
+    check(&[
+        ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
+        (&signs.join(","), ""),
+        ("at 60", "close 1: no answer for 60 s, the --join-timeout; left 1, 1 handed on; waiting"),
+    ]);
+}
