@@ -230,15 +230,16 @@ async fn work(
         for shard in work.shards {
             let key = ShardKey { epoch: work.epoch, step: work.step, shard };
             let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
-            let result = replica.shard_result(data, key, places, vec![0.0; params.len()]);
+            let mut gradient_sum = vec![0.0; params.len()];
+            let sums = replica.shard_result(data, key, places, &mut gradient_sum);
             let mut done = ShardDone {
                 fence: worker.fence(),
                 step: work.step,
                 shard,
-                n_samples: result.sums.n_samples,
-                loss_sum: result.sums.loss_sum,
-                correct_sum: result.sums.correct_sum,
-                gradient_sum: values::encode(Encoding::F32, &result.gradient_sum),
+                n_samples: sums.n_samples,
+                loss_sum: sums.loss_sum,
+                correct_sum: sums.correct_sum,
+                gradient_sum: values::encode(Encoding::F32, &gradient_sum),
                 params_fingerprint: params_fingerprint(&params),
                 compute_nanoseconds: 1,
             };

@@ -33,22 +33,23 @@ pub struct ShardResult {
 
 /// Forward and backward through the network, whose parameters are on an autodiff device.
 ///
-/// `inputs` are the images with their noise, `targets` those without. `gradient_sum` is a vector of the layout's
-/// length to be filled, whatever it holds. A shard without samples, as the last step of an epoch may have, gives zeros.
+/// `inputs` are the images with their noise, `targets` those without. The gradient's sum goes to `gradient_sum`, which has
+/// the layout's length, whatever it holds: a worker has it point into the message. A shard without samples, as the last
+/// step of an epoch may have, gives zeros.
 ///
 /// # Panics
-/// If inputs and targets differ in shape, or the vector's length is not the network's.
+/// If inputs and targets differ in shape, or the slice's length is not the network's.
 pub fn shard_result(
     network: &Network,
     inputs: Images,
     targets: Images,
-    mut gradient_sum: Vec<f32>,
+    gradient_sum: &mut [f32],
     device: &Device,
-) -> ShardResult {
+) -> LossSums {
     assert_eq!(inputs.shape, targets.shape, "every input has its target");
     if inputs.shape[0] == 0 {
         gradient_sum.fill(0.0);
-        return ShardResult { gradient_sum, sums: LossSums::default() };
+        return LossSums::default();
     }
     let logits = network.logits(inputs.into_tensor(device));
     let loss = binary_cross_entropy(logits.clone().inner(), targets.into_tensor(&device.clone().inner()));
@@ -57,10 +58,10 @@ pub fn shard_result(
     // whose gradient at the parameters is that of the loss, without a tape through the loss itself.
     let logits_gradient = Tensor::from_inner(loss.logits_gradient);
     let mut gradients = (logits * logits_gradient).sum().backward();
-    let mut flattener = Flattener { rest: &mut gradient_sum, gradients: &mut gradients };
+    let mut flattener = Flattener { rest: gradient_sum, gradients: &mut gradients };
     network.visit(&mut flattener);
-    assert!(flattener.rest.is_empty(), "the vector is {} values longer than the network", flattener.rest.len());
-    ShardResult { gradient_sum, sums: loss.sums }
+    assert!(flattener.rest.is_empty(), "the slice is {} values longer than the network", flattener.rest.len());
+    loss.sums
 }
 
 /// Losses over images without gradients, noise or autodiff.

@@ -4,8 +4,9 @@ use burn::tensor::Device;
 
 use crate::arch::Network;
 use crate::data::{Dataset, Split};
-use crate::gradients::{ShardResult, shard_result};
+use crate::gradients::shard_result;
 use crate::layers::Noise;
+use crate::loss::LossSums;
 use crate::random::{ShardKey, Stream};
 use crate::recipe::Recipe;
 
@@ -32,8 +33,14 @@ impl Replica {
     }
 
     /// The result of the shard named, whose samples are given by their places in the training split. `gradient_sum` is a
-    /// vector of the layout's length to be filled.
-    pub fn shard_result(&self, data: &Dataset, key: ShardKey, samples: &[u32], gradient_sum: Vec<f32>) -> ShardResult {
+    /// slice of the layout's length to be filled.
+    pub fn shard_result(
+        &mut self,
+        data: &Dataset,
+        key: ShardKey,
+        samples: &[u32],
+        gradient_sum: &mut [f32],
+    ) -> LossSums {
         let targets = data.gather(Split::Train, samples);
         let mut inputs = targets.clone();
         self.noise.apply(&mut inputs.values, self.seed, Stream::Noise(key));

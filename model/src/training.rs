@@ -109,9 +109,11 @@ pub fn train(
             let step_begun = Instant::now();
             replica.load(&weights.params);
             let mut results = Vec::with_capacity(buffers.len());
-            for (shard, buffer) in (0..).zip(buffers.drain(..)) {
+            for (shard, mut gradient_sum) in (0..).zip(buffers.drain(..)) {
                 let key = ShardKey { epoch, step: n_steps, shard };
-                let result = replica.shard_result(data, key, sampler.shard(step, shard as usize), buffer);
+                let samples = sampler.shard(step, shard as usize);
+                let sums = replica.shard_result(data, key, samples, &mut gradient_sum);
+                let result = ShardResult { gradient_sum, sums };
                 check_finite(&result, key, recipe)?;
                 results.push(result);
             }

@@ -131,7 +131,9 @@ fn results(golden: &Golden, data: &Dataset, device: &Device, n_shards: usize) ->
     let mut results: Vec<_> = (0..n_shards)
         .map(|shard| {
             let images = data.gather(Split::Train, sampler.shard(0, shard));
-            shard_result(&network, images.clone(), images, vec![f32::NAN; golden.layout.n_params()], &device)
+            let mut gradient_sum = vec![f32::NAN; golden.layout.n_params()];
+            let sums = shard_result(&network, images.clone(), images, &mut gradient_sum, &device);
+            ShardResult { gradient_sum, sums }
         })
         .collect();
     let total = reduce(&mut results);

@@ -32,7 +32,9 @@ fn result(data: &Dataset, noise: Noise, seed: u64, key: ShardKey) -> ShardResult
     let params = initial_params(Architecture::Denoising, 1);
     let mut replica = Replica::new(&recipe, &reference_device());
     replica.load(&params);
-    replica.shard_result(data, key, &[5, 0, 9, 2], vec![0.0; params.len()])
+    let mut gradient_sum = vec![0.0; params.len()];
+    let sums = replica.shard_result(data, key, &[5, 0, 9, 2], &mut gradient_sum);
+    ShardResult { gradient_sum, sums }
 }
 
 /// Seeds and keys of which each differs from the first in one thing.

@@ -24,15 +24,15 @@ fn check(n_rows: usize, device: &Device) {
     let params = initial_params(Architecture::Recurrent, 5);
     let training_device = device.clone().autodiff();
     let network_with_tape = network(&params, &training_device);
-    let empty = vec![0.0; params.len()];
-    let result = shard_result(&network_with_tape, sequences(n_rows), sequences(n_rows), empty, &training_device);
-    let length = result.gradient_sum.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let mut gradient_sum = vec![0.0; params.len()];
+    shard_result(&network_with_tape, sequences(n_rows), sequences(n_rows), &mut gradient_sum, &training_device);
+    let length = gradient_sum.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
     assert!(length > 1e-3, "{n_rows} rows: the gradient is {length} long");
 
     let loss_at = |distance: f32| {
         #[expect(clippy::cast_possible_truncation, reason = "a length of the order of 1")]
         let scale = distance / length as f32;
-        let moved: Vec<f32> = params.iter().zip(&result.gradient_sum).map(|(w, g)| w + scale * g).collect();
+        let moved: Vec<f32> = params.iter().zip(&gradient_sum).map(|(w, g)| w + scale * g).collect();
         evaluate(&network(&moved, device), sequences(n_rows), device).loss_sum
     };
     let slope = (loss_at(0.01) - loss_at(-0.01)) / 0.02;

@@ -294,16 +294,15 @@ impl Held {
         let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
         let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
-        let result = self.replica.shard_result(&self.plan.data, key, places, std::mem::take(&mut self.gradient));
-        let gradient_sum = terms.path.put(&result.gradient_sum);
-        self.gradient = result.gradient_sum;
+        let sums = self.replica.shard_result(&self.plan.data, key, places, &mut self.gradient);
+        let gradient_sum = terms.path.put(&self.gradient);
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
             shard,
-            n_samples: result.sums.n_samples,
-            loss_sum: result.sums.loss_sum,
-            correct_sum: result.sums.correct_sum,
+            n_samples: sums.n_samples,
+            loss_sum: sums.loss_sum,
+            correct_sum: sums.correct_sum,
             gradient_sum,
             params_fingerprint,
             compute_nanoseconds: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
@@ -412,12 +411,13 @@ mod tests {
                 replica.load(&params);
                 let places = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
                 let key = ShardKey { epoch: 0, step, shard };
-                let expected = replica.shard_result(&bench.plan.data, key, places, vec![0.0; params.len()]);
-                assert_eq!((done.step, done.shard, done.n_samples), (step, shard, expected.sums.n_samples));
-                assert_eq!(done.loss_sum.to_bits(), expected.sums.loss_sum.to_bits());
-                assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected.gradient_sum));
+                let mut expected = vec![0.0; params.len()];
+                let sums = replica.shard_result(&bench.plan.data, key, places, &mut expected);
+                assert_eq!((done.step, done.shard, done.n_samples), (step, shard, sums.n_samples));
+                assert_eq!(done.loss_sum.to_bits(), sums.loss_sum.to_bits());
+                assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected));
                 assert_eq!(done.params_fingerprint, params_fingerprint(&params));
-                gradient = expected.gradient_sum;
+                gradient = expected;
             }
             recipe.sgd.apply(&mut params, &mut velocity, &gradient);
             let gradient = values::encode(Encoding::F32, &gradient);
