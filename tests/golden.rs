@@ -67,7 +67,7 @@ fn train_like_keras(place: &Place, golden: &Golden, n_workers: u32) -> f64 {
     for (step, &expected) in steps.iter().zip(expected) {
         let found = step["loss"].as_f64().expect("a loss");
         let apart = (found / f64::from(expected) - 1.0).abs();
-        assert!(apart <= 1e-4, "{architecture}, {n_workers} workers: {expected} expected, found {step}");
+        assert!(apart <= 2e-4, "{architecture}, {n_workers} workers: {expected} expected, found {step}");
     }
     let weights = Weights::read_of(*architecture, &place.path(&run).join("model.safetensors")).expect("whole weights");
     golden.distance(&weights.params)
@@ -75,7 +75,7 @@ fn train_like_keras(place: &Place, golden: &Golden, n_workers: u32) -> f64 {
 
 /// As many shards as workers: each number of workers cuts the steps in its own way. Why `conv` may go one of several
 /// ways, each as good as Keras' own, is told beside the golden vectors' other tests.
-fn check(architecture: Architecture, distance_max: f64) {
+fn check(architecture: Architecture, nearest: f64, farthest: f64) {
     let place = Place::new();
     if !SMALL_DATA.is_real {
         return; // said aloud by whoever looked for it
@@ -84,21 +84,21 @@ fn check(architecture: Architecture, distance_max: f64) {
     let initial = Weights { architecture, params: golden.params("weights") };
     initial.write(&place.path("initial.safetensors")).expect("the folder can be written");
     let apart = [1, 2, 3, 4].map(|n_workers| train_like_keras(&place, &golden, n_workers));
-    let is_near = apart.iter().any(|&apart| apart <= 1e-4) && apart.iter().all(|&apart| apart <= distance_max);
-    assert!(is_near, "{apart:?} from Keras with 1, 2, 3 and 4 workers, {distance_max} expected, and 1e-4 once");
+    let is_near = apart.iter().any(|&apart| apart <= nearest) && apart.iter().all(|&apart| apart <= farthest);
+    assert!(is_near, "{apart:?} from Keras with 1, 2, 3 and 4 workers, {farthest} expected, and {nearest} once");
 }
 
 #[test]
 fn conv_is_trained_as_by_keras() {
-    check(Architecture::Conv, 1e-3);
+    check(Architecture::Conv, 2e-4, 1e-3);
 }
 
 #[test]
 fn recurrent_is_trained_as_by_keras() {
-    check(Architecture::Recurrent, 1e-4);
+    check(Architecture::Recurrent, 1e-4, 1e-4);
 }
 
 #[test]
 fn denoising_is_trained_as_by_keras() {
-    check(Architecture::Denoising, 1e-4);
+    check(Architecture::Denoising, 1e-4, 1e-4);
 }

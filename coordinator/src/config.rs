@@ -304,8 +304,13 @@ fn worker_program(given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
 }
 
 fn check_no_backend(backend: &BackendArgs) -> Result<(), ConfigError> {
-    let BackendArgs { backend, device, threads } = backend;
-    let given = [("--backend", backend.is_some()), ("--device", device.is_some()), ("--threads", threads.is_some())];
+    let BackendArgs { backend, device, operations, threads } = backend;
+    let given = [
+        ("--backend", backend.is_some()),
+        ("--device", device.is_some()),
+        ("--operations", operations.is_some()),
+        ("--threads", threads.is_some()),
+    ];
     match given.into_iter().find(|(_, is_given)| *is_given) {
         Some((flag, _)) => Err(ConfigError::BackendExternally { flag }),
         None => Ok(()),

@@ -113,10 +113,11 @@ impl Launcher {
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "warn");
         }
-        let BackendArgs { backend, device, threads } = &self.backend;
+        let BackendArgs { backend, device, operations, threads } = &self.backend;
         let flags = [
             ("--backend", backend.map(|backend| backend.to_string())),
             ("--device", device.map(|device| device.to_string())),
+            ("--operations", operations.map(|operations| operations.to_string())),
             ("--threads", threads.map(|threads| threads.to_string())),
             ("--log-format", Some(self.log_format.to_string())),
         ];

@@ -8,7 +8,7 @@ mod recurrent;
 use std::fmt;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,7 @@ pub use conv::Conv;
 pub use denoising::Denoising;
 pub use recurrent::Recurrent;
 
+use crate::backend::{ComputeDevice, Operations};
 use crate::layers::{Initializer, Noise};
 
 /// Rows and columns of an image of the data set.
@@ -72,6 +73,16 @@ impl Architecture {
         }
     }
 
+    /// Images that go through the network at once where its operations are fused: enough that each layer's work is large
+    /// beside its overhead, few enough that what lies between layers stays in the caches. Threads take such parts of a shard
+    /// side by side; the number is fixed, so that the bits are the same for any number of threads.
+    pub fn part(self) -> usize {
+        match self {
+            Self::Conv | Self::Recurrent => 16,
+            Self::Denoising => 128,
+        }
+    }
+
     /// The layers in order: name, output shape of one image of 28x28, and the tensors' prefix if it has parameters.
     pub fn layers(self) -> &'static [LayerRow] {
         match self {
@@ -112,12 +123,30 @@ pub enum Network {
 
 impl Network {
     /// A network with its initial values drawn from the seed.
-    pub fn new(architecture: Architecture, seed: u64, device: &Device) -> Self {
-        let mut initializer = Initializer::new(seed, device);
+    pub fn new(architecture: Architecture, seed: u64, device: &ComputeDevice) -> Self {
+        let (mut initializer, operations) = (Initializer::new(seed, device), device.operations);
         match architecture {
-            Architecture::Conv => Self::Conv(Conv::new(&mut initializer)),
-            Architecture::Recurrent => Self::Recurrent(Recurrent::new(&mut initializer)),
-            Architecture::Denoising => Self::Denoising(Denoising::new(&mut initializer)),
+            Architecture::Conv => Self::Conv(Conv::new(&mut initializer, operations)),
+            Architecture::Recurrent => Self::Recurrent(Recurrent::new(&mut initializer, operations)),
+            Architecture::Denoising => Self::Denoising(Denoising::new(&mut initializer, operations)),
+        }
+    }
+
+    /// Which network it is.
+    pub fn architecture(&self) -> Architecture {
+        match self {
+            Self::Conv(_) => Architecture::Conv,
+            Self::Recurrent(_) => Architecture::Recurrent,
+            Self::Denoising(_) => Architecture::Denoising,
+        }
+    }
+
+    /// What it is made of.
+    pub fn operations(&self) -> Operations {
+        match self {
+            Self::Conv(network) => network.operations,
+            Self::Recurrent(network) => network.operations,
+            Self::Denoising(network) => network.operations,
         }
     }
 

@@ -1,9 +1,8 @@
 //! Flags that several programs share: which data, what computes, what the log looks like.
 
-use burn::tensor::Device;
 use clap::Args;
 
-use crate::backend::{self, Backend, BackendError, DeviceChoice};
+use crate::backend::{self, Backend, BackendError, ComputeDevice, DeviceChoice, Operations};
 use crate::data::{self, DataChoice, DataError, Dataset};
 use crate::report::{DownloadBar, LogFormat};
 
@@ -37,6 +36,10 @@ pub struct BackendArgs {
     /// Device to compute on: cpu, cuda:N or mps [default: cpu, or cuda:0 for the backend cuda]
     #[arg(long, env = "TELAR_DEVICE", value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
+    /// Operations that networks are made of: whole layers at once, or Burn's own [default: fused for the backend flex, plain
+    /// for the others]
+    #[arg(long, env = "TELAR_OPERATIONS", value_enum)]
+    pub operations: Option<Operations>,
     /// Threads to compute with on the CPU [default: all]
     #[arg(long, env = "TELAR_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -50,7 +53,7 @@ pub struct OpenBackend {
     /// The device as it was named.
     pub device_choice: DeviceChoice,
     /// The device, without autodiff.
-    pub device: Device,
+    pub device: ComputeDevice,
     /// Threads that compute on the CPU.
     pub n_threads: usize,
 }
@@ -64,8 +67,21 @@ impl BackendArgs {
         let backend = self.backend.unwrap_or(Backend::COMPILED[0]);
         let device_choice = self.device.unwrap_or(backend.usual_device());
         let device = backend::open(backend, device_choice)?;
+        let operations = self.operations.unwrap_or(device.operations);
+        // Every backend has the plain ones; the usual ones of a backend are the fastest that it has.
+        if ![Operations::Plain, device.operations].contains(&operations) {
+            return Err(BackendError::NoOperations { operations, backend });
+        }
+        let device = device.with_operations(operations);
         let n_threads = backend::set_threads(self.threads.map(usize::from));
         Ok(OpenBackend { backend, device_choice, device, n_threads })
+    }
+}
+
+impl OpenBackend {
+    /// See [`backend::compute_class`].
+    pub fn compute_class(&self) -> String {
+        backend::compute_class(self.backend, self.device.operations, self.device_choice, self.n_threads)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which library computes, and on what: the only file that names a backend.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use burn::tensor::Device;
@@ -106,6 +107,72 @@ impl From<DeviceChoice> for String {
     }
 }
 
+/// What a network's layers are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Operations {
+    /// A whole layer at once, with handwritten gradients; for the backend flex.
+    #[cfg(feature = "flex")]
+    Fused,
+    /// Burn's own operations.
+    Plain,
+}
+
+impl Operations {
+    /// Those of a backend if none are named: the fastest.
+    pub fn usual(backend: Backend) -> Self {
+        match backend {
+            #[cfg(feature = "flex")]
+            Backend::Flex => Self::Fused,
+            _ => Self::Plain,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "flex")]
+            Self::Fused => "fused",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+impl fmt::Display for Operations {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+/// Where tensors are, and what computes on them.
+#[derive(Clone, Debug)]
+pub struct ComputeDevice {
+    device: Device,
+    /// What networks on it are made of.
+    pub operations: Operations,
+}
+
+impl ComputeDevice {
+    /// The same with autodiff.
+    #[must_use]
+    pub fn autodiff(self) -> Self {
+        Self { device: self.device.autodiff(), ..self }
+    }
+
+    /// The same for networks of other operations.
+    #[must_use]
+    pub fn with_operations(self, operations: Operations) -> Self {
+        Self { operations, ..self }
+    }
+}
+
+impl Deref for ComputeDevice {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
+}
+
 /// A backend or device that cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
@@ -134,6 +201,16 @@ pub enum BackendError {
         /// What to write instead.
         advice: &'static str,
     },
+    /// The backend has no such operations.
+    #[error(
+        "the operations `{operations}` are for the backend `flex`, found the backend `{backend}`; leave `--operations` out"
+    )]
+    NoOperations {
+        /// What was asked for.
+        operations: Operations,
+        /// What was asked for.
+        backend: Backend,
+    },
     /// The device is not there, or its driver is not.
     #[error("no device `{device}` for the backend `{backend}`: {reason}")]
     NoDevice {
@@ -150,11 +227,16 @@ fn compiled() -> String {
     Backend::COMPILED.iter().map(|backend| format!("`{backend}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Opens a device for tensors without autodiff.
+/// Opens a device for tensors without autodiff, with the backend's usual operations.
 ///
 /// # Errors
 /// If the backend was not compiled in, does not know such a device, or the device or its driver is missing.
-pub fn open(backend: Backend, device_choice: DeviceChoice) -> Result<Device, BackendError> {
+pub fn open(backend: Backend, device_choice: DeviceChoice) -> Result<ComputeDevice, BackendError> {
+    let device = open_device(backend, device_choice)?;
+    Ok(ComputeDevice { device, operations: Operations::usual(backend) })
+}
+
+fn open_device(backend: Backend, device_choice: DeviceChoice) -> Result<Device, BackendError> {
     if !Backend::COMPILED.contains(&backend) {
         return Err(BackendError::NotCompiled { backend });
     }
@@ -184,7 +266,7 @@ pub fn open(backend: Backend, device_choice: DeviceChoice) -> Result<Device, Bac
 ///
 /// # Panics
 /// If the program was built with a GPU backend alone and no GPU is there.
-pub fn reference_device() -> Device {
+pub fn reference_device() -> ComputeDevice {
     let backend = *Backend::COMPILED.first().expect("the program is built with at least one backend");
     open(backend, backend.usual_device()).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -207,17 +289,23 @@ pub fn set_threads(n_threads: Option<usize>) -> usize {
 /// The version of Burn, and with it that of its backends.
 const BURN_VERSION: &str = "0.22.1";
 
-/// Names what results are equal in every bit on, as far as a program can tell: the backend and its version, the device,
-/// the CPU's widest vectors and its first cache, after which matrix products are cut, and for LibTorch the threads, over
-/// which it cuts sums. Functions such as eˣ come from the system's C library, which is not told here.
-pub fn compute_class(backend: Backend, device_choice: DeviceChoice, n_threads: usize) -> String {
+/// Names what results are equal in every bit on, as far as a program can tell: the backend and its version, the
+/// operations, the device, the CPU's widest vectors and its first cache, after which Burn's matrix products are cut, and for
+/// LibTorch the threads, over which it cuts sums. Burn's functions such as eˣ come from the system's C library, which is not
+/// told here.
+pub fn compute_class(
+    backend: Backend,
+    operations: Operations,
+    device_choice: DeviceChoice,
+    n_threads: usize,
+) -> String {
     let device = match (backend, device_choice) {
         (Backend::Tch, DeviceChoice::Cpu) => format!("{}/{n_threads}-threads", vector_level()),
         (_, DeviceChoice::Cpu) => format!("{}/{}", vector_level(), first_cache()),
         (_, DeviceChoice::Cuda(_)) => "cuda".to_owned(),
         (_, DeviceChoice::Mps) => "mps".to_owned(),
     };
-    format!("{backend}-{BURN_VERSION}/{}/{device}", std::env::consts::ARCH)
+    format!("{backend}-{BURN_VERSION}-{operations}/{}/{device}", std::env::consts::ARCH)
 }
 
 /// Size and ways of the first data cache, as `l1d-48K-12`; `l1d-unknown` where the system does not say.

@@ -1,9 +1,9 @@
 //! What trained parameters are worth: losses over a split, reconstructions, codes. No noise, no gradients.
 
-use burn::tensor::Device;
 use burn::tensor::activation::sigmoid;
 
 use crate::arch::Network;
+use crate::backend::ComputeDevice;
 use crate::data::{Dataset, Split};
 use crate::gradients::{Images, evaluate};
 use crate::loss::LossSums;
@@ -16,12 +16,12 @@ pub const EVALUATION_BATCH: u32 = 500;
 #[derive(Debug)]
 pub struct Evaluator {
     network: Network,
-    device: Device,
+    device: ComputeDevice,
 }
 
 impl Evaluator {
     /// Puts weights on a device.
-    pub fn new(weights: &Weights, device: &Device) -> Self {
+    pub fn new(weights: &Weights, device: &ComputeDevice) -> Self {
         let network = Network::new(weights.architecture, 0, device).load(&weights.params, device);
         Self { network, device: device.clone() }
     }

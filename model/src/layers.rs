@@ -3,12 +3,14 @@
 
 mod conv;
 mod dense;
+#[cfg(feature = "flex")]
+pub mod fused;
 mod initializer;
 mod lstm;
 mod noise;
 mod selu;
 
-pub use conv::{Conv, ConvTranspose, Crop};
+pub use conv::{Conv, ConvTranspose, Crop, channel_axis};
 pub use dense::Dense;
 pub use initializer::Initializer;
 pub use lstm::{Lstm, Sequence};

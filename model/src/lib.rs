@@ -3,6 +3,7 @@
 
 pub mod arch;
 pub mod args;
+mod arithmetic;
 pub mod backend;
 pub mod configuration;
 pub mod data;

@@ -1,8 +1,7 @@
 //! A network on a device, whose parameters come from the flat vector before each step: what turns a shard into its result.
 
-use burn::tensor::Device;
-
 use crate::arch::Network;
+use crate::backend::ComputeDevice;
 use crate::data::{Dataset, Split};
 use crate::gradients::shard_result;
 use crate::layers::Noise;
@@ -13,7 +12,7 @@ use crate::recipe::Recipe;
 /// One worker's copy of the network.
 #[derive(Debug)]
 pub struct Replica {
-    device: Device, // with autodiff
+    device: ComputeDevice, // with autodiff
     network: Network,
     noise: Noise,
     seed: u64,
@@ -21,7 +20,7 @@ pub struct Replica {
 
 impl Replica {
     /// A replica for the recipe; `device` is without autodiff.
-    pub fn new(recipe: &Recipe, device: &Device) -> Self {
+    pub fn new(recipe: &Recipe, device: &ComputeDevice) -> Self {
         let device = device.clone().autodiff();
         let network = Network::new(recipe.architecture, recipe.seed, &device);
         Self { device, network, noise: recipe.noise, seed: recipe.seed }

@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use burn::tensor::Device;
-
+use crate::backend::ComputeDevice;
 use crate::data::{Dataset, Split};
 use crate::evaluation::Evaluator;
 use crate::files::WriteError;
@@ -89,7 +88,7 @@ pub fn initial_weights(recipe: &Recipe) -> Result<Weights, WeightsError> {
 pub fn train(
     recipe: &Recipe,
     data: &Dataset,
-    device: &Device,
+    device: &ComputeDevice,
     mut weights: Weights,
     listen: &mut dyn FnMut(Event) -> Result<Next, TrainingError>,
 ) -> Result<Weights, TrainingError> {

@@ -2,9 +2,8 @@
 
 mod common;
 
-use burn::tensor::Device;
 use model::arch::{Architecture, Network};
-use model::backend;
+use model::backend::ComputeDevice;
 use model::gradients::{Images, evaluate, shard_result};
 use model::params::initial_params;
 
@@ -15,12 +14,12 @@ fn sequences(n_rows: usize) -> Images {
     Images { values, shape: [2, n_rows, 28] }
 }
 
-fn network(params: &[f32], device: &Device) -> Network {
+fn network(params: &[f32], device: &ComputeDevice) -> Network {
     Network::new(Architecture::Recurrent, 0, device).load(params, device)
 }
 
 /// The slope of the loss along the gradient, by differences, against the gradient's own length.
-fn check(n_rows: usize, device: &Device) {
+fn check(n_rows: usize, device: &ComputeDevice) {
     let params = initial_params(Architecture::Recurrent, 5);
     let training_device = device.clone().autodiff();
     let network_with_tape = network(&params, &training_device);
@@ -41,8 +40,7 @@ fn check(n_rows: usize, device: &Device) {
 
 #[test]
 fn gradients_are_right_for_sequences_of_any_length() {
-    for (backend, device_choice) in common::backends() {
-        let device = backend::open(backend, device_choice).expect("a device that was there");
+    for (_, device) in common::devices() {
         for n_rows in [1, 2, 5, 28, 40] {
             check(n_rows, &device);
         }
@@ -51,11 +49,12 @@ fn gradients_are_right_for_sequences_of_any_length() {
 
 #[test]
 fn what_comes_out_is_as_long_as_what_went_in() {
-    let device = backend::reference_device();
-    let network = network(&initial_params(Architecture::Recurrent, 5), &device);
-    for n_rows in [1, 7, 40] {
-        let images = sequences(n_rows).into_tensor(&device);
-        assert_eq!(network.logits(images.clone()).dims(), [2, n_rows, 28]);
-        assert_eq!(network.code(images).dims(), [2, 30]);
+    for (_, device) in common::devices() {
+        let network = network(&initial_params(Architecture::Recurrent, 5), &device);
+        for n_rows in [1, 7, 40] {
+            let images = sequences(n_rows).into_tensor(&device);
+            assert_eq!(network.logits(images.clone()).dims(), [2, n_rows, 28]);
+            assert_eq!(network.code(images).dims(), [2, 30]);
+        }
     }
 }

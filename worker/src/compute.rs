@@ -352,7 +352,8 @@ mod tests {
             let data = common::data_set();
             let welcome = common::welcome(common::fence(), data.fingerprint());
             let terms = Terms::try_from(welcome).expect("a welcome that can be followed");
-            let backend = BackendArgs { backend: None, device: None, threads: None }.open().expect("a device");
+            let backend =
+                BackendArgs { backend: None, device: None, operations: None, threads: None }.open().expect("a device");
             let (replies, results) = mpsc::channel(16);
             let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
             let computer = Computer { backend, newest, step, held: None };

@@ -12,7 +12,6 @@ use tonic::{Code, Status, Streaming};
 use tracing::{info, warn};
 
 use model::args::OpenBackend;
-use model::backend::compute_class;
 use proto::limits;
 use proto::v1::coordinator_message::Kind as Inbound;
 use proto::v1::worker_message::Kind as Outbound;
@@ -182,14 +181,14 @@ fn out_of_order(found: &'static str) -> SessionError {
     SessionError::OutOfOrder { expected: "an order or a dismissal", found }
 }
 
-fn introduction(backend: &OpenBackend) -> Join {
-    let OpenBackend { backend, device_choice, n_threads, .. } = backend;
+fn introduction(opened: &OpenBackend) -> Join {
+    let OpenBackend { backend, device_choice, n_threads, .. } = opened;
     Join {
         version: proto::VERSION.to_owned(),
         host: host(),
         process: std::process::id(),
         backend: format!("{backend} on {device_choice}"),
-        compute_class: compute_class(*backend, *device_choice, *n_threads),
+        compute_class: opened.compute_class(),
         threads: u32::try_from(*n_threads).unwrap_or(u32::MAX),
     }
 }

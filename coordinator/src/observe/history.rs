@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use model::backend::ComputeDevice;
 use model::data::{Dataset, Split};
 use model::evaluation::Evaluator;
 use model::files::WriteError;
@@ -25,7 +25,7 @@ pub struct History {
     /// Images for the pictures.
     pub data: Arc<Dataset>,
     /// What reconstructs them.
-    pub device: Device,
+    pub device: ComputeDevice,
     /// What is trained.
     pub recipe: Recipe,
 }

@@ -2,17 +2,18 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 
 use super::LayerRow;
-use crate::layers::{self, ConvTranspose, Crop, Initializer, selu};
+use crate::backend::Operations;
+use crate::layers::{self, ConvTranspose, Crop, Initializer, channel_axis};
 
 /// Three convolutions with pooling, three transposed convolutions.
 #[derive(Module, Debug)]
 pub struct Conv {
     encoder: Encoder,
     decoder: Decoder,
+    #[module(skip)]
+    pub(super) operations: Operations,
 }
 
 #[derive(Module, Debug)]
@@ -30,7 +31,7 @@ struct Decoder {
 }
 
 impl Conv {
-    pub(super) fn new(initializer: &mut Initializer) -> Self {
+    pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {
                 conv1: layers::Conv::new(1, 16, initializer),
@@ -42,36 +43,35 @@ impl Conv {
                 deconv2: ConvTranspose::new(32, 16, initializer),
                 deconv3: ConvTranspose::new(16, 1, initializer),
             },
+            operations,
         }
     }
 
     /// [batch, 28, 28] → [batch, 576].
     pub(super) fn code(&self, images: Tensor<3>) -> Tensor<2> {
-        self.encode(images).flatten(1, 3)
+        let code = self.encode(images);
+        match channel_axis(self.operations) {
+            1 => code.flatten(1, 3),
+            _ => code.permute([0, 3, 1, 2]).flatten(1, 3),
+        }
     }
 
     /// [batch, 28, 28] → [batch, 28, 28].
     pub(super) fn logits(&self, images: Tensor<3>) -> Tensor<3> {
         let x = self.encode(images);
-        let x = selu(self.decoder.deconv1.forward(x, Crop::Valid)); // [batch, 32, 7, 7]
-        let x = selu(self.decoder.deconv2.forward(x, Crop::Same)); // [batch, 16, 14, 14]
-        let x = self.decoder.deconv3.forward(x, Crop::Same); // [batch, 1, 28, 28]
-        x.squeeze_dim(1)
+        let x = self.decoder.deconv1.selu(x, Crop::Valid, self.operations); // [batch, 32, 7, 7]
+        let x = self.decoder.deconv2.selu(x, Crop::Same, self.operations); // [batch, 16, 14, 14]
+        let x = self.decoder.deconv3.forward(x, Crop::Same, self.operations); // [batch, 1, 28, 28]
+        x.squeeze_dim(channel_axis(self.operations))
     }
 
+    /// The shapes in the comments are those of the plain operations; [`channel_axis`] says where the channels are.
     fn encode(&self, images: Tensor<3>) -> Tensor<4> {
-        let x = images.unsqueeze_dim(1); // [batch, 1, 28, 28]
-        // SELU rises, so it may as well come after the pooling: a quarter of the work, and no two values that differ
-        // before it can be rounded to a tie by it.
-        let x = selu(halve(self.encoder.conv1.forward(x))); // [batch, 16, 14, 14]
-        let x = selu(halve(self.encoder.conv2.forward(x))); // [batch, 32, 7, 7]
-        selu(halve(self.encoder.conv3.forward(x))) // [batch, 64, 3, 3]
+        let x = images.unsqueeze_dim(channel_axis(self.operations)); // [batch, 1, 28, 28]
+        let x = self.encoder.conv1.selu_of_halved(x, self.operations); // [batch, 16, 14, 14]
+        let x = self.encoder.conv2.selu_of_halved(x, self.operations); // [batch, 32, 7, 7]
+        self.encoder.conv3.selu_of_halved(x, self.operations) // [batch, 64, 3, 3]
     }
-}
-
-/// Max pooling, 2x2: [batch, channels, n, m] → [batch, channels, n / 2, m / 2], an odd last row or column dropped.
-fn halve(x: Tensor<4>) -> Tensor<4> {
-    max_pool2d(x, MaxPoolOptions::new([2, 2]))
 }
 
 pub(super) const LAYERS: &[LayerRow] = &[

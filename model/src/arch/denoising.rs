@@ -4,13 +4,16 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::{IMAGE_SIDE, LayerRow, N_PIXELS};
-use crate::layers::{Dense, Initializer, selu};
+use crate::backend::Operations;
+use crate::layers::{Dense, Initializer};
 
 /// Dense layers, 784 → 100 → 30 → 100 → 784.
 #[derive(Module, Debug)]
 pub struct Denoising {
     encoder: Encoder,
     decoder: Decoder,
+    #[module(skip)]
+    pub(super) operations: Operations,
 }
 
 #[derive(Module, Debug)]
@@ -26,7 +29,7 @@ struct Decoder {
 }
 
 impl Denoising {
-    pub(super) fn new(initializer: &mut Initializer) -> Self {
+    pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {
                 dense1: Dense::new(N_PIXELS, 100, initializer),
@@ -36,22 +39,23 @@ impl Denoising {
                 dense1: Dense::new(30, 100, initializer),
                 dense2: Dense::new(100, N_PIXELS, initializer),
             },
+            operations,
         }
     }
 
     /// [batch, 28, 28] → [batch, 30].
     pub(super) fn code(&self, images: Tensor<3>) -> Tensor<2> {
         let x = images.flatten(1, 2); // [batch, 784]
-        let x = selu(self.encoder.dense1.forward(x)); // [batch, 100]
-        selu(self.encoder.dense2.forward(x))
+        let x = self.encoder.dense1.selu(x, self.operations); // [batch, 100]
+        self.encoder.dense2.selu(x, self.operations)
     }
 
     /// [batch, 28, 28] → [batch, 28, 28].
     pub(super) fn logits(&self, images: Tensor<3>) -> Tensor<3> {
         let [n_samples, ..] = images.dims();
         let code = self.code(images);
-        let x = selu(self.decoder.dense1.forward(code)); // [batch, 100]
-        let x = self.decoder.dense2.forward(x); // [batch, 784]
+        let x = self.decoder.dense1.selu(code, self.operations); // [batch, 100]
+        let x = self.decoder.dense2.forward(x, self.operations); // [batch, 784]
         x.reshape([n_samples, IMAGE_SIDE, IMAGE_SIDE])
     }
 }

@@ -4,6 +4,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::{IMAGE_SIDE, LayerRow};
+use crate::backend::Operations;
+#[cfg(feature = "flex")]
+use crate::layers::fused::Course;
 use crate::layers::{Dense, Initializer, Lstm, Sequence};
 
 /// Values of a code.
@@ -14,6 +17,8 @@ const N_CODE: usize = 30;
 pub struct Recurrent {
     encoder: Encoder,
     decoder: Decoder,
+    #[module(skip)]
+    pub(super) operations: Operations,
 }
 
 #[derive(Module, Debug)]
@@ -29,7 +34,7 @@ struct Decoder {
 }
 
 impl Recurrent {
-    pub(super) fn new(initializer: &mut Initializer) -> Self {
+    pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {
                 lstm1: Lstm::new(IMAGE_SIDE, 100, initializer),
@@ -39,28 +44,57 @@ impl Recurrent {
                 lstm1: Lstm::new(N_CODE, 100, initializer),
                 dense: Dense::new(100, IMAGE_SIDE, initializer),
             },
+            operations,
         }
     }
 
     /// [batch, rows, 28] → [batch, 30]: what the second LSTM says after the last row.
     pub(super) fn code(&self, images: Tensor<3>) -> Tensor<2> {
-        let [n_samples, n_rows, _] = images.dims();
+        let [_, n_rows, _] = images.dims();
         assert!(n_rows > 0, "a sequence has at least one row");
+        match self.operations {
+            #[cfg(feature = "flex")]
+            Operations::Fused => self.fused_code(images).squeeze_dim::<2>(1).transpose(),
+            Operations::Plain => self.plain_code(images),
+        }
+    }
+
+    /// [batch, rows, 28] → [batch, rows, 28].
+    pub(super) fn logits(&self, images: Tensor<3>) -> Tensor<3> {
+        let [_, n_rows, _] = images.dims();
+        assert!(n_rows > 0, "a sequence has at least one row");
+        match self.operations {
+            #[cfg(feature = "flex")]
+            Operations::Fused => {
+                let code = self.fused_code(images); // [30, 1, batch]
+                let hidden = self.decoder.lstm1.fused(code, Course::Repeated(n_rows)); // [100, rows, batch]
+                self.decoder.dense.at_each_step(hidden).permute([2, 1, 0])
+            }
+            Operations::Plain => {
+                let code = self.plain_code(images);
+                let hidden = self.decoder.lstm1.forward_repeated(code, n_rows); // rows x [batch, 100]
+                let hidden: Tensor<3> = Tensor::stack(hidden, 1); // [batch, rows, 100]
+                self.decoder.dense.plain(hidden)
+            }
+        }
+    }
+
+    /// [batch, rows, 28] → [30, 1, batch].
+    #[cfg(feature = "flex")]
+    fn fused_code(&self, images: Tensor<3>) -> Tensor<3> {
+        let hidden = self.encoder.lstm1.fused(images.permute([2, 1, 0]), Course::Steps); // [100, rows, batch]
+        self.encoder.lstm2.fused(hidden, Course::Last)
+    }
+
+    /// [batch, rows, 28] → [batch, 30].
+    fn plain_code(&self, images: Tensor<3>) -> Tensor<2> {
+        let [n_samples, n_rows, _] = images.dims();
         let rows: Sequence = (0..n_rows)
             .map(|row| images.clone().narrow(1, row, 1).reshape([n_samples, IMAGE_SIDE])) // [batch, 28]
             .collect();
         let hidden = self.encoder.lstm1.forward(&rows); // rows x [batch, 100]
         let mut codes = self.encoder.lstm2.forward(&hidden); // rows x [batch, 30]
         codes.pop().expect("one output for each row, and there is a row")
-    }
-
-    /// [batch, rows, 28] → [batch, rows, 28].
-    pub(super) fn logits(&self, images: Tensor<3>) -> Tensor<3> {
-        let [_, n_rows, _] = images.dims();
-        let code = self.code(images);
-        let hidden = self.decoder.lstm1.forward_repeated(code, n_rows); // rows x [batch, 100]
-        let hidden: Tensor<3> = Tensor::stack(hidden, 1); // [batch, rows, 100]
-        self.decoder.dense.forward(hidden)
     }
 }
 

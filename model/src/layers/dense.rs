@@ -1,9 +1,12 @@
-//! A fully connected layer.
+//! A fully connected layer, with SELU and without.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, module::linear};
 
-use super::Initializer;
+#[cfg(feature = "flex")]
+use super::fused;
+use super::{Initializer, selu};
+use crate::backend::Operations;
 
 /// `y = x Wᵀ + b`.
 #[derive(Module, Debug)]
@@ -18,8 +21,32 @@ impl Dense {
         Self { weight: initializer.glorot_uniform([n_out, n_in]), bias: initializer.zeros([n_out]) }
     }
 
+    /// [batch, in] → [batch, out].
+    pub fn forward(&self, x: Tensor<2>, operations: Operations) -> Tensor<2> {
+        match operations {
+            #[cfg(feature = "flex")]
+            Operations::Fused => fused::dense(x, self.weight.val(), self.bias.val(), fused::Activation::None),
+            Operations::Plain => self.plain(x),
+        }
+    }
+
+    /// The same with SELU after it.
+    pub fn selu(&self, x: Tensor<2>, operations: Operations) -> Tensor<2> {
+        match operations {
+            #[cfg(feature = "flex")]
+            Operations::Fused => fused::dense(x, self.weight.val(), self.bias.val(), fused::Activation::Selu),
+            Operations::Plain => selu(self.plain(x)),
+        }
+    }
+
     /// [.., in] → [.., out].
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub fn plain<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.val().transpose(), Some(self.bias.val()))
+    }
+
+    /// At each step of a sequence: [in, steps, batch] → [out, steps, batch].
+    #[cfg(feature = "flex")]
+    pub fn at_each_step(&self, x: Tensor<3>) -> Tensor<3> {
+        fused::project(x, self.weight.val(), self.bias.val())
     }
 }

@@ -5,6 +5,8 @@ use burn::tensor::activation::{sigmoid, tanh};
 use burn::tensor::{Device, Tensor, module::linear};
 
 use super::Initializer;
+#[cfg(feature = "flex")]
+use super::fused::{self, Course};
 
 /// A sequence, step by step: `n_steps` tensors [batch, values]. Layers hand each other the steps as they are, since
 /// cutting one big tensor apart would cost, going back, a tensor of its whole size for every step.
@@ -27,6 +29,12 @@ impl Lstm {
             weight_hh: initializer.orthogonal(4 * n_hidden, n_hidden),
             bias: initializer.forget_gate_one(n_hidden),
         }
+    }
+
+    /// The whole layer at once: [in, steps, batch] → [hidden, steps, batch], or as `course` says.
+    #[cfg(feature = "flex")]
+    pub fn fused(&self, x: Tensor<3>, course: Course) -> Tensor<3> {
+        fused::lstm(x, [self.weight_ih.val(), self.weight_hh.val()], self.bias.val(), course)
     }
 
     /// Steps [batch, in] → as many steps [batch, hidden].

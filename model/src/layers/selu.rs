@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 
 /// α and λ of Klambauer et al., "Self-Normalizing Neural Networks", 2017, as Keras has them.
-const ALPHA: f64 = 1.673_263_242_354_377_2;
-const SCALE: f64 = 1.050_700_987_355_480_5;
+pub(super) const ALPHA: f64 = 1.673_263_242_354_377_2;
+pub(super) const SCALE: f64 = 1.050_700_987_355_480_5;
 
 /// SELU, element by element: λx where eˣ rounds to 1 or above, λα(eˣ − 1) below. So the slope is λ at 0, and also a last
 /// bit below it: as in TensorFlow, which decides by the output's sign. It matters: the slope jumps there by two thirds.
@@ -25,7 +25,7 @@ mod tests {
     #[test]
     fn values_and_slopes_stay_finite_at_both_ends() {
         let device = reference_device().autodiff();
-        let x = Tensor::<1>::from_floats([-200.0, -1.0, 0.0, 1.0, 200.0], &device).require_grad();
+        let x = Tensor::<1>::from_floats([-200.0, -1.0, 0.0, 1.0, 200.0], &*device).require_grad();
         let y = selu(x.clone());
         let slopes = x.grad(&y.clone().sum().backward()).expect("x takes part").into_data();
         let expected_values = [-1.758_099_3_f32, -1.111_330_7, 0.0, 1.050_701, 210.140_2];

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use model::backend::{self, Backend, BackendError, DeviceChoice};
+use model::backend::{self, Backend, BackendError, ComputeDevice, DeviceChoice, Operations};
 use model::data::{DataChoice, Dataset, FILES, FetchProgress, cache_folder, open};
 
 /// A test downloads nothing.
@@ -50,9 +50,10 @@ pub fn garments() -> Dataset {
     open(&DataChoice::Synthetic, &mut NoProgress).expect("garments are drawn, not fetched")
 }
 
-/// Every backend and device that was compiled in and is there; says which GPUs are not.
+/// Every backend and device that was compiled in and is there, with each kind of operations that it has, and what it is
+/// called; says which GPUs are not there.
 #[allow(dead_code, clippy::allow_attributes, reason = "not every test binary computes in its own process")]
-pub fn backends() -> Vec<(Backend, DeviceChoice)> {
+pub fn devices() -> Vec<(String, ComputeDevice)> {
     // Tests run side by side; several of them on all cores each hold one another up, tenfold with LibTorch's spinning.
     static ONE_THREAD: Once = Once::new();
     ONE_THREAD.call_once(|| {
@@ -64,13 +65,22 @@ pub fn backends() -> Vec<(Backend, DeviceChoice)> {
         (Backend::Tch, DeviceChoice::Cuda(0)),
         (Backend::Cuda, DeviceChoice::Cuda(0)),
     ];
-    let is_there = |&(backend, device_choice): &(Backend, DeviceChoice)| match backend::open(backend, device_choice) {
-        Ok(_) => true,
-        Err(BackendError::NoDevice { .. }) => {
-            say(&format!("{backend} on {device_choice}: skipped: no CUDA device"));
-            false
+    let mut devices = vec![];
+    for (backend, device_choice) in candidates {
+        match backend::open(backend, device_choice) {
+            Ok(device) => {
+                let mut operations = vec![Operations::Plain, device.operations];
+                operations.dedup();
+                devices.extend(operations.into_iter().map(|operations| {
+                    let name = format!("{backend} on {device_choice}, {operations}");
+                    (name, device.clone().with_operations(operations))
+                }));
+            }
+            Err(BackendError::NoDevice { .. }) => {
+                say(&format!("{backend} on {device_choice}: skipped: no CUDA device"));
+            }
+            Err(_) => {} // not compiled in
         }
-        Err(_) => false, // not compiled in
-    };
-    candidates.into_iter().filter(is_there).collect()
+    }
+    devices
 }

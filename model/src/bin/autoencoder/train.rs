@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use model::args::OpenBackend;
-use model::backend::compute_class;
 use model::data::{Dataset, Split};
 use model::evaluation::Evaluator;
 use model::params::{ParamLayout, params_blake3};
@@ -93,7 +92,7 @@ fn describe(recipe: &Recipe, backend: &OpenBackend, data: &Dataset) -> Value {
         "backend": backend.backend,
         "device": backend.device_choice,
         "threads": backend.n_threads,
-        "compute_class": compute_class(backend.backend, backend.device_choice, backend.n_threads),
+        "compute_class": backend.compute_class(),
         "data": { "name": data.name(), "fingerprint": data.fingerprint() },
         "n_params": layout.n_params(),
         "layout_fingerprint": layout.fingerprint().to_string(),

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use npyz::WriterBuilder;
 use serde_json::json;
 
 use model::arch::N_PIXELS;
+use model::backend::ComputeDevice;
 use model::data::Dataset;
 use model::evaluation::Evaluator;
 use model::files::write_whole;
@@ -20,7 +20,7 @@ use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs, TrainedArgs};
 /// Weights, the device for them, and images to use them on.
 struct Opened {
     weights: Weights,
-    device: Device,
+    device: ComputeDevice,
     data: Dataset,
 }
 

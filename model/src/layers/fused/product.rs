@@ -1,0 +1,452 @@
+//! Products of small matrices, without packing and without copies of transposed operands: a tile of sums stays in registers
+//! over the whole inner dimension, and each operand is read as it lies. There are three forms, by which operand lies how:
+//! [`Rows`] (rows of A, rows of B), [`Outer`] (columns of A, rows of B) and [`Dots`] (rows of A, columns of B).
+//!
+//! Each sum is taken in the order of the inner dimension, in [`Dots`] as many side by side as a vector has lanes, so that a
+//! result depends on the operands and the CPU's vector width alone.
+
+use pulp::{Arch, MemMask, Simd, WithSimd};
+
+/// What becomes of the values that a product's place holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onto {
+    /// They are overwritten.
+    Nothing,
+    /// The product is added to them.
+    Values,
+}
+
+/// `C[i, j] (+)= Σ over r, k of A[a_rows[i] + a_runs[r] + k] · B[(r · run + k) · b_stride + j]`, C's row i beginning at
+/// `c_rows[i]`. The inner dimension is cut into runs that are contiguous in A: one for a matrix, one for each row of the
+/// window for a convolution.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    /// Values of A.
+    pub a: &'a [f32],
+    /// Where each row of A begins.
+    pub a_rows: &'a [usize],
+    /// Where each run lies, from a row's beginning.
+    pub a_runs: &'a [usize],
+    /// Length of a run.
+    pub run: usize,
+    /// Values of B: [runs · run, `b_stride`].
+    pub b: &'a [f32],
+    /// From one row of B to the next.
+    pub b_stride: usize,
+    /// Columns of B and C.
+    pub n: usize,
+    /// Values of C.
+    pub c: &'a mut [f32],
+    /// Where each row of C begins.
+    pub c_rows: &'a [usize],
+    /// What C holds before.
+    pub onto: Onto,
+}
+
+/// `C[i, j] (+)= Σ over p of A[a_rows[p] + i] · B[b_rows[p] + j]`.
+#[derive(Debug)]
+pub struct Outer<'a> {
+    /// Values of A.
+    pub a: &'a [f32],
+    /// Where each place of the inner dimension begins in A.
+    pub a_rows: &'a [usize],
+    /// Rows of C.
+    pub m: usize,
+    /// Values of B.
+    pub b: &'a [f32],
+    /// Where each place of the inner dimension begins in B.
+    pub b_rows: &'a [usize],
+    /// Columns of C.
+    pub n: usize,
+    /// Values of C.
+    pub c: &'a mut [f32],
+    /// From one row of C to the next.
+    pub c_stride: usize,
+    /// What C holds before.
+    pub onto: Onto,
+}
+
+/// `C[i, j] = Σ over k of A[i · a_stride + k] · B[j · b_stride + k]`.
+#[derive(Debug)]
+pub struct Dots<'a> {
+    /// Values of A.
+    pub a: &'a [f32],
+    /// From one row of A to the next.
+    pub a_stride: usize,
+    /// Rows of A and C.
+    pub m: usize,
+    /// Values of B.
+    pub b: &'a [f32],
+    /// From one row of B to the next.
+    pub b_stride: usize,
+    /// Rows of B, columns of C.
+    pub n: usize,
+    /// The inner dimension.
+    pub k: usize,
+    /// Values of C.
+    pub c: &'a mut [f32],
+    /// From one row of C to the next.
+    pub c_stride: usize,
+}
+
+/// Where the rows of a matrix begin that lies as it is.
+pub fn rows(n_rows: usize, stride: usize) -> Vec<usize> {
+    (0..n_rows).map(|row| row * stride).collect()
+}
+
+fn farthest(places: &[usize]) -> usize {
+    places.iter().copied().max().unwrap_or(0)
+}
+
+impl Rows<'_> {
+    /// Computes it.
+    ///
+    /// # Panics
+    /// If an operand is too short.
+    pub fn compute(self) {
+        let (m, k) = (self.a_rows.len(), self.run * self.a_runs.len());
+        assert_eq!(m, self.c_rows.len(), "A and C have the same rows");
+        if m == 0 || self.n == 0 {
+            return;
+        }
+        assert!(k > 0, "a product has an inner dimension");
+        assert!(farthest(self.a_rows) + farthest(self.a_runs) + self.run <= self.a.len(), "A holds its rows");
+        assert!((k - 1) * self.b_stride + self.n <= self.b.len(), "B holds its rows");
+        assert!(farthest(self.c_rows) + self.n <= self.c.len(), "C holds its rows");
+        Arch::new().dispatch(self);
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, const NV: usize>(&self, simd: S, c: *mut f32, first: usize) {
+        let edge = Edge::new(simd, self.n - first, NV);
+        for_tiles(self.a_rows.len(), |first_row, height| match (height, edge.is_whole) {
+            (Height::Six, true) => self.tile::<S, 6, NV, false>(simd, edge, c, first, first_row),
+            (Height::Six, false) => self.tile::<S, 6, NV, true>(simd, edge, c, first, first_row),
+            (Height::Four, true) => self.tile::<S, 4, NV, false>(simd, edge, c, first, first_row),
+            (Height::Four, false) => self.tile::<S, 4, NV, true>(simd, edge, c, first, first_row),
+        });
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
+    fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+        &self,
+        simd: S,
+        edge: Edge<S>,
+        c: *mut f32,
+        first: usize,
+        first_row: usize,
+    ) {
+        let row_of = |i: usize| (first_row + i).min(self.a_rows.len() - 1);
+        // SAFETY: every row is one of `a_rows` and `c_rows`, every place within it below `run` or `n`, and `compute` has
+        // checked that A, B and C hold those. `c` is C's pointer, which `self` alone may use.
+        unsafe {
+            let a: [*const f32; MR] = std::array::from_fn(|i| self.a.as_ptr().add(self.a_rows[row_of(i)]));
+            let c: [*mut f32; MR] = std::array::from_fn(|i| c.add(self.c_rows[row_of(i)] + first));
+            let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
+            let mut b = self.b.as_ptr().add(first);
+            for &start in self.a_runs {
+                for k in start..start + self.run {
+                    let row: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b);
+                    for (sums, a) in sums.iter_mut().zip(a) {
+                        let factor = simd.splat_f32s(*a.add(k));
+                        for (sum, value) in sums.iter_mut().zip(row) {
+                            *sum = simd.mul_add_e_f32s(factor, value, *sum);
+                        }
+                    }
+                    b = b.add(self.b_stride);
+                }
+            }
+            store::<S, MR, NV, CUT>(simd, edge, sums, c);
+        }
+    }
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let c = self.c.as_mut_ptr();
+        for_columns::<S>(self.n, |first, width| match width {
+            Width::Two => self.columns::<S, 2>(simd, c, first),
+            Width::One => self.columns::<S, 1>(simd, c, first),
+        });
+    }
+}
+
+impl Outer<'_> {
+    /// Computes it.
+    ///
+    /// # Panics
+    /// If an operand is too short.
+    pub fn compute(self) {
+        assert_eq!(self.a_rows.len(), self.b_rows.len(), "A and B have the same inner dimension");
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        if !self.a_rows.is_empty() {
+            assert!(farthest(self.a_rows) + self.m <= self.a.len(), "A holds its rows");
+            assert!(farthest(self.b_rows) + self.n <= self.b.len(), "B holds its rows");
+        }
+        assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
+        Arch::new().dispatch(self);
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, const NV: usize>(&self, simd: S, c: *mut f32, first: usize) {
+        let edge = Edge::new(simd, self.n - first, NV);
+        for_tiles(self.m, |first_row, height| match (height, edge.is_whole) {
+            (Height::Six, true) => self.tile::<S, 6, NV, false>(simd, edge, c, first, first_row),
+            (Height::Six, false) => self.tile::<S, 6, NV, true>(simd, edge, c, first, first_row),
+            (Height::Four, true) => self.tile::<S, 4, NV, false>(simd, edge, c, first, first_row),
+            (Height::Four, false) => self.tile::<S, 4, NV, true>(simd, edge, c, first, first_row),
+        });
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
+    fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+        &self,
+        simd: S,
+        edge: Edge<S>,
+        c: *mut f32,
+        first: usize,
+        first_row: usize,
+    ) {
+        // A tile that hangs over the last row begins earlier: with what is added, it would count rows twice, and so it
+        // computes the last row again instead.
+        let row: [usize; MR] = std::array::from_fn(|i| (first_row + i).min(self.m - 1));
+        // SAFETY: every row is below `m`, every column below `n`, and `compute` has checked that A, B and C hold those. `c`
+        // is C's pointer, which `self` alone may use.
+        unsafe {
+            let c: [*mut f32; MR] = std::array::from_fn(|i| c.add(row[i] * self.c_stride + first));
+            let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
+            let (a, b) = (self.a.as_ptr(), self.b.as_ptr().add(first));
+            for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows) {
+                let values: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b.add(b_row));
+                let a = a.add(a_row);
+                for (sums, row) in sums.iter_mut().zip(row) {
+                    let factor = simd.splat_f32s(*a.add(row));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = simd.mul_add_e_f32s(factor, value, *sum);
+                    }
+                }
+            }
+            store::<S, MR, NV, CUT>(simd, edge, sums, c);
+        }
+    }
+}
+
+impl WithSimd for Outer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let c = self.c.as_mut_ptr();
+        for_columns::<S>(self.n, |first, width| match width {
+            Width::Two => self.columns::<S, 2>(simd, c, first),
+            Width::One => self.columns::<S, 1>(simd, c, first),
+        });
+    }
+}
+
+impl Dots<'_> {
+    /// Computes it.
+    ///
+    /// # Panics
+    /// If an operand is too short.
+    pub fn compute(self) {
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        assert!((self.m - 1) * self.a_stride + self.k <= self.a.len(), "A holds its rows");
+        assert!((self.n - 1) * self.b_stride + self.k <= self.b.len(), "B holds its rows");
+        assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
+        Arch::new().dispatch(self);
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
+    fn tile<S: Simd, const MR: usize, const NR: usize>(
+        &self,
+        simd: S,
+        c: *mut f32,
+        first_row: usize,
+        first_column: usize,
+    ) {
+        let row: [usize; MR] = std::array::from_fn(|i| (first_row + i).min(self.m - 1));
+        let column: [usize; NR] = std::array::from_fn(|j| (first_column + j).min(self.n - 1));
+        let (n_whole, n_rest) = (self.k / S::F32_LANES, self.k % S::F32_LANES);
+        // SAFETY: every row is below `m`, every column below `n`, every place below `k`, and `compute` has checked that A, B
+        // and C hold those. `c` is C's pointer, which `self` alone may use.
+        unsafe {
+            let a: [*const f32; MR] = std::array::from_fn(|i| self.a.as_ptr().add(row[i] * self.a_stride));
+            let b: [*const f32; NR] = std::array::from_fn(|j| self.b.as_ptr().add(column[j] * self.b_stride));
+            let mut sums = [[simd.splat_f32s(0.0); NR]; MR];
+            for vector in 0..n_whole {
+                let place = vector * S::F32_LANES;
+                let values: [S::f32s; NR] = std::array::from_fn(|j| b[j].add(place).cast::<S::f32s>().read_unaligned());
+                for (sums, a) in sums.iter_mut().zip(a) {
+                    let factor = a.add(place).cast::<S::f32s>().read_unaligned();
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = simd.mul_add_e_f32s(factor, value, *sum);
+                    }
+                }
+            }
+            if n_rest > 0 {
+                let (edge, place) = (Edge::new(simd, n_rest, 1), n_whole * S::F32_LANES);
+                let values: [S::f32s; NR] =
+                    std::array::from_fn(|j| simd.mask_load_ptr_f32s(edge.mask, b[j].add(place)));
+                for (sums, a) in sums.iter_mut().zip(a) {
+                    let factor = simd.mask_load_ptr_f32s(edge.mask, a.add(place));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = simd.mul_add_e_f32s(factor, value, *sum);
+                    }
+                }
+            }
+            for (sums, row) in sums.into_iter().zip(row) {
+                for (sum, column) in sums.into_iter().zip(column) {
+                    *c.add(row * self.c_stride + column) = simd.reduce_sum_f32s(sum);
+                }
+            }
+        }
+    }
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        const HEIGHT: usize = 4;
+        const WIDTH: usize = 3;
+        let c = self.c.as_mut_ptr();
+        for column in (0..self.n).step_by(WIDTH) {
+            for row in (0..self.m).step_by(HEIGHT) {
+                self.tile::<S, HEIGHT, WIDTH>(simd, c, row, column);
+            }
+        }
+    }
+}
+
+/// Vectors side by side in a tile.
+enum Width {
+    Two,
+    One,
+}
+
+/// Calls for pairs of vectors, and for the one that may be left.
+#[inline(always)]
+fn for_columns<S: Simd>(n: usize, mut tiles: impl FnMut(usize, Width)) {
+    let n_vectors = n.div_ceil(S::F32_LANES);
+    for vector in (0..n_vectors).step_by(2) {
+        let width = if vector + 1 < n_vectors { Width::Two } else { Width::One };
+        tiles(vector * S::F32_LANES, width);
+    }
+}
+
+/// Rows of a tile.
+enum Height {
+    Six,
+    Four,
+}
+
+/// Cuts rows into tiles of six and four, so that as few as can be hang over the end: those compute the last row again.
+#[inline(always)]
+fn for_tiles(n_rows: usize, mut tile: impl FnMut(usize, Height)) {
+    let mut row = 0;
+    while row < n_rows {
+        let n_left = n_rows - row;
+        let (height, n_done) = match n_left {
+            1..=4 | 7 | 8 => (Height::Four, 4), // 8: 4 + 4
+            _ => (Height::Six, 6),
+        };
+        tile(row, height);
+        row += n_done;
+    }
+}
+
+/// The end of a row that is no whole number of vectors.
+#[derive(Clone, Copy)]
+struct Edge<S: Simd> {
+    is_whole: bool,
+    /// Which lanes of the last vector there are.
+    mask: MemMask<S::m32s>,
+}
+
+impl<S: Simd> Edge<S> {
+    /// For the last of `n_vectors` vectors, where `n_left` values are left.
+    #[inline(always)]
+    fn new(simd: S, n_left: usize, n_vectors: usize) -> Self {
+        let n_last = n_left.min(n_vectors * S::F32_LANES) - (n_vectors - 1) * S::F32_LANES;
+        let end = u32::try_from(n_last).expect("a vector has few lanes");
+        Self { is_whole: n_last == S::F32_LANES, mask: simd.mask_between_m32s(0, end) }
+    }
+}
+
+/// Reads `NV` vectors, of the last one the lanes that there are.
+///
+/// # Safety
+/// Those places have to be readable.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the caller has checked the bounds of all tiles")]
+unsafe fn load<S: Simd, const NV: usize, const CUT: bool>(simd: S, edge: Edge<S>, at: *const f32) -> [S::f32s; NV] {
+    std::array::from_fn(|v| {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let at = at.add(v * S::F32_LANES);
+            if CUT && v + 1 == NV {
+                simd.mask_load_ptr_f32s(edge.mask, at)
+            } else {
+                at.cast::<S::f32s>().read_unaligned()
+            }
+        }
+    })
+}
+
+/// The sums to begin with.
+///
+/// # Safety
+/// The places of the tile have to be readable.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the caller has checked the bounds of all tiles")]
+unsafe fn begin<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+    simd: S,
+    edge: Edge<S>,
+    onto: Onto,
+    c: [*mut f32; MR],
+) -> [[S::f32s; NV]; MR] {
+    match onto {
+        Onto::Nothing => [[simd.splat_f32s(0.0); NV]; MR],
+        // SAFETY: as the caller promises.
+        Onto::Values => c.map(|row| unsafe { load::<S, NV, CUT>(simd, edge, row) }),
+    }
+}
+
+/// Writes the sums of a tile. All were read before, so that a row that is computed twice gets the same values twice.
+///
+/// # Safety
+/// The places of the tile have to be writable.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the caller has checked the bounds of all tiles")]
+unsafe fn store<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+    simd: S,
+    edge: Edge<S>,
+    sums: [[S::f32s; NV]; MR],
+    c: [*mut f32; MR],
+) {
+    for (sums, row) in sums.into_iter().zip(c) {
+        for (v, sum) in sums.into_iter().enumerate() {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let at = row.add(v * S::F32_LANES);
+                if CUT && v + 1 == NV {
+                    simd.mask_store_ptr_f32s(edge.mask, at, sum);
+                } else {
+                    at.cast::<S::f32s>().write_unaligned(sum);
+                }
+            }
+        }
+    }
+}

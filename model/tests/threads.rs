@@ -1,0 +1,68 @@
+//! The same bits for any number of threads, and from one run to the next.
+
+mod common;
+
+use model::arch::Architecture;
+use model::backend::{ComputeDevice, reference_device};
+use model::data::{Dataset, Split};
+use model::evaluation::Evaluator;
+use model::params::initial_params;
+use model::random::ShardKey;
+use model::recipe::{Recipe, RecipeArgs};
+use model::replica::Replica;
+use model::weights::Weights;
+
+fn recipe(architecture: Architecture) -> Recipe {
+    let args = RecipeArgs {
+        arch: Some(architecture),
+        epochs: None,
+        batch_size: Some(512),
+        learning_rate: None,
+        momentum: None,
+        nesterov: false,
+        noise: None,
+        no_shuffle: false,
+        seed: Some(3),
+        max_steps: None,
+        init_from: None,
+    };
+    Recipe::new(args, 1).expect("the book's recipe with a larger batch")
+}
+
+/// The gradient of a shard and the losses of a batch, on so many threads.
+fn bits(
+    architecture: Architecture,
+    data: &Dataset,
+    device: &ComputeDevice,
+    n_images: u32,
+    n_threads: usize,
+) -> Vec<u64> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
+    pool.install(|| {
+        let params = initial_params(architecture, 1);
+        let mut replica = Replica::new(&recipe(architecture), device);
+        replica.load(&params);
+        let samples: Vec<u32> = (0..n_images).collect();
+        let mut gradient_sum = vec![f32::NAN; params.len()];
+        let sums = replica.shard_result(data, ShardKey { epoch: 0, step: 0, shard: 0 }, &samples, &mut gradient_sum);
+        let evaluated = Evaluator::new(&Weights { architecture, params }, device).evaluate_batch(data, Split::Valid, 1);
+        let numbers = [sums.loss_sum.to_bits(), sums.correct_sum, evaluated.loss_sum.to_bits(), evaluated.correct_sum];
+        gradient_sum.into_iter().map(|value| value.to_bits().into()).chain(numbers).collect()
+    })
+}
+
+/// The goal: a shard of any number of parts has the same bits on one thread, on two and on three.
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let data = common::garments();
+    for architecture in Architecture::ALL {
+        let part = u32::try_from(architecture.part()).expect("a few images");
+        for n_images in [1, part, part + 1, 3 * part + part / 2] {
+            let check = |n_threads| bits(architecture, &data, &reference_device(), n_images, n_threads);
+            let alone = check(1);
+            for n_threads in [1, 2, 3] {
+                assert!(check(n_threads) == alone, "{architecture}, {n_images} images, {n_threads} threads");
+            }
+        }
+    }
+}
