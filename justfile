@@ -35,6 +35,14 @@ book:
 cluster:
     python3 bench/cluster.py
 
+# Images per second, memory and the coordinator's costs, beside PyTorch's DDP on this machine
+speed:
+    python3 bench/speed.py
+
+# What a step costs the coordinator, from 1 to 64 workers and from 0.1 to 100 million parameters
+scaling:
+    cargo bench --workspace --bench scaling
+
 # What a step costs the coordinator besides waiting
 step:
     cargo bench -p coordinator --bench step

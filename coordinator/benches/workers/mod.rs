@@ -1,0 +1,83 @@
+//! A core whose workers always answer: what the measurements here feed it with, and what they take from it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coordinator::training::{
+    Action, AfterStop, CheckpointEvery, Computed, Event, Profile, Rounding, Rules, ShardDone, State, Training, Work,
+    WorkerId,
+};
+use model::arch::Architecture;
+use model::gradients::ShardResult;
+use model::layers::Noise;
+use model::loss::LossSums;
+use model::params::params_fingerprint;
+use model::recipe::Recipe;
+use model::sgd::Sgd;
+
+/// The update that a core makes. So small a rate that no measurement strays.
+pub const SGD: Sgd = Sgd { learning_rate: 1e-6, momentum: 0.0, nesterov: false };
+
+/// A core with as many workers as shards, each waiting for its shard.
+pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
+    let count = |value: u32| value.try_into().expect("above 0");
+    let recipe = Recipe {
+        architecture: Architecture::Denoising, // a name: the core takes parameters of any number
+        epochs: count(1_000_000),
+        batch_size: count(8 * n_workers),
+        shards: count(n_workers),
+        sgd: SGD,
+        noise: Noise::None,
+        shuffle: true,
+        seed: 1,
+        max_steps: None,
+        init_from: None,
+    };
+    let state = State::new(&recipe, Rounding::None, params);
+    let rules = Rules {
+        recipe,
+        // An epoch that no measurement comes to the end of.
+        n_train: 4_000_000_000,
+        n_valid: 1,
+        rounding: Rounding::None,
+        checkpoint_every: CheckpointEvery::Epoch,
+        silence_max: Duration::from_hours(1),
+        join_wait_max: Duration::from_hours(1),
+        audit: 0.0,
+        after_stop: AfterStop::End,
+    };
+    let mut training = Training::new(rules, state, Duration::ZERO);
+    for worker_id in (1..=n_workers.into()).map(WorkerId) {
+        training.handle_event(Duration::ZERO, Event::Joined(worker_id, Profile::default()));
+        training.handle_event(Duration::ZERO, Event::Ready(worker_id));
+    }
+    while training.poll_action(Duration::ZERO).is_some() {}
+    training
+}
+
+/// The results of the step at hand, a gradient for each shard, as they are in the core's hands.
+pub fn events(training: &Training, gradients: impl IntoIterator<Item = Vec<f32>>) -> Vec<Event> {
+    let state = training.state();
+    let params_fingerprint = params_fingerprint(&state.params);
+    let event = |(shard, gradient_sum): (u32, Vec<f32>)| {
+        let sums = LossSums { loss_sum: 1.0, correct_sum: 1, n_samples: 8 };
+        let computed = Computed::Finite(ShardResult { gradient_sum, sums });
+        let done = ShardDone { step: state.step, shard, computed, params_fingerprint, compute: Duration::ZERO };
+        Event::ShardDone(WorkerId(u64::from(shard) + 1), done)
+    };
+    (0..).zip(gradients).map(event).collect()
+}
+
+/// Makes the update of a step whose results are all there; gives the averaged gradient.
+pub fn update(training: &mut Training) -> Vec<f32> {
+    let n_workers = training.schedule().n_shards() as usize;
+    let mut averaged = None;
+    while let Some(action) = training.poll_action(Duration::ZERO) {
+        if let Action::SendUpdate { gradient, work } = action {
+            let dealt: BTreeMap<WorkerId, Work> = work;
+            assert_eq!(dealt.len(), n_workers, "every worker has its next shard");
+            averaged = Some(gradient);
+        }
+    }
+    averaged.expect("a step with all its results ends in an update")
+}
