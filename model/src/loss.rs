@@ -72,7 +72,7 @@ mod tests {
 
     fn check(logit: f32, target: f32, loss: f64, gradient: f32, is_correct: bool) {
         let device = reference_device();
-        let tensor = |value: f32| Tensor::<3>::from_floats([[[value]]], &*device);
+        let tensor = |value: f32| Tensor::<3>::from_floats([[[value]]], &device);
         let found = binary_cross_entropy(tensor(logit), tensor(target));
         let found_gradient = found.logits_gradient.into_data().as_slice::<f32>().expect("f32")[0];
         assert!((found.sums.loss_sum - loss).abs() <= 1e-6 * loss.max(1e-3), "loss {} at {logit}", found.sums.loss_sum);
@@ -99,7 +99,7 @@ mod tests {
         let device = reference_device();
         let sums = |values: Vec<f32>| {
             let n_samples = values.len() / 2;
-            let logits = Tensor::<1>::from_floats(values.as_slice(), &*device).reshape([n_samples, 1, 2]);
+            let logits = Tensor::<1>::from_floats(values.as_slice(), &device).reshape([n_samples, 1, 2]);
             binary_cross_entropy(logits.clone(), logits.abs()).sums
         };
         let mut parts = sums(vec![0.1, -0.7]);

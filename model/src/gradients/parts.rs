@@ -58,7 +58,9 @@ pub(super) fn evaluate(network: &Network, images: Images, device: &ComputeDevice
         parts.par_iter().map(work).collect()
     };
     let mut total = LossSums::default();
-    sums.into_iter().for_each(|sums| total.add(sums));
+    for sums in sums {
+        total.add(sums);
+    }
     total
 }
 

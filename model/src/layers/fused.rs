@@ -394,7 +394,7 @@ impl Backward<Flex, 3> for DenseStep {
         let [x_node, weight_node, bias_node] = ops.parents;
         put(bias_node.map(|node| node.id), &[n_out], gradients, |into| activation::sum_rows(&dz, into));
         put(weight_node.map(|node| node.id), &[n_out, n_in], gradients, |into| {
-            dense::weight_gradient(&dz, values(&x), n_samples, into)
+            dense::weight_gradient(&dz, values(&x), n_samples, into);
         });
         if let Some(node) = x_node {
             let dx = dense::input_gradient(&dz, values(&weight), n_out);
@@ -417,7 +417,7 @@ impl Backward<Flex, 3> for ProjectStep {
         let n = n_steps * n_samples;
         let [x_node, weight_node, bias_node] = ops.parents;
         put(bias_node.map(|node| node.id), &[n_out], gradients, |into| {
-            lstm::project_bias_gradient(values(&dy), n, into)
+            lstm::project_bias_gradient(values(&dy), n, into);
         });
         put(weight_node.map(|node| node.id), &[n_out, n_in], gradients, |into| {
             lstm::project_weight_gradient(values(&dy), values(&x), n, into);
@@ -455,12 +455,12 @@ impl Backward<Flex, 4> for LstmStep {
         let dgates = lstm::gates_gradient(&unrolled, values(&weight_hh), dh);
         let [x_node, ih_node, hh_node, bias_node] = ops.parents;
         put(hh_node.map(|node| node.id), &[n_gates, n_hidden], gradients, |into| {
-            lstm::recurrent_gradient(&unrolled, &dgates, into)
+            lstm::recurrent_gradient(&unrolled, &dgates, into);
         });
         let is_repeated = matches!(course, Course::Repeated(_));
         let (dprojected, n) = lstm::projected_gradient(is_repeated, dgates, unrolled.extent());
         put(bias_node.map(|node| node.id), &[n_gates], gradients, |into| {
-            lstm::project_bias_gradient(&dprojected, n, into)
+            lstm::project_bias_gradient(&dprojected, n, into);
         });
         put(ih_node.map(|node| node.id), &[n_gates, n_in], gradients, |into| {
             lstm::project_weight_gradient(&dprojected, values(&x), n, into);

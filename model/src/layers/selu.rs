@@ -25,7 +25,7 @@ mod tests {
     #[test]
     fn values_and_slopes_stay_finite_at_both_ends() {
         let device = reference_device().autodiff();
-        let x = Tensor::<1>::from_floats([-200.0, -1.0, 0.0, 1.0, 200.0], &*device).require_grad();
+        let x = Tensor::<1>::from_floats([-200.0, -1.0, 0.0, 1.0, 200.0], &device).require_grad();
         let y = selu(x.clone());
         let slopes = x.grad(&y.clone().sum().backward()).expect("x takes part").into_data();
         let expected_values = [-1.758_099_3_f32, -1.111_330_7, 0.0, 1.050_701, 210.140_2];

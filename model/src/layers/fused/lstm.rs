@@ -170,7 +170,7 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> Unrolled
             }
             .compute();
         }
-        advance(Step {
+        advance(Advance {
             extent,
             step,
             zeros: &zeros,
@@ -185,7 +185,7 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> Unrolled
 }
 
 /// What a step changes, and where.
-struct Step<'a> {
+struct Advance<'a> {
     extent: Extent,
     step: usize,
     /// The cells before the first step: [batch].
@@ -204,8 +204,8 @@ struct Step<'a> {
 
 #[with_simd(advance = Arch::new())]
 #[inline(always)]
-fn advance_with_simd<'a, S: Simd>(_simd: S, step: Step<'a>) {
-    let Step { extent, step, zeros, gates, cells, cell_tanhs, state, hidden } = step;
+fn advance_with_simd<S: Simd>(_simd: S, change: Advance<'_>) {
+    let Advance { extent, step, zeros, gates, cells, cell_tanhs, state, hidden } = change;
     let (n_samples, row) = (extent.n_samples, extent.row());
     let n_values = cells.len();
     for (unit, h) in state.chunks_exact_mut(n_samples).enumerate() {
@@ -213,14 +213,14 @@ fn advance_with_simd<'a, S: Simd>(_simd: S, step: Step<'a>) {
         let [i, f, g, o] = four(gates, n_values, place, n_samples);
         let (before, after) = cells.split_at_mut(place);
         let before = if step == 0 { &zeros[..n_samples] } else { &before[place - n_samples..place] };
-        let c = &mut after[..n_samples];
+        let cell_row = &mut after[..n_samples];
         let c_tanh = &mut cell_tanhs[place..place + n_samples];
         for b in 0..n_samples {
             let (input, forget, value, output) = (sigmoid(i[b]), sigmoid(f[b]), tanh(g[b]), sigmoid(o[b]));
             let cell = forget * before[b] + input * value;
             let cell_tanh = tanh(cell);
             (i[b], f[b], g[b], o[b]) = (input, forget, value, output);
-            (c[b], c_tanh[b], h[b]) = (cell, cell_tanh, output * cell_tanh);
+            (cell_row[b], c_tanh[b], h[b]) = (cell, cell_tanh, output * cell_tanh);
         }
         hidden[place..place + n_samples].copy_from_slice(h);
     }
@@ -287,7 +287,7 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
                 state.iter_mut().zip(&values[start..]).for_each(|(state, value)| *state += value);
             }
         }
-        retreat(StepBack { unrolled, step, zeros: &zeros, dstate: &dstate, dcells: &mut dcells, dgates: &mut dstep });
+        retreat(Retreat { unrolled, step, zeros: &zeros, dstate: &dstate, dcells: &mut dcells, dgates: &mut dstep });
         for (row, values) in dgates.chunks_exact_mut(row).zip(dstep.chunks_exact(n_samples)) {
             row[start..start + n_samples].copy_from_slice(values);
         }
@@ -310,7 +310,7 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
 }
 
 /// What a step on the way back changes.
-struct StepBack<'a> {
+struct Retreat<'a> {
     unrolled: &'a Unrolled,
     step: usize,
     /// The cells before the first step: [batch].
@@ -325,9 +325,8 @@ struct StepBack<'a> {
 
 #[with_simd(retreat = Arch::new())]
 #[inline(always)]
-#[expect(clippy::many_single_char_names, reason = "the letters of the formula")]
-fn retreat_with_simd<'a, S: Simd>(_simd: S, step: StepBack<'a>) {
-    let StepBack { unrolled, step, zeros, dstate, dcells, dgates } = step;
+fn retreat_with_simd<S: Simd>(_simd: S, change: Retreat<'_>) {
+    let Retreat { unrolled, step, zeros, dstate, dcells, dgates } = change;
     let Unrolled { extent, gates, cells, cell_tanhs, .. } = unrolled;
     let (n_samples, row) = (extent.n_samples, extent.row());
     let n_values = dstate.len();

@@ -20,6 +20,7 @@ pub enum Onto {
 /// `c_rows[i]`. The inner dimension is cut into runs that are contiguous in A: one for a matrix, one for each row of the
 /// window for a convolution.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the rows of three matrices")]
 pub struct Rows<'a> {
     /// Values of A.
     pub a: &'a [f32],
