@@ -265,7 +265,7 @@ impl Running {
         let goes_by = |path| work.keys().any(|worker_id| self.path(*worker_id) == Some(path));
         let has_bytes = goes_by(GradientPath::Bytes);
         let has_slot = goes_by(GradientPath::SharedMemory);
-        let bytes = has_bytes.then(|| values::encode(self.facts.encoding, &gradient)).unwrap_or_default();
+        let bytes = if has_bytes { values::encode(self.facts.encoding, &gradient) } else { Bytes::new() };
         let slot = self.updates.as_mut().filter(|_| has_slot).map(|updates| updates.write(step, &gradient));
         self.costs.encode += begun.elapsed();
         let begun = Instant::now();

@@ -1,6 +1,7 @@
 //! Between tonic and the driver: messages become events, after every bound and every number was checked; actions become
 //! messages. Decides nothing.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -85,6 +86,15 @@ pub enum GradientPath {
     Bytes,
     /// In memory that it shares with this process.
     SharedMemory,
+}
+
+impl fmt::Display for GradientPath {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Bytes => "over gRPC",
+            Self::SharedMemory => "through shared memory",
+        })
+    }
 }
 
 /// Where messages for a worker go. When it is dropped, the session's stream ends after what is in it.
@@ -408,7 +418,9 @@ impl Shared {
             Kind::Join(_) => return Err(Status::invalid_argument("expected one join, found a second one")),
             Kind::Ready(ready) => {
                 self.check_ready(&ready)?;
-                return Ok(Input::Ready(worker_id, memory.settle(ready.shared_memory)?));
+                let path = memory.settle(ready.shared_memory)?;
+                info!(worker = %worker_id, gradients = %path, "worker ready");
+                return Ok(Input::Ready(worker_id, path));
             }
             Kind::ShardDone(done) => {
                 let begun = Instant::now();

@@ -264,30 +264,19 @@ fn load_finite(words: &[AtomicU64], values: &mut [f32]) -> Result<(), ValuesErro
 fn load(words: &[AtomicU64], values: &mut [f32]) {
     let (pairs, last) = values.as_chunks_mut::<WORD_VALUES>();
     for (pair, word) in pairs.iter_mut().zip(words) {
-        *pair = halves(word.load(Ordering::Relaxed));
+        *pair = bytemuck::cast(word.load(Ordering::Relaxed));
     }
     if let ([value], Some(word)) = (last, words.last()) {
-        [*value, _] = halves(word.load(Ordering::Relaxed));
+        [*value, _] = bytemuck::cast(word.load(Ordering::Relaxed));
     }
 }
 
 fn store(values: &[f32], words: &[AtomicU64]) {
     let (pairs, last) = values.as_chunks::<WORD_VALUES>();
     for (&pair, word) in pairs.iter().zip(words) {
-        word.store(whole(pair), Ordering::Relaxed);
+        word.store(bytemuck::cast(pair), Ordering::Relaxed);
     }
     if let (&[value], Some(word)) = (last, words.last()) {
-        word.store(whole([value, 0.0]), Ordering::Relaxed);
+        word.store(bytemuck::cast([value, 0.0]), Ordering::Relaxed);
     }
-}
-
-/// The values of a word, in the order in which they lie.
-fn halves(word: u64) -> [f32; WORD_VALUES] {
-    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
-    [[a, b, c, d], [e, f, g, h]].map(f32::from_ne_bytes)
-}
-
-fn whole([first, second]: [f32; WORD_VALUES]) -> u64 {
-    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }

@@ -301,9 +301,9 @@ impl Held {
         }
         let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
-        let samples = sampler.shard(work.step_of_epoch as usize, shard as usize);
+        let images = sampler.shard(work.step_of_epoch as usize, shard as usize);
         let mut place = self.plan.path.place(&mut self.gradient);
-        let sums = self.replica.shard_result(&self.plan.data, key, samples, place.values());
+        let sums = self.replica.shard_result(&self.plan.data, key, images, place.values());
         let (gradient_sum, slot) = place.close();
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),

@@ -326,8 +326,8 @@ fn gradients_alone(data: &Dataset, params: &[f32], step: u64) -> [Vec<f32>; 2] {
     let sampler = recipe.sampler(0, common::N_TRAIN);
     [0, 1].map(|shard| {
         let mut gradient = vec![0.0; params.len()];
-        let samples = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
-        replica.shard_result(data, ShardKey { epoch: 0, step, shard }, samples, &mut gradient);
+        let images = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
+        replica.shard_result(data, ShardKey { epoch: 0, step, shard }, images, &mut gradient);
         gradient
     })
 }

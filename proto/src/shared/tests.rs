@@ -106,7 +106,7 @@ fn no_update_is_made_of_two() {
     for (step, slot) in to_read {
         match read(&slots, slot, step.into(), n_values) {
             Ok(found) => {
-                assert!(found.iter().all(|value| *value == f32::from(step)), "values of another one than step {step}");
+                assert_eq!(found, vec![f32::from(step); n_values], "values of another step");
                 n_read += 1;
             }
             Err(error) => assert_eq!(error, SlotError::Overwritten { slot, step: step.into() }),
