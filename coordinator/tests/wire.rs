@@ -237,7 +237,7 @@ impl Worker {
 
 /// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
 async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dataset) -> Vec<f32> {
-    let ended = work(entered, recipe, data, &|_, _| {}).await;
+    let ended = Box::pin(work(entered, recipe, data, &|_, _| {})).await;
     ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
 }
 
@@ -460,7 +460,7 @@ async fn check_evicted(flags: &str, way: Way, change: impl Fn(&mut ShardDone), p
     let liar = Worker::enter_by(way, &coordinator, 3).await;
     let [first, second] = [Worker::enter(&coordinator, 1).await, Worker::enter_by(way, &coordinator, 2).await];
     let lying = async {
-        let dismissal = work(liar, &recipe, &data, &|_, done| change(done)).await.expect_err("an eviction");
+        let dismissal = Box::pin(work(liar, &recipe, &data, &|_, done| change(done))).await.expect_err("an eviction");
         assert_eq!(dismissal.farewell(), Farewell::Evicted);
         assert!(dismissal.reason.contains(part), "`{}` does not say `{part}`", dismissal.reason);
     };
