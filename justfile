@@ -47,6 +47,10 @@ scaling:
 step:
     cargo bench -p coordinator --bench step
 
+# What moving a gradient between processes costs: as bytes, and through shared memory
+wire:
+    cargo bench -p coordinator --bench wire
+
 # Kills, holds up, stops and resumes everything in runs for so many minutes, and compares what comes out
 chaos MINUTES:
     cargo build --release --workspace

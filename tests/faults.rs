@@ -49,6 +49,7 @@ enum Fault {
 /// When.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
+    /// It computes; what it has of the gradient lies in a slot that nobody has been told of.
     BeforeResult,
     DuringResult,
     AfterResult,
@@ -66,6 +67,9 @@ const MOMENTS: [Moment; 6] = [
     Moment::DuringCheckpoint,
     Moment::DuringValidation,
 ];
+
+/// Those at which a gradient is on its way, if it is in the message: some of it has come, and the rest has not.
+const MOMENTS_OF_BYTES: [Moment; 2] = [Moment::DuringResult, Moment::DuringUpdate];
 
 impl Moment {
     /// Stops the proxy then, in a step that is drawn.
@@ -142,13 +146,15 @@ impl Fault {
     }
 }
 
-/// One fault at one moment; how long it took to be noticed.
-fn check_at(fault: Fault, moment: Moment, draw: &mut ChaCha8Rng) -> Duration {
+/// One fault at one moment, with gradients that travel in one way; how long it took to be noticed.
+fn check_at(fault: Fault, moment: Moment, wire: &str, draw: &mut ChaCha8Rng) -> Duration {
+    eprintln!("--wire {wire}");
     let place = Place::new();
     let run = format!("{RUN} --epochs {}", fault.n_epochs());
     let expected = place.reference(&run);
     let every = if moment == Moment::DuringCheckpoint { "1" } else { "epoch" };
-    let flags = format!("{run} --hash-steps --checkpoint-every {every} --heartbeat-timeout 1 --run-dir run");
+    let flags =
+        format!("{run} --hash-steps --checkpoint-every {every} --heartbeat-timeout 1 --wire {wire} --run-dir run");
     let (coordinator, address) = place.external(&flags);
     let proxy = Proxy::start(&address);
 
@@ -196,7 +202,8 @@ fn check_at(fault: Fault, moment: Moment, draw: &mut ChaCha8Rng) -> Duration {
 fn check(fault: Fault, seed: u64) {
     eprintln!("the draws of seed {seed}");
     let mut draw = ChaCha8Rng::seed_from_u64(seed);
-    let mut times = MOMENTS.map(|moment| check_at(fault, moment, &mut draw));
+    let mut times = MOMENTS.map(|moment| check_at(fault, moment, "auto", &mut draw)).to_vec();
+    times.extend(MOMENTS_OF_BYTES.map(|moment| check_at(fault, moment, "grpc", &mut draw)));
     eprintln!("noticed after {times:?}");
     times.sort_unstable();
     let usual = times[times.len() / 2];

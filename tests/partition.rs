@@ -26,7 +26,9 @@ struct Machines<'a> {
 impl<'a> Machines<'a> {
     fn start(place: &'a Place, network: &Network, flags: &str, n_workers: usize) -> Self {
         let address = Network::coordinator();
-        let flags = format!("{flags} --launch external --listen {address} --hash-steps --json --run-dir run");
+        // Hosts that are none share this machine's memory, unless they are told not to.
+        let others = "--wire grpc --hash-steps --json --run-dir run";
+        let flags = format!("{flags} --launch external --listen {address} {others}");
         let command = network.on_host(COORDINATOR, &place.command("coordinator", &flags));
         let coordinator = place.start("coordinator", command);
         let mut machines = Self { place, coordinator, workers: Vec::new() };

@@ -1,13 +1,112 @@
-//! Gradients as bf16: other bits than with f32, but the same ones for any number of workers, and nearly the same training.
+//! How gradients travel: through shared memory, over gRPC, and both in one run, to the same bits; as bf16 to other ones, but
+//! the same for any number of workers, and nearly the same training.
 
-use crate::harness::{Place, Run, SHORT_RUN};
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use crate::harness::{Place, Process, Run, SHORT_RUN, Stream};
+
+/// An epoch of 138 steps on the small data set, cut into four shards.
+const RUN: &str = "--shards 4 --batch-size 16 --epochs 1 --data small";
+const THROUGH_MEMORY: &str = "gradients=through shared memory";
+const OVER_GRPC: &str = "gradients=over gRPC";
+
+/// How many workers of a coordinator went each way.
+fn n_ways(coordinator: &Process) -> [usize; 2] {
+    [THROUGH_MEMORY, OVER_GRPC].map(|way| coordinator.lines(Stream::Err, way).len())
+}
+
+/// A worker whose processes have numbers of their own, as in a container: it cannot open what a coordinator outside has. None,
+/// said aloud, where the system lets nobody make such a place.
+fn contained_worker(place: &Place, address: &str) -> Option<Process> {
+    let worker = place.worker_command(address);
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let is_possible = Command::new("unshare").args(command.get_args()).arg("true").status();
+    if !is_possible.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no numbers of their own for processes here");
+        return None;
+    }
+    command.arg(worker.get_program()).args(worker.get_args());
+    command.current_dir(worker.get_current_dir().expect("programs are started in a test's folder"));
+    for (name, value) in worker.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Some(place.start("contained", command))
+}
+
+/// The goal: who shares memory with whom decides nothing but the speed.
+fn check_ways(arch: &str) {
+    let place = Place::new();
+    let flags = format!("--arch {arch} {RUN}");
+    let expected = place.reference(&flags);
+    let flags = format!("{flags} --hash-steps");
+    for (wire, ways) in [("auto", [3, 0]), ("grpc", [0, 3])] {
+        let coordinator = place.coordinator(&format!("{flags} --workers 3 --wire {wire} --run-dir {wire}"));
+        let run = place.run(wire, &coordinator.end());
+        run.assert_same_bits(&expected);
+        assert_eq!(n_ways(&coordinator), ways, "--wire {wire}");
+        assert_eq!(
+            (&run.description["wire"], &run.description["shared_memory"]),
+            (&wire.into(), &(wire == "auto").into())
+        );
+    }
+    let (coordinator, address) = place.external(&format!("{flags} --run-dir mixed"));
+    let Some(contained) = contained_worker(&place, &address) else { return };
+    let sharing = place.worker("sharing", &address);
+    let run = place.run("mixed", &coordinator.end());
+    run.assert_same_bits(&expected);
+    assert_eq!(n_ways(&coordinator), [1, 1]);
+    let out_of_reach = contained.lines(Stream::Err, "the coordinator's memory is out of reach");
+    assert_eq!(out_of_reach.len(), 1, "it says so");
+    let both: BTreeSet<u64> = run.workers().concat().into_iter().collect();
+    assert_eq!(both.len(), 2, "both took part");
+    contained.succeed();
+    sharing.succeed();
+}
+
+#[test]
+fn conv_has_the_same_bits_whichever_way_gradients_travel() {
+    check_ways("conv");
+}
+
+#[test]
+fn recurrent_has_the_same_bits_whichever_way_gradients_travel() {
+    check_ways("recurrent");
+}
+
+#[test]
+fn denoising_has_the_same_bits_whichever_way_gradients_travel() {
+    check_ways("denoising");
+}
+
+/// As far as a run is concerned, they are one.
+#[test]
+fn a_run_goes_on_with_gradients_that_travel_in_another_way() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {RUN}");
+    let expected = place.reference(&flags);
+    for (before, after, ways) in [("auto", "grpc", [0, 2]), ("grpc", "auto", [2, 0])] {
+        let flags = format!("{flags} --wire {before} --workers 3 --checkpoint-every 20 --run-dir {before}");
+        let coordinator = place.coordinator(&flags);
+        coordinator.wait_for_checkpoint(40);
+        coordinator.signal("TERM");
+        assert_eq!(coordinator.end()["outcome"], "stopped");
+        let coordinator = place.coordinator(&format!("--resume {before} --data small --workers 2 --wire {after}"));
+        place.run(before, &coordinator.end()).assert_same_bits(&expected);
+        assert_eq!(n_ways(&coordinator), ways);
+    }
+}
 
 fn val_loss(run: &Run) -> f64 {
     run.history.last().expect("an epoch")["val_loss"].as_f64().expect("a loss")
 }
 
 /// The goal: rounding is a part of what is computed, not of who computes it.
-fn check(arch: &str) {
+fn check_bf16(arch: &str) {
     let place = Place::new();
     let flags = format!("--arch {arch} {SHORT_RUN}");
     let exact = place.reference(&flags);
@@ -22,12 +121,12 @@ fn check(arch: &str) {
 
 #[test]
 fn conv_has_the_same_bits_as_bf16_with_any_number_of_workers() {
-    check("conv");
+    check_bf16("conv");
 }
 
 #[test]
 fn denoising_has_the_same_bits_as_bf16_with_any_number_of_workers() {
-    check("denoising");
+    check_bf16("denoising");
 }
 
 /// What rounding took from the gradients so far is a part of a checkpoint.

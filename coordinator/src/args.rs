@@ -73,7 +73,7 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     pub audit: f64,
-    /// How gradients travel [default: auto, or as in the run that is resumed]
+    /// How gradients travel [default: auto, or grpc-bf16 if the run that is resumed was begun so]
     #[arg(long, env = "TELAR_WIRE", value_enum, help_heading = "Who computes")]
     pub wire: Option<Wire>,
     /// The program of a worker [default: `worker` beside this program]
@@ -135,10 +135,10 @@ pub enum Launch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wire {
-    /// The fastest that changes no bit: grpc
+    /// As f32, to workers of this machine through shared memory, to others over gRPC
     Auto,
-    /// As f32
+    /// As f32 over gRPC, to the same bits
     Grpc,
-    /// As bf16, in half the bytes, with error feedback: other bits, and a loss that differs in the fifth digit
+    /// As bf16 over gRPC, in half the bytes, with error feedback: other bits, and a loss that differs in the fifth digit
     GrpcBf16,
 }

@@ -31,7 +31,7 @@ pub struct Config {
     /// The share of shards that are computed twice.
     pub audit: f64,
     /// How gradients travel, if it was said.
-    pub encoding: Option<Encoding>,
+    pub wire: Option<Wire>,
     /// Which data set.
     pub data: DataArgs,
     /// Where the run goes.
@@ -216,10 +216,7 @@ impl TryFrom<Args> for Config {
             join_wait_max,
             silence_max,
             audit,
-            encoding: args.wire.map(|wire| match wire {
-                Wire::Auto | Wire::Grpc => Encoding::F32,
-                Wire::GrpcBf16 => Encoding::Bf16,
-            }),
+            wire: args.wire,
             data: args.data,
             run,
             checkpoint_every,
@@ -228,6 +225,16 @@ impl TryFrom<Args> for Config {
             hash_steps: if args.hash_steps { HashSteps::Yes } else { HashSteps::No },
             output: if args.json { Output::Json } else { Output::Text },
         })
+    }
+}
+
+impl Wire {
+    /// What values are, wherever they lie.
+    pub fn encoding(self) -> Encoding {
+        match self {
+            Self::Auto | Self::Grpc => Encoding::F32,
+            Self::GrpcBf16 => Encoding::Bf16,
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use model::params::{ParamLayout, params_blake3};
 use model::report::RunFolder;
 use model::training::TrainingError;
 use model::weights::Weights;
-use proto::v1::Encoding;
 use serde_json::{Value, json};
 
+use crate::args::Wire;
 use crate::config::{Config, JournalSteps, Workers};
 use crate::observe::{History, Told};
 use crate::place::Place;
@@ -23,7 +23,7 @@ pub struct Description {
 
 impl Description {
     /// What is known at the start.
-    pub fn new(config: &Config, start: &Start, data: &Dataset, data_fingerprint: &str) -> Self {
+    pub fn new(config: &Config, start: &Start, is_shared: bool, data: &Dataset, data_fingerprint: &str) -> Self {
         let layout = ParamLayout::of(start.recipe.architecture);
         let (launch, threads) = match &config.workers {
             Workers::Local { backend, .. } => ("local", backend.threads),
@@ -39,10 +39,8 @@ impl Description {
             "workers": config.n_workers,
             "launch": launch,
             "threads_per_worker": threads,
-            "wire": match start.encoding {
-                Encoding::Bf16 => "grpc-bf16",
-                Encoding::F32 | Encoding::Unspecified => "grpc",
-            },
+            "wire": start.wire,
+            "shared_memory": is_shared,
             "checkpoint_every": config.checkpoint_every.to_string(),
             "keep": config.n_checkpoints_kept,
             "join_timeout_seconds": config.join_wait_max.as_secs_f64(),
@@ -150,6 +148,7 @@ fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String 
     };
     let audit = if config.audit > 0.0 { format!(" --audit {}", config.audit) } else { String::new() };
     let journal = if config.journal == JournalSteps::Yes { " --journal" } else { "" };
+    let wire = if config.wire == Some(Wire::Grpc) { " --wire grpc" } else { "" };
     let folder = folder.path().display();
-    format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}", config.n_workers)
+    format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}", config.n_workers)
 }

@@ -10,7 +10,9 @@ use model::params::params_blake3;
 use model::recipe::Recipe;
 use model::report::{EpochRecord, StepRecord};
 use model::weights::Weights;
+use prost::bytes::Bytes;
 use proto::limits::HEARTBEAT_INTERVAL;
+use proto::shared::Updates;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
 use proto::values;
@@ -21,7 +23,7 @@ use crate::buffers::Buffers;
 use crate::config::{HashSteps, JournalSteps};
 use crate::observe::{Happening, Observer, StepCosts};
 use crate::saver::Desk;
-use crate::server::{Facts, Outbox};
+use crate::server::{Facts, GradientPath, Outbox};
 use crate::training::{
     Action, Event, Farewell, Outcome, Profile, Report, ShardDone, StepReport, Training, Work, WorkerId,
 };
@@ -37,7 +39,9 @@ const STALL: Duration = Duration::from_millis(250);
 pub enum Input {
     /// A worker introduced itself; its messages go here.
     Joined(WorkerId, Profile, Outbox),
-    /// A worker computed a shard, whose message took so long to decode.
+    /// A worker has the data set and wants the state; its gradients travel so.
+    Ready(WorkerId, GradientPath),
+    /// A worker computed a shard, whose gradient took so long to decode.
     ShardDone(WorkerId, ShardDone, Duration),
     /// Anything else.
     Happened(Event),
@@ -56,6 +60,8 @@ pub struct Driver {
     pub facts: Arc<Facts>,
     /// Vectors for gradients.
     pub buffers: Arc<Buffers>,
+    /// Where averaged gradients lie for workers of this machine, if they do.
+    pub updates: Option<Updates>,
     /// Who watches.
     pub observer: Observer,
     /// Where states for checkpoints are offered.
@@ -80,12 +86,13 @@ pub struct Ended {
 impl Driver {
     /// Runs until the core wishes to finish.
     pub async fn run(self) -> Ended {
-        let Self { training, recipe, inputs, facts, buffers, observer, desk, journal, hash_steps } = self;
+        let Self { training, recipe, inputs, facts, buffers, updates, observer, desk, journal, hash_steps } = self;
         let running = Running {
             training,
             recipe,
             facts,
             buffers,
+            updates,
             observer,
             desk,
             journal,
@@ -104,6 +111,7 @@ struct Running {
     recipe: Recipe,
     facts: Arc<Facts>,
     buffers: Arc<Buffers>,
+    updates: Option<Updates>,
     observer: Observer,
     desk: Arc<Desk>,
     journal: JournalSteps,
@@ -180,6 +188,12 @@ impl Running {
                 self.outboxes.insert(worker_id, outbox);
                 self.training.handle_event(now, Event::Joined(worker_id, profile));
             }
+            Input::Ready(worker_id, path) => {
+                if let Some(outbox) = self.outboxes.get_mut(&worker_id) {
+                    outbox.path = path;
+                }
+                self.training.handle_event(now, Event::Ready(worker_id));
+            }
             Input::ShardDone(worker_id, done, decode) => {
                 self.costs.decode += decode;
                 let begun = Instant::now();
@@ -216,7 +230,8 @@ impl Running {
                     self.send_update(gradient, work);
                 }
                 Action::Welcome(worker_id) => {
-                    self.send(worker_id, Kind::Welcome(self.facts.welcome(worker_id)));
+                    let results = self.outboxes.get_mut(&worker_id).and_then(|outbox| outbox.results.take());
+                    self.send(worker_id, Kind::Welcome(self.facts.welcome(worker_id, results)));
                 }
                 Action::SendState(worker_id, work) => self.send(worker_id, self.state(work)),
                 Action::SendWork(worker_id, work) => self.send(worker_id, Kind::Work(message_of(work))),
@@ -243,18 +258,30 @@ impl Running {
         }
     }
 
+    /// Sends an update to all named: its gradient lies where those of this machine find it, and goes to others as bytes.
     fn send_update(&mut self, gradient: Vec<f32>, work: BTreeMap<WorkerId, Work>) {
         let begun = Instant::now();
-        let bytes = values::encode(self.facts.encoding, &gradient);
+        let step = self.training.state().step;
+        let goes_by = |path| work.keys().any(|worker_id| self.path(*worker_id) == Some(path));
+        let has_bytes = goes_by(GradientPath::Bytes);
+        let has_slot = goes_by(GradientPath::SharedMemory);
+        let bytes = if has_bytes { values::encode(self.facts.encoding, &gradient) } else { Bytes::new() };
+        let slot = self.updates.as_mut().filter(|_| has_slot).map(|updates| updates.write(step, &gradient));
         self.costs.encode += begun.elapsed();
         let begun = Instant::now();
-        let step = self.training.state().step;
         for (worker_id, work) in work {
-            let work = Some(message_of(work));
-            self.send(worker_id, Kind::Update(Update { step, gradient: bytes.clone(), work }));
+            let (gradient, slot) = match self.path(worker_id) {
+                Some(GradientPath::SharedMemory) => (Bytes::new(), slot),
+                Some(GradientPath::Bytes) | None => (bytes.clone(), None),
+            };
+            self.send(worker_id, Kind::Update(Update { step, gradient, work: Some(message_of(work)), slot }));
         }
         self.buffers.give_back(self.training.take_spent().into_iter().chain([gradient]));
         self.costs.send += begun.elapsed();
+    }
+
+    fn path(&self, worker_id: WorkerId) -> Option<GradientPath> {
+        self.outboxes.get(&worker_id).map(|outbox| outbox.path)
     }
 
     /// All that a replica is. Always as f32: nothing may be lost here.

@@ -13,6 +13,7 @@ use model::layers::Noise;
 use model::params::ParamLayout;
 use model::recipe::Recipe;
 use model::report::{DownloadBar, LogFormat, Screen};
+use proto::shared::Updates;
 use proto::v1::{self, Encoding};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info_span, warn};
 
 use crate::accept::accept;
+use crate::args::Wire;
 use crate::buffers::Buffers;
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
@@ -99,11 +101,13 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     // Before the run's folder is made: an address that is in use is no reason for a run that never began.
     let mut place = Place::open(&config).await?;
     let start = Start::new(&config, &data_fingerprint)?;
-    let described = Description::new(&config, &start, &data, &data_fingerprint);
+    let layout = ParamLayout::of(start.recipe.architecture);
+    let updates = shared_updates(start.wire, &layout);
+    let described = Description::new(&config, &start, updates.is_some(), &data, &data_fingerprint);
     start.folder.write_description(&described.json)?;
-    let screen = begin_screen(&config, &start, &data, &place);
+    let screen = begin_screen(&config, &start, updates.is_some(), &data, &place);
 
-    let Start { recipe, encoding, state, folder, run_id, incarnation, lock, .. } = start;
+    let Start { recipe, wire, state, folder, run_id, incarnation, lock, .. } = start;
     let span = info_span!("run", id = run_id, incarnation);
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let stop = {
@@ -112,13 +116,13 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         move || drop(inputs.try_send(Input::Happened(Event::Stop)))
     };
     let shutdown = CancellationToken::new();
-    let layout = ParamLayout::of(recipe.architecture);
     let facts = Arc::new(Facts {
         fence: v1::Fence { run_id: run_id.clone(), incarnation },
         recipe: recipe_message(&recipe),
         data_fingerprint: data_fingerprint.clone(),
         layout_fingerprint: layout.fingerprint().0,
-        encoding,
+        encoding: wire.encoding(),
+        updates: updates.as_ref().map(Updates::message),
         silence_max: config.silence_max,
     });
     // A vector for each shard's result, each one's message in decoding, and the averaged gradient.
@@ -145,11 +149,12 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         JournalSteps::No => None,
     };
     let driver = Driver {
-        training: Training::new(rules(&config, encoding, &recipe, &data), state, Duration::ZERO),
+        training: Training::new(rules(&config, wire.encoding(), &recipe, &data), state, Duration::ZERO),
         recipe,
         inputs: inbox,
         facts,
         buffers,
+        updates,
         observer: Observer::start(history, saver, journal, screen, config.n_workers.get(), span.clone(), stop.clone()),
         desk,
         journal: config.journal,
@@ -184,6 +189,15 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let ended = described.end(&config, &place, &outcome, &training, told, failed);
     drop(lock);
     ended
+}
+
+/// Where averaged gradients lie for workers of this machine, if that was chosen and can be had.
+fn shared_updates(wire: Wire, layout: &ParamLayout) -> Option<Updates> {
+    if wire != Wire::Auto {
+        return None;
+    }
+    let created = Updates::create(layout.n_params());
+    created.inspect_err(|error| warn!(%error, "no shared memory here; gradients travel over gRPC")).ok()
 }
 
 /// A task without which the run cannot go on: if it fails, the run is stopped.
@@ -301,14 +315,15 @@ fn plain_folder(data: &Dataset, fingerprint: &str, private: PathBuf) -> Result<P
     Ok(private)
 }
 
-fn begin_screen(config: &Config, start: &Start, data: &Dataset, place: &Place) -> Screen {
+fn begin_screen(config: &Config, start: &Start, is_shared: bool, data: &Dataset, place: &Place) -> Screen {
     let recipe = &start.recipe;
     let n_steps = recipe.n_steps(data.n_images(Split::Train) as u64);
     let mut screen = Screen::new(n_steps, recipe.epochs.get(), config.output == Output::Json);
     let mut lines = vec![recipe.words(data.n_images(Split::Train), data.name())];
-    let wire = match start.encoding {
-        Encoding::Bf16 => "gradients as bf16",
-        Encoding::F32 | Encoding::Unspecified => "gradients as f32",
+    let wire = match start.wire {
+        Wire::GrpcBf16 => "gradients as bf16",
+        Wire::Auto if is_shared => "gradients as f32, through shared memory on this machine",
+        Wire::Auto | Wire::Grpc => "gradients as f32",
     };
     let n_workers = config.n_workers;
     lines.push(match &config.workers {

@@ -1,6 +1,7 @@
 //! Between tonic and the driver: messages become events, after every bound and every number was checked; actions become
 //! messages. Decides nothing.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +16,10 @@ use proto::limits::{
     OUTBOX_MESSAGES_MAX, PIECE_BYTES, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX, TEXT_BYTES_MAX, WORKERS_MAX,
     message_bytes_max,
 };
+use proto::shared::{Offer, Results, SlotError};
 use proto::v1::training_server::{Training as TrainingService, TrainingServer};
 use proto::v1::{
-    self, CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, Join, Welcome, WorkerMessage,
+    self, CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, Join, SharedMemory, Welcome, WorkerMessage,
     worker_message::Kind,
 };
 use proto::values::{self, ValuesError};
@@ -29,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status, Streaming};
-use tracing::{Instrument, debug, info};
+use tracing::{Instrument, debug, info, warn};
 
 use crate::accept::Connection;
 use crate::buffers::Buffers;
@@ -52,13 +54,15 @@ pub struct Facts {
     pub layout_fingerprint: u64,
     /// How gradients travel.
     pub encoding: Encoding,
+    /// Where averaged gradients lie for workers of this machine, if they do.
+    pub updates: Option<v1::Region>,
     /// How long a worker may be silent.
     pub silence_max: Duration,
 }
 
 impl Facts {
-    /// The greeting of a worker.
-    pub fn welcome(&self, worker_id: WorkerId) -> Welcome {
+    /// The greeting of a worker, with where its results can lie, if it is on this machine.
+    pub fn welcome(&self, worker_id: WorkerId, results: Option<v1::Region>) -> Welcome {
         Welcome {
             worker_id: worker_id.0,
             fence: Some(self.fence.clone()),
@@ -66,13 +70,40 @@ impl Facts {
             data_fingerprint: self.data_fingerprint.clone(),
             layout_fingerprint: self.layout_fingerprint,
             encoding: self.encoding.into(),
+            shared_memory: results.map(|results| SharedMemory {
+                process: std::process::id(),
+                results: Some(results),
+                updates: self.updates.clone(),
+            }),
         }
+    }
+}
+
+/// How a worker's gradients travel, as was settled when it said that it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientPath {
+    /// In messages.
+    Bytes,
+    /// In memory that it shares with this process.
+    SharedMemory,
+}
+
+impl fmt::Display for GradientPath {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Bytes => "over gRPC",
+            Self::SharedMemory => "through shared memory",
+        })
     }
 }
 
 /// Where messages for a worker go. When it is dropped, the session's stream ends after what is in it.
 #[derive(Debug)]
 pub struct Outbox {
+    /// Where the worker's results can lie, for its welcome.
+    pub results: Option<v1::Region>,
+    /// How averaged gradients go to it.
+    pub path: GradientPath,
     messages: mpsc::Sender<Result<CoordinatorMessage, Status>>,
     closed: CancellationToken,
 }
@@ -254,14 +285,16 @@ impl Session {
         };
         let worker_id = WorkerId(self.shared.last_worker_id.fetch_add(1, Ordering::Relaxed) + 1);
         let Self { shared, messages, closed } = self;
-        let outbox = Outbox { messages: messages.clone(), closed: closed.clone() };
+        let mut memory = shared.memory();
+        let results = memory.offered();
+        let outbox = Outbox { results, path: GradientPath::Bytes, messages: messages.clone(), closed: closed.clone() };
         if shared.inputs.send(Input::Joined(worker_id, profile, outbox)).await.is_err() {
             return;
         }
         let reason = tokio::select! {
             () = closed.cancelled() => None,
             () = shared.shutdown.cancelled() => None,
-            reason = listen(&shared, worker_id, &mut inbound) => Some(reason),
+            reason = listen(&shared, worker_id, &mut memory, &mut inbound) => Some(reason),
         };
         let Some(reason) = reason else {
             // Who closes a connection before it has read what came loses what is still on its way to the peer.
@@ -308,9 +341,14 @@ impl Session {
 }
 
 /// Turns a worker's messages into events, until its stream ends.
-async fn listen(shared: &Shared, worker_id: WorkerId, inbound: &mut Streaming<WorkerMessage>) -> Result<(), Status> {
+async fn listen(
+    shared: &Shared,
+    worker_id: WorkerId,
+    memory: &mut Memory,
+    inbound: &mut Streaming<WorkerMessage>,
+) -> Result<(), Status> {
     while let Some(message) = inbound.message().await? {
-        let input = shared.input(worker_id, message)?;
+        let input = shared.input(worker_id, memory, message)?;
         if shared.inputs.send(input).await.is_err() {
             return Ok(());
         }
@@ -318,19 +356,75 @@ async fn listen(shared: &Shared, worker_id: WorkerId, inbound: &mut Streaming<Wo
     Ok(())
 }
 
+/// The memory that a session shares with its worker.
+#[derive(Debug)]
+enum Memory {
+    /// The worker has been told, and may open it.
+    Offered(Results, Offer),
+    /// The worker has it open, and nobody else can open it any more.
+    Open(Results),
+    None,
+}
+
+impl Memory {
+    fn offered(&self) -> Option<v1::Region> {
+        match self {
+            Self::Offered(_, offer) => Some(offer.message()),
+            Self::Open(_) | Self::None => None,
+        }
+    }
+
+    /// Takes the worker's answer; what is not used is given back.
+    fn settle(&mut self, is_open: bool) -> Result<GradientPath, Status> {
+        match (std::mem::replace(self, Self::None), is_open) {
+            (Self::Offered(results, _) | Self::Open(results), true) => {
+                *self = Self::Open(results);
+                Ok(GradientPath::SharedMemory)
+            }
+            (Self::None, true) => {
+                Err(Status::invalid_argument("expected a worker without shared memory, found one that has opened it"))
+            }
+            (_, false) => Ok(GradientPath::Bytes),
+        }
+    }
+
+    fn take(&self, slot: u32, values: &mut [f32]) -> Result<(), SlotError> {
+        match self {
+            Self::Offered(results, _) | Self::Open(results) => results.take(slot, values),
+            Self::None => Err(SlotError::Unknown { n_slots: 0, found: slot }),
+        }
+    }
+}
+
 impl Shared {
+    /// Memory for a new worker's results, where the run shares any.
+    fn memory(&self) -> Memory {
+        if self.facts.updates.is_none() {
+            return Memory::None;
+        }
+        match Results::create(self.buffers.n_params()) {
+            Ok((results, offer)) => Memory::Offered(results, offer),
+            Err(error) => {
+                warn!(%error, "no shared memory for a worker; its gradients travel over gRPC");
+                Memory::None
+            }
+        }
+    }
+
     /// What a message means, if it may mean anything.
-    fn input(&self, worker_id: WorkerId, message: WorkerMessage) -> Result<Input, Status> {
+    fn input(&self, worker_id: WorkerId, memory: &mut Memory, message: WorkerMessage) -> Result<Input, Status> {
         let kind = message.kind.ok_or_else(|| Status::invalid_argument("expected a message, found an empty one"))?;
         let event = match kind {
             Kind::Join(_) => return Err(Status::invalid_argument("expected one join, found a second one")),
             Kind::Ready(ready) => {
                 self.check_ready(&ready)?;
-                Event::Ready(worker_id)
+                let path = memory.settle(ready.shared_memory)?;
+                info!(worker = %worker_id, gradients = %path, "worker ready");
+                return Ok(Input::Ready(worker_id, path));
             }
             Kind::ShardDone(done) => {
                 let begun = Instant::now();
-                let done = self.shard_done(done)?;
+                let done = self.shard_done(memory, done)?;
                 return Ok(Input::ShardDone(worker_id, done, begun.elapsed()));
             }
             Kind::BatchDone(done) => {
@@ -374,11 +468,18 @@ impl Shared {
         Ok(())
     }
 
-    fn shard_done(&self, done: v1::ShardDone) -> Result<ShardDone, Status> {
+    fn shard_done(&self, memory: &Memory, done: v1::ShardDone) -> Result<ShardDone, Status> {
         self.check_fence(done.fence.as_ref())?;
-        let v1::ShardDone { step, shard, n_samples, loss_sum, correct_sum, gradient_sum, .. } = done;
+        let v1::ShardDone { step, shard, n_samples, loss_sum, correct_sum, gradient_sum, slot, .. } = done;
         let mut values = self.buffers.take();
-        let computed = match values::decode(self.facts.encoding, &gradient_sum, &mut values) {
+        let taken = match slot {
+            None => values::decode(self.facts.encoding, &gradient_sum, &mut values).map_err(SlotError::from),
+            Some(slot) if gradient_sum.is_empty() => memory.take(slot, &mut values),
+            Some(_) => {
+                return Err(Status::invalid_argument("expected a gradient in a slot or in the message, found both"));
+            }
+        };
+        let computed = match taken {
             Ok(()) => {
                 let sums = LossSums { loss_sum, correct_sum, n_samples };
                 Computed::Finite(ShardResult { gradient_sum: values, sums })
@@ -386,8 +487,13 @@ impl Shared {
             Err(error) => {
                 self.buffers.give_back([values]);
                 match error {
-                    ValuesError::NotFinite { .. } => Computed::NotFinite("gradient"),
-                    ValuesError::Length { expected, found } => Computed::WrongLength { expected, found },
+                    SlotError::Values(ValuesError::NotFinite { .. }) => Computed::NotFinite("gradient"),
+                    SlotError::Values(ValuesError::Length { expected, found }) => {
+                        Computed::WrongLength { expected, found }
+                    }
+                    SlotError::Unknown { .. } | SlotError::NotFull { .. } | SlotError::Overwritten { .. } => {
+                        return Err(Status::invalid_argument(error.to_string()));
+                    }
                 }
             }
         };

@@ -11,6 +11,7 @@ use model::training::initial_weights;
 use proto::v1::Encoding;
 use tracing::{info, warn};
 
+use crate::args::Wire;
 use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
 use crate::config::{Config, RunChoice};
 use crate::journal::Journal;
@@ -22,7 +23,7 @@ pub struct Start {
     /// What is trained.
     pub recipe: Recipe,
     /// How gradients travel.
-    pub encoding: Encoding,
+    pub wire: Wire,
     /// What it has come to.
     pub state: State,
     /// Its folder.
@@ -92,18 +93,9 @@ impl Start {
         let weights = initial_weights(&recipe)?;
         let folder = RunFolder::create(folder, recipe.architecture.name())?;
         let lock = lock(folder.path())?;
-        let encoding = config.encoding.unwrap_or(Encoding::F32);
-        let state = State::new(&recipe, rounding(encoding), weights.params);
-        Ok(Self {
-            recipe,
-            encoding,
-            state,
-            run_id: new_run_id(&folder),
-            folder,
-            incarnation: 1,
-            resumed_from: None,
-            lock,
-        })
+        let wire = config.wire.unwrap_or(Wire::Auto);
+        let state = State::new(&recipe, rounding(wire.encoding()), weights.params);
+        Ok(Self { recipe, wire, state, run_id: new_run_id(&folder), folder, incarnation: 1, resumed_from: None, lock })
     }
 
     fn resume(config: &Config, folder: Option<&Path>, data_fingerprint: &str) -> anyhow::Result<Self> {
@@ -118,12 +110,13 @@ impl Start {
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
         }
-        let (encoding, flag) = if state.residual.is_empty() {
-            (Encoding::F32, "--wire grpc")
+        let (usual, flag) = if state.residual.is_empty() {
+            (Wire::Auto, "--wire auto or grpc")
         } else {
-            (Encoding::Bf16, "--wire grpc-bf16")
+            (Wire::GrpcBf16, "--wire grpc-bf16")
         };
-        if config.encoding.is_some_and(|given| given != encoding) {
+        let wire = config.wire.unwrap_or(usual);
+        if wire.encoding() != usual.encoding() {
             return Err(ResumeError::OtherWire { expected: flag }.into());
         }
         let lock = lock.expect("a folder with a checkpoint is a folder");
@@ -137,7 +130,7 @@ impl Start {
         let folder = RunFolder::reopen(&path, state.step, validated_step)?;
         info!(checkpoint = %from.display(), step = state.step, "run resumed");
         let (incarnation, resumed_from) = (incarnation + 1, Some(from));
-        Ok(Self { recipe, encoding, state, folder, run_id, incarnation, resumed_from, lock })
+        Ok(Self { recipe, wire, state, folder, run_id, incarnation, resumed_from, lock })
     }
 }
 

@@ -1,10 +1,11 @@
 //! What peers may send, and what becomes of it: the real program, spoken to by a worker that the test plays itself. What is
 //! not right is answered and changes nothing: an honest worker beside it ends with the bits of a process that trains alone.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::backend::reference_device;
 use model::data::{DataChoice, Dataset, PLAIN_NAMES, Split, open};
@@ -14,12 +15,15 @@ use model::recipe::Recipe;
 use model::replica::Replica;
 use model::report::DownloadBar;
 use model::training::{Next, initial_weights, train};
+use prost::bytes::Bytes;
+use proto::limits::RESULT_SLOTS;
+use proto::shared::{FreeSlot, ResultSlots, UpdateSlots};
 use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
 use proto::v1::{
-    CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, State, Welcome, Work,
-    WorkerMessage,
+    CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, SharedMemory, State,
+    Update, Welcome, Work, WorkerMessage,
 };
 use proto::values;
 use serde_json::Value;
@@ -32,6 +36,9 @@ use tonic::{Code, Status, Streaming};
 
 /// Nothing that is waited for takes longer.
 const WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// Values of denoising's parameters.
+const N_PARAMS: usize = 163_814;
 
 /// A data set of 120 images for training and validation, and 10 for the test.
 fn write_data_set(folder: &Path) {
@@ -107,11 +114,27 @@ impl Drop for Coordinator {
     }
 }
 
+/// How the gradients of a worker played by hand travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Bytes,
+    Slots,
+}
+
 /// A worker played by hand.
 struct Worker {
     outbound: mpsc::Sender<WorkerMessage>,
     inbound: Streaming<CoordinatorMessage>,
     welcome: Welcome,
+    memory: Option<(ResultSlots, UpdateSlots)>,
+}
+
+/// Opens the memory that a welcome offers, as a worker on this machine.
+fn open_memory(welcome: &Welcome) -> (ResultSlots, UpdateSlots) {
+    let SharedMemory { process, results, updates } = welcome.shared_memory.clone().expect("an offer");
+    let results = ResultSlots::open(process, &results.expect("a region"), N_PARAMS).expect("a region for results");
+    let updates = UpdateSlots::open(process, &updates.expect("a region"), N_PARAMS).expect("a region for updates");
+    (results, updates)
 }
 
 fn join(process: u32) -> Join {
@@ -142,14 +165,19 @@ impl Worker {
     async fn join_as(coordinator: &Coordinator, process: u32) -> Self {
         let (outbound, mut inbound) = open_session(coordinator, Kind::Join(join(process))).await;
         match next(&mut inbound).await {
-            Ok(Told::Welcome(welcome)) => Self { outbound, inbound, welcome },
+            Ok(Told::Welcome(welcome)) => Self { outbound, inbound, welcome, memory: None },
             other => panic!("a welcome expected, found {other:?}"),
         }
     }
 
     /// Joins and gets ready; gives the state that it gets then.
     async fn enter(coordinator: &Coordinator, process: u32) -> (Self, State) {
+        Self::enter_by(Way::Bytes, coordinator, process).await
+    }
+
+    async fn enter_by(way: Way, coordinator: &Coordinator, process: u32) -> (Self, State) {
         let mut worker = Self::join_as(coordinator, process).await;
+        worker.memory = (way == Way::Slots).then(|| open_memory(&worker.welcome));
         worker.say(Kind::Ready(worker.ready())).await;
         match next(&mut worker.inbound).await {
             Ok(Told::State(state)) => (worker, state),
@@ -163,7 +191,33 @@ impl Worker {
 
     fn ready(&self) -> Ready {
         let Welcome { fence, layout_fingerprint, data_fingerprint, .. } = self.welcome.clone();
-        Ready { fence, layout_fingerprint, data_fingerprint }
+        Ready { fence, layout_fingerprint, data_fingerprint, shared_memory: self.memory.is_some() }
+    }
+
+    /// Says what it computed; the gradient goes the way that gradients of this worker go, if there is room.
+    async fn say_done(&self, mut done: ShardDone) {
+        if let Some(mut free) = self.memory.as_ref().and_then(|(results, _)| results.free()) {
+            // As it is, finite or not.
+            for (value, bytes) in free.values().iter_mut().zip(done.gradient_sum.as_chunks().0) {
+                *value = f32::from_le_bytes(*bytes);
+            }
+            (done.gradient_sum, done.slot) = (Bytes::new(), Some(free.fill()));
+        }
+        self.say(Kind::ShardDone(done)).await;
+    }
+
+    /// The gradient of an update, wherever it lies.
+    fn gradient(&self, update: &Update, gradient: &mut [f32]) {
+        match (update.slot, &self.memory) {
+            (Some(slot), Some((_, updates))) => {
+                let read = updates.read(slot, update.step, |start, block| {
+                    gradient[start..start + block.len()].copy_from_slice(block);
+                });
+                read.expect("a worker that keeps up");
+            }
+            (None, None) => values::decode(Encoding::F32, &update.gradient, gradient).expect("finite values"),
+            other => panic!("the way that was settled expected, found {other:?}"),
+        }
     }
 
     async fn say(&self, kind: Kind) {
@@ -183,7 +237,7 @@ impl Worker {
 
 /// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
 async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dataset) -> Vec<f32> {
-    let ended = work(entered, recipe, data, &|_| {}).await;
+    let ended = Box::pin(work(entered, recipe, data, &|_, _| {})).await;
     ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
 }
 
@@ -193,7 +247,7 @@ async fn work(
     (mut worker, state): (Worker, State),
     recipe: &Recipe,
     data: &Dataset,
-    change: &dyn Fn(&mut ShardDone),
+    change: &dyn Fn(&Worker, &mut ShardDone),
 ) -> Result<Vec<f32>, Dismissal> {
     let mut first = Some(Told::State(state));
     let mut replica = Replica::new(recipe, &reference_device());
@@ -215,7 +269,7 @@ async fn work(
                 state.work.unwrap_or_default()
             }
             Told::Update(update) => {
-                values::decode(Encoding::F32, &update.gradient, &mut gradient).expect("finite values");
+                worker.gradient(&update, &mut gradient);
                 recipe.sgd.apply(&mut params, &mut [], &gradient);
                 update.work.unwrap_or_default()
             }
@@ -242,9 +296,10 @@ async fn work(
                 gradient_sum: values::encode(Encoding::F32, &gradient_sum),
                 params_fingerprint: params_fingerprint(&params),
                 compute_nanoseconds: 1,
+                slot: None,
             };
-            change(&mut done);
-            worker.say(Kind::ShardDone(done)).await;
+            change(&worker, &mut done);
+            worker.say_done(done).await;
         }
         for batch in work.batches {
             let sums = evaluate(&params, batch);
@@ -284,6 +339,7 @@ fn zeros(worker: &Worker, state: &State) -> ShardDone {
         gradient_sum: vec![0_u8; state.params.len()].into(),
         params_fingerprint: params_fingerprint(&params),
         compute_nanoseconds: 1,
+        slot: None,
     }
 }
 
@@ -397,14 +453,14 @@ fn name_alone(recipe: &Recipe, data: &Dataset) -> String {
 
 /// Two honest workers, and one who changes what it sends: it is evicted with a reason, and the run ends as if it had never
 /// been there.
-async fn check_evicted(flags: &str, change: impl Fn(&mut ShardDone), part: &str) {
+async fn check_evicted(flags: &str, way: Way, change: impl Fn(&mut ShardDone), part: &str) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
     // The one who lies joins first, so that it is dealt something, and begins when the others are there.
-    let liar = Worker::enter(&coordinator, 3).await;
-    let [first, second] = [Worker::enter(&coordinator, 1).await, Worker::enter(&coordinator, 2).await];
+    let liar = Worker::enter_by(way, &coordinator, 3).await;
+    let [first, second] = [Worker::enter(&coordinator, 1).await, Worker::enter_by(way, &coordinator, 2).await];
     let lying = async {
-        let dismissal = work(liar, &recipe, &data, &change).await.expect_err("an eviction");
+        let dismissal = Box::pin(work(liar, &recipe, &data, &|_, done| change(done))).await.expect_err("an eviction");
         assert_eq!(dismissal.farewell(), Farewell::Evicted);
         assert!(dismissal.reason.contains(part), "`{}` does not say `{part}`", dismissal.reason);
     };
@@ -429,13 +485,15 @@ async fn a_gradient_that_is_not_finite_for_one_alone_costs_that_one() {
         bytes[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
         done.gradient_sum = bytes.into();
     };
-    check_evicted("", not_finite, "is not finite, unlike that of worker").await;
+    for way in [Way::Bytes, Way::Slots] {
+        check_evicted("", way, not_finite, "is not finite, unlike that of worker").await;
+    }
 }
 
 #[tokio::test]
 async fn a_gradient_of_another_length_costs_the_one_who_sent_it() {
     let short = |done: &mut ShardDone| done.gradient_sum.truncate(655_252);
-    check_evicted("", short, "expected 655256 bytes in the gradient of shard 0, found 655252").await;
+    check_evicted("", Way::Bytes, short, "expected 655256 bytes in the gradient of shard 0, found 655252").await;
 }
 
 #[tokio::test]
@@ -445,7 +503,151 @@ async fn an_audit_finds_who_computes_other_bits() {
         bytes[400] ^= 1;
         done.gradient_sum = bytes.into();
     };
-    check_evicted("--audit 1 --workers 3", last_bit, "differs from those of worker").await;
+    for way in [Way::Bytes, Way::Slots] {
+        check_evicted("--audit 1 --workers 3", way, last_bit, "differs from those of worker").await;
+    }
+}
+
+/// Two honest workers, each by its way, beside one that does something before it is gone: the run ends with the bits of a
+/// process alone.
+async fn check_undisturbed(flags: &str, disturb: impl AsyncFnOnce(Worker, State)) {
+    let coordinator = Coordinator::start_with(flags);
+    let (recipe, data) = small_run(&coordinator);
+    let (worker, state) = Worker::enter_by(Way::Slots, &coordinator, 3).await;
+    let first = Worker::enter_by(Way::Bytes, &coordinator, 1).await;
+    let second = Worker::enter_by(Way::Slots, &coordinator, 2).await;
+    let honest = |entered| work_honestly(entered, &recipe, &data);
+    let ((), first, second) = tokio::join!(disturb(worker, state), honest(first), honest(second));
+    let expected = name_alone(&recipe, &data);
+    assert_eq!([params_blake3(&first), params_blake3(&second)], [expected.clone(), expected.clone()]);
+    let (code, last) = coordinator.end();
+    assert_eq!(code, Some(0), "{last}");
+    let end: Value = serde_json::from_str(&last).expect("JSON");
+    assert_eq!(end["params_blake3"], expected);
+}
+
+/// What a worker says of its results that is a lie about slots ends its session, and nothing else.
+#[tokio::test]
+async fn a_lie_about_a_slot_ends_the_session() {
+    let check = async |change: fn(&Worker, &mut ShardDone), part: &str| {
+        check_undisturbed("", async |mut worker, state| {
+            let mut done = ShardDone { gradient_sum: Bytes::new(), ..zeros(&worker, &state) };
+            change(&worker, &mut done);
+            worker.say(Kind::ShardDone(done)).await;
+            let status = worker.hear().await.expect_err(part);
+            assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+            assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
+        })
+        .await;
+    };
+    check(|_, done| done.slot = Some(RESULT_SLOTS), "expected a slot below 2, found 2").await;
+    check(|_, done| done.slot = Some(u32::MAX), "found 4294967295").await;
+    check(|_, done| done.slot = Some(1), "expected slot 1 to be full").await;
+    let both = |worker: &Worker, done: &mut ShardDone| {
+        done.slot = worker.memory.as_ref().and_then(|(results, _)| results.free()).map(FreeSlot::fill);
+        done.gradient_sum = vec![0; 4 * N_PARAMS].into();
+    };
+    check(both, "in a slot or in the message, found both").await;
+}
+
+#[tokio::test]
+async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
+    let coordinator = Coordinator::start_with("--wire grpc");
+    let mut worker = Worker::join(&coordinator).await;
+    assert_eq!(worker.welcome.shared_memory, None, "nothing is offered");
+    worker.say(Kind::Ready(Ready { shared_memory: true, ..worker.ready() })).await;
+    let status = worker.hear().await.expect_err("a lie");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("expected a worker without shared memory"), "{status:?}");
+
+    let slot = |done: &mut ShardDone| (done.gradient_sum, done.slot) = (Bytes::new(), Some(0));
+    check_ends(&coordinator, slot, Code::InvalidArgument, "expected a slot below 0, found 0").await;
+}
+
+/// The goal: what was looked at is what is added, whatever a worker writes when it has given its result away.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_to_a_slot_after_it_was_read_changes_nothing() {
+    let coordinator = Coordinator::start();
+    let (recipe, data) = small_run(&coordinator);
+    let entered = Worker::enter_by(Way::Slots, &coordinator, 1).await;
+    let n_spoiled = Cell::new(0);
+    // Alone, it computes both shards of a step: when the first one's slot is free, its result waits to be added.
+    let spoil = |worker: &Worker, _: &mut ShardDone| {
+        let (results, _) = worker.memory.as_ref().expect("memory");
+        let all_free = || {
+            let free: Vec<_> = std::iter::from_fn(|| results.free()).collect();
+            (free.len() == RESULT_SLOTS as usize).then_some(free)
+        };
+        let begun = Instant::now();
+        let free = loop {
+            if let Some(free) = all_free() {
+                break free;
+            }
+            assert!(begun.elapsed() < WAIT_MAX, "a slot is not freed");
+            std::thread::yield_now();
+        };
+        for mut free in free {
+            free.values().fill(f32::NAN);
+            n_spoiled.set(n_spoiled.get() + 1);
+        }
+    };
+    let params = work(entered, &recipe, &data, &spoil).await.expect("an end");
+    assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
+    assert_eq!(n_spoiled.get(), 4 * 2 * RESULT_SLOTS, "before each shard of each step");
+    let (code, last) = coordinator.end();
+    assert_eq!(code, Some(0), "{last}");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_gone_in_the_middle_of_a_slot_changes_nothing() {
+    check_undisturbed("", async |worker, _| {
+        let (results, _) = worker.memory.as_ref().expect("memory");
+        let mut slot = results.free().expect("a free slot");
+        slot.values()[..N_PARAMS / 2].fill(1.0);
+        // As a process that is killed, which frees nothing.
+        std::mem::forget(slot);
+    })
+    .await;
+}
+
+/// Files and mappings of a process that are memory which it shares.
+fn n_shared(process: u32) -> [usize; 2] {
+    let is_shared = |name: &str| name.contains("memfd:telar");
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).expect("the process is there");
+    // One may be closed by the time that it is looked at.
+    let names = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("the process is there");
+    [
+        names.filter(|name| is_shared(&name.to_string_lossy())).count(),
+        maps.lines().filter(|line| is_shared(line)).count(),
+    ]
+}
+
+/// The goal: a session that is over leaves nothing behind, and one that goes on has nothing open that others could find.
+#[tokio::test]
+async fn the_memory_of_a_session_goes_with_it() {
+    let coordinator = Coordinator::start();
+    let process = coordinator.process.id();
+    let check = async |expected: [usize; 2]| {
+        let begun = Instant::now();
+        while n_shared(process) != expected {
+            assert!(begun.elapsed() < WAIT_MAX, "expected {expected:?}, found {:?}", n_shared(process));
+            tokio::task::yield_now().await;
+        }
+    };
+    check([1, 1]).await; // the one for updates
+    let sharing = Worker::enter_by(Way::Slots, &coordinator, 1).await;
+    check([1, 2]).await;
+    let joined = Worker::join(&coordinator).await;
+    check([2, 3]).await;
+    let other = Worker::enter_by(Way::Bytes, &coordinator, 2).await;
+    check([2, 3]).await;
+    drop((sharing, joined, other));
+    check([1, 1]).await;
+    for process in 0..50 {
+        Worker::enter_by(Way::Slots, &coordinator, process).await;
+    }
+    check([1, 1]).await;
 }
 
 #[tokio::test]

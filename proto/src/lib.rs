@@ -1,7 +1,8 @@
-//! What two machines must agree on: the messages, their bounds, and how numbers lie in bytes. Knows bytes, not meaning:
-//! no policy, no clock, no networks.
+//! What two machines must agree on: the messages, their bounds, and how numbers lie in bytes and in memory that two
+//! processes have. Knows bytes, not meaning: no policy, no clock, no networks.
 
 pub mod limits;
+pub mod shared;
 pub mod values;
 
 /// The messages and the service, as in `telar/v1/training.proto`.

@@ -24,6 +24,10 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 pub const FRAME_BYTES: u32 = 256 << 10;
 /// Messages that wait for a worker before it is taken for one that does not keep up.
 pub const OUTBOX_MESSAGES_MAX: usize = 64;
+/// Slots of a worker's shared memory for results: one is filled while the other one is read.
+pub const RESULT_SLOTS: u32 = 2;
+/// Slots of the shared memory for averaged gradients: a worker that is so many steps behind has lost one.
+pub const UPDATE_SLOTS: u32 = 4;
 /// How often a worker gives a sign of life at least.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Time that a peer has from its connection to its first bytes, and from its stream to its first message.

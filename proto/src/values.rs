@@ -23,6 +23,16 @@ pub enum ValuesError {
     },
 }
 
+impl ValuesError {
+    /// The same of values that lie after so many others.
+    pub(crate) fn after(self, n_before: usize) -> Self {
+        match self {
+            Self::NotFinite { position } => Self::NotFinite { position: n_before + position },
+            Self::Length { .. } => self,
+        }
+    }
+}
+
 impl Encoding {
     /// Bytes of one value.
     ///
@@ -80,7 +90,7 @@ pub fn decode(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<()
 }
 
 /// In blocks without a way out in the middle, so that a compiler can look at many values at once.
-fn check_finite(values: &[f32]) -> Result<(), ValuesError> {
+pub(crate) fn check_finite(values: &[f32]) -> Result<(), ValuesError> {
     const BLOCK: usize = 1024;
     for (block, start) in values.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
         let is_finite = block.iter().fold(true, |is_finite, value| is_finite & value.is_finite());

@@ -20,6 +20,7 @@ use proto::v1::worker_message::Kind;
 use proto::v1::{BatchDone, Encoding, Lagging, ShardDone, State, Update, Work, WorkerMessage};
 use proto::values::{self, ValuesError};
 
+use crate::link::GradientError;
 use crate::plan::Plan;
 
 /// Orders that wait for the thread. More than these wait in the connection, whose window bounds them.
@@ -108,6 +109,8 @@ impl Compute {
 enum LagError {
     #[error("{what}: {error}")]
     Values { what: &'static str, error: ValuesError },
+    #[error("the gradient of an update: {0}")]
+    Gradient(#[from] GradientError),
     #[error("expected the update to step {expected}, found that to step {found}")]
     Update { expected: u64, found: u64 },
     #[error("expected work on step {expected}, found work on step {found}")]
@@ -214,7 +217,7 @@ struct Held {
     step: u64,
     weights: Weights,
     velocity: Vec<f32>,
-    /// A gradient on its way in or out; reused, since it is as large as the parameters.
+    /// A gradient on its way in or out that lies in no slot; reused, since it is as large as the parameters.
     gradient: Vec<f32>,
     replica: Replica,
     /// Of the parameters, once it was asked for.
@@ -254,15 +257,20 @@ impl Held {
         Ok(self)
     }
 
+    /// After an error, the parameters may have been changed in part: this replica is of no use any more.
     fn apply(&mut self, update: &Update) -> Result<(), LagError> {
         let expected = self.step + 1;
         if update.step != expected {
             return Err(LagError::Update { expected, found: update.step });
         }
-        let terms = &self.plan.terms;
-        let taken = terms.path.take(&update.gradient, &mut self.gradient);
-        taken.map_err(|error| LagError::Values { what: "the gradient of an update", error })?;
-        terms.recipe.sgd.apply(&mut self.weights.params, &mut self.velocity, &self.gradient);
+        let Self { plan, weights, velocity, gradient, .. } = self;
+        let sgd = plan.terms.recipe.sgd;
+        plan.path.take(update, gradient, |start, gradient| {
+            let places = start..start + gradient.len();
+            // Without momentum there is no velocity.
+            let velocity = if velocity.is_empty() { &mut [] } else { &mut velocity[places.clone()] };
+            sgd.apply(&mut weights.params[places], velocity, gradient);
+        })?;
         self.enter(update.step);
         Ok(())
     }
@@ -293,9 +301,10 @@ impl Held {
         }
         let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
-        let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
-        let sums = self.replica.shard_result(&self.plan.data, key, places, &mut self.gradient);
-        let gradient_sum = terms.path.put(&self.gradient);
+        let images = sampler.shard(work.step_of_epoch as usize, shard as usize);
+        let mut place = self.plan.path.place(&mut self.gradient);
+        let sums = self.replica.shard_result(&self.plan.data, key, images, place.values());
+        let (gradient_sum, slot) = place.close();
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
@@ -306,11 +315,12 @@ impl Held {
             gradient_sum,
             params_fingerprint,
             compute_nanoseconds: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            slot,
         })
     }
 
     fn batch(&mut self, batch: u32, backend: &OpenBackend) -> Result<BatchDone, LagError> {
-        let Plan { terms, data } = &*self.plan;
+        let Plan { terms, data, .. } = &*self.plan;
         below("a batch of the validation split", batch.into(), n_batches(data.n_images(Split::Valid)).into())?;
         let evaluator = self.evaluator.get_or_insert_with(|| Evaluator::new(&self.weights, &backend.device));
         let sums = evaluator.evaluate_batch(data, Split::Valid, batch);
@@ -357,7 +367,7 @@ mod tests {
             let (replies, results) = mpsc::channel(16);
             let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
             let computer = Computer { backend, newest, step, held: None };
-            Self { plan: Arc::new(Plan { terms, data: Arc::new(data) }), computer, replies, results }
+            Self { plan: Arc::new(terms.plan(Arc::new(data))), computer, replies, results }
         }
 
         /// Gives an order as the newest one, and gives all that came of it.
@@ -422,7 +432,7 @@ mod tests {
             }
             recipe.sgd.apply(&mut params, &mut velocity, &gradient);
             let gradient = values::encode(Encoding::F32, &gradient);
-            let update = Update { step: step + 1, gradient, work: Some(work(step + 1, &[1, 0])) };
+            let update = Update { step: step + 1, gradient, work: Some(work(step + 1, &[1, 0])), slot: None };
             found = shards(bench.order(Order::Update(update)));
         }
     }
@@ -442,7 +452,7 @@ mod tests {
         };
         let update = |step, gradient: &[f32]| {
             let gradient = values::encode(Encoding::F32, gradient);
-            Order::Update(Update { step, gradient, work: None })
+            Order::Update(Update { step, gradient, work: None, slot: None })
         };
         check(&|bench| update(7, &bench.params()), "expected the update to step 6, found that to step 7");
         check(&|bench| update(5, &bench.params()), "found that to step 5");

@@ -8,10 +8,12 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
+use tracing::info;
 
 use proto::limits;
+use proto::shared::{FreeSlot, OpenError, ResultSlots, SlotError, UpdateSlots};
 use proto::v1::training_client::TrainingClient;
-use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, WorkerMessage};
+use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, SharedMemory, Update, WorkerMessage};
 use proto::values::{self, ValuesError};
 
 use crate::config::Address;
@@ -77,35 +79,109 @@ impl Link {
 }
 
 /// How gradients travel, both ways: settled when a worker is admitted, and of no interest to who computes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct GradientPath {
     encoding: Encoding,
+    /// Memory of the coordinator, if this worker is on its machine.
+    shared: Option<SharedSlots>,
 }
 
-/// A way of gradients that this program does not know.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected gradients as f32 or bf16, found the encoding number {found}")]
-pub(crate) struct GradientPathError {
-    found: i32,
+#[derive(Debug)]
+struct SharedSlots {
+    results: ResultSlots,
+    updates: UpdateSlots,
+}
+
+/// A gradient that did not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum GradientError {
+    #[error("{0}")]
+    Values(#[from] ValuesError),
+    #[error("{0}")]
+    Slot(#[from] SlotError),
+    #[error("expected bytes, found a slot of memory that this worker does not share")]
+    NotShared,
 }
 
 impl GradientPath {
-    /// The way that the coordinator has chosen.
-    pub fn new(encoding: i32) -> Result<Self, GradientPathError> {
-        match Encoding::try_from(encoding) {
-            Ok(encoding @ (Encoding::F32 | Encoding::Bf16)) => Ok(Self { encoding }),
-            Ok(Encoding::Unspecified) | Err(_) => Err(GradientPathError { found: encoding }),
+    /// The way that the coordinator has chosen, or the one that this worker can go: what is in memory or in messages is the
+    /// same.
+    pub fn open(encoding: Encoding, offered: Option<&SharedMemory>, n_params: usize) -> Self {
+        let shared = offered.and_then(|offered| match SharedSlots::open(offered, n_params) {
+            Ok(shared) => Some(shared),
+            Err(error) => {
+                info!(%error, "gradients travel over the connection, since the coordinator's memory is out of reach");
+                None
+            }
+        });
+        Self { encoding, shared }
+    }
+
+    /// Whether gradients may lie in the coordinator's memory.
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Where to put a gradient that goes out: where it has to lie, or in `own`.
+    pub fn place<'a>(&'a self, own: &'a mut [f32]) -> Place<'a> {
+        // If all slots are full, the coordinator is late: nobody waits for it.
+        let free = self.shared.as_ref().and_then(|shared| shared.results.free());
+        free.map_or(Place::Own(own, self.encoding), Place::Slot)
+    }
+
+    /// Takes a gradient that came in, part by part: `apply` is given the position of the first value of each, and the values.
+    /// After an error, parts may have been given that are of no use.
+    pub fn take(
+        &self,
+        update: &Update,
+        own: &mut [f32],
+        mut apply: impl FnMut(usize, &[f32]),
+    ) -> Result<(), GradientError> {
+        match (update.slot, &self.shared) {
+            (None, _) => {
+                values::decode(self.encoding, &update.gradient, own)?;
+                apply(0, own);
+                Ok(())
+            }
+            (Some(slot), Some(shared)) => Ok(shared.updates.read(slot, update.step, apply)?),
+            (Some(_), None) => Err(GradientError::NotShared),
+        }
+    }
+}
+
+impl SharedSlots {
+    fn open(offered: &SharedMemory, n_params: usize) -> Result<Self, OpenError> {
+        let SharedMemory { process, results, updates } = offered;
+        let [results, updates] = [results, updates].map(|region| region.clone().unwrap_or_default());
+        Ok(Self {
+            results: ResultSlots::open(*process, &results, n_params)?,
+            updates: UpdateSlots::open(*process, &updates, n_params)?,
+        })
+    }
+}
+
+/// Where a gradient is put that goes out.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    Slot(FreeSlot<'a>),
+    Own(&'a mut [f32], Encoding),
+}
+
+impl Place<'_> {
+    /// The places, whatever they hold.
+    pub fn values(&mut self) -> &mut [f32] {
+        match self {
+            Self::Slot(slot) => slot.values(),
+            Self::Own(values, _) => values,
         }
     }
 
-    /// A gradient as it goes out.
-    pub fn put(self, gradient: &[f32]) -> Bytes {
-        values::encode(self.encoding, gradient)
-    }
-
-    /// A gradient as it came in; if it is none, what is in `gradient` then is of no use.
-    pub fn take(self, bytes: &[u8], gradient: &mut [f32]) -> Result<(), ValuesError> {
-        values::decode(self.encoding, bytes, gradient)
+    /// What the message says of it: its bytes, or its slot.
+    pub fn close(self) -> (Bytes, Option<u32>) {
+        match self {
+            Self::Slot(slot) => (Bytes::new(), Some(slot.fill())),
+            Self::Own(values, encoding) => (values::encode(encoding, values), None),
+        }
     }
 }
 

@@ -7,9 +7,9 @@ use model::data::Dataset;
 use model::layers::{Noise, NoiseError};
 use model::params::{LayoutFingerprint, ParamLayout};
 use model::recipe::{Recipe, RecipeArgs, RecipeError};
-use proto::v1::{self, Fence, Ready, Welcome};
+use proto::v1::{self, Encoding, Fence, Ready, SharedMemory, Welcome};
 
-use crate::link::{GradientPath, GradientPathError};
+use crate::link::GradientPath;
 
 /// The run as the coordinator describes it.
 #[derive(Clone, Debug)]
@@ -27,7 +27,9 @@ pub(crate) struct Terms {
     /// Which data set.
     pub data_fingerprint: String,
     /// How gradients travel.
-    pub path: GradientPath,
+    pub encoding: Encoding,
+    /// Where they can lie instead.
+    pub shared_memory: Option<SharedMemory>,
 }
 
 /// All that computing a shard needs besides the parameters.
@@ -37,6 +39,8 @@ pub(crate) struct Plan {
     pub terms: Terms,
     /// Its data set.
     pub data: Arc<Dataset>,
+    /// How gradients travel.
+    pub path: GradientPath,
 }
 
 /// A welcome that this program cannot follow.
@@ -77,17 +81,14 @@ pub enum TermsError {
         found: String,
     },
     /// Gradients that travel in another way.
-    #[error("{0}; {SAME_VERSION}")]
-    Path(String),
+    #[error("expected gradients as f32 or bf16, found the encoding number {found}; {SAME_VERSION}")]
+    Encoding {
+        /// The number found.
+        found: i32,
+    },
 }
 
 const SAME_VERSION: &str = "use a coordinator and workers of one version";
-
-impl From<GradientPathError> for TermsError {
-    fn from(error: GradientPathError) -> Self {
-        Self::Path(error.to_string())
-    }
-}
 
 impl TryFrom<Welcome> for Terms {
     type Error = TermsError;
@@ -112,19 +113,37 @@ impl TryFrom<Welcome> for Terms {
             n_params: layout.n_params(),
             layout_fingerprint: expected,
             data_fingerprint: found,
-            path: GradientPath::new(welcome.encoding)?,
+            encoding: encoding(welcome.encoding)?,
+            shared_memory: welcome.shared_memory,
         })
     }
 }
 
 impl Terms {
+    /// With the data set, all there is to know.
+    pub fn plan(&self, data: Arc<Dataset>) -> Plan {
+        let path = GradientPath::open(self.encoding, self.shared_memory.as_ref(), self.n_params);
+        Plan { terms: self.clone(), data, path }
+    }
+}
+
+impl Plan {
     /// What the coordinator is told when the data set is open.
     pub fn ready(&self) -> Ready {
+        let Terms { fence, layout_fingerprint, data_fingerprint, .. } = &self.terms;
         Ready {
-            fence: Some(self.fence.clone()),
-            layout_fingerprint: self.layout_fingerprint.0,
-            data_fingerprint: self.data_fingerprint.clone(),
+            fence: Some(fence.clone()),
+            layout_fingerprint: layout_fingerprint.0,
+            data_fingerprint: data_fingerprint.clone(),
+            shared_memory: self.path.is_shared(),
         }
+    }
+}
+
+fn encoding(found: i32) -> Result<Encoding, TermsError> {
+    match Encoding::try_from(found) {
+        Ok(encoding @ (Encoding::F32 | Encoding::Bf16)) => Ok(encoding),
+        Ok(Encoding::Unspecified) | Err(_) => Err(TermsError::Encoding { found }),
     }
 }
 

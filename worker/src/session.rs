@@ -20,7 +20,7 @@ use proto::v1::{CoordinatorMessage, Dismissal, Heartbeat, Join, Leaving, Welcome
 use crate::compute::{Compute, ComputeEnded, Order};
 use crate::dataset::{DatasetError, Shelf};
 use crate::link::{Link, LinkError};
-use crate::plan::{Plan, Terms, TermsError};
+use crate::plan::{Terms, TermsError};
 
 /// Messages that wait to be sent: results of the size of the parameters among them.
 const OUTBOUND_MESSAGES_MAX: usize = 4;
@@ -162,10 +162,10 @@ impl Session {
                 Heard::Order(_) => Err(out_of_order("an order before the data set was ready")),
             },
         };
-        let ready = WorkerMessage { kind: Some(Outbound::Ready(self.terms.ready())) };
+        let plan = Arc::new(self.terms.plan(data));
+        let ready = WorkerMessage { kind: Some(Outbound::Ready(plan.ready())) };
         // That nobody takes it any more shows when the next message is awaited.
         let _ = self.outbound.send(ready).await;
-        let plan = Arc::new(Plan { terms: self.terms.clone(), data });
         loop {
             // Ends with the stream. A silent coordinator may have nothing to say; one that is gone is noticed by HTTP/2.
             match next(&mut self.inbound).await? {

@@ -23,17 +23,21 @@ use model::params::{initial_params, params_fingerprint};
 use model::random::ShardKey;
 use model::recipe::{Recipe, RecipeArgs};
 use model::replica::Replica;
+use prost::bytes::Bytes;
+use proto::shared::{Offer, Results, Updates};
 use proto::v1::coordinator_message::Kind as Said;
 use proto::v1::training_server::{Training, TrainingServer};
 use proto::v1::worker_message::Kind as Heard;
 use proto::v1::{
-    CoordinatorMessage, DatasetPiece, Dismissal, Encoding, Farewell, FetchDatasetRequest, Leaving, State, Update, Work,
-    WorkerMessage,
+    CoordinatorMessage, DatasetPiece, Dismissal, Encoding, Farewell, FetchDatasetRequest, Leaving, ShardDone,
+    SharedMemory, State, Update, Welcome, Work, WorkerMessage,
 };
 use proto::{limits, values};
 
 /// Every wait's deadline: generous, for slow machines.
 const WAIT_MAX: Duration = Duration::from_mins(1);
+/// Values of denoising's parameters.
+const N_PARAMS: usize = 163_814;
 
 /// Hands each session to the test, and gives away a data set.
 struct Script {
@@ -144,13 +148,50 @@ impl Place {
 
     /// The next worker that joins, admitted and ready.
     async fn ready(&mut self) -> Peer {
+        let (peer, is_shared) = self.ready_to_share(None).await;
+        assert!(!is_shared, "nothing was offered");
+        peer
+    }
+
+    /// The next worker that joins, admitted with an offer of memory and ready, and whether it has opened that.
+    async fn ready_to_share(&mut self, shared_memory: Option<SharedMemory>) -> (Peer, bool) {
         let mut peer = self.joined().await;
-        peer.say(Said::Welcome(common::welcome(common::fence(), self.data.fingerprint()))).await;
+        let welcome = common::welcome(common::fence(), self.data.fingerprint());
+        peer.say(Said::Welcome(Welcome { shared_memory, ..welcome })).await;
         match peer.hear().await {
-            Heard::Ready(ready) => assert_eq!(ready.data_fingerprint, self.data.fingerprint()),
+            Heard::Ready(ready) => {
+                assert_eq!(ready.data_fingerprint, self.data.fingerprint());
+                (peer, ready.shared_memory)
+            }
             other => panic!("readiness expected, found {other:?}"),
         }
-        peer
+    }
+}
+
+/// Memory as a coordinator shares it.
+struct Memory {
+    results: Results,
+    offer: Offer,
+    updates: Updates,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let (results, offer) = Results::create(N_PARAMS).expect("shared memory");
+        Self { results, offer, updates: Updates::create(N_PARAMS).expect("shared memory") }
+    }
+
+    fn message(&self) -> SharedMemory {
+        let (results, updates) = (Some(self.offer.message()), Some(self.updates.message()));
+        SharedMemory { process: std::process::id(), results, updates }
+    }
+
+    /// The gradient of a result that has to lie in a slot.
+    fn take(&self, done: &ShardDone) -> Vec<f32> {
+        assert!(done.gradient_sum.is_empty(), "it lies in a slot");
+        let mut gradient = vec![0.0; N_PARAMS];
+        self.results.take(done.slot.expect("a slot"), &mut gradient).expect("a full slot of finite values");
+        gradient
     }
 }
 
@@ -247,8 +288,10 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
         gradient = expected;
     }
 
-    let update =
-        |step| Update { step, gradient: values::encode(Encoding::F32, &gradient), work: Some(work(step, &[0], &[])) };
+    let update = |step| {
+        let gradient = values::encode(Encoding::F32, &gradient);
+        Update { step, gradient, work: Some(work(step, &[0], &[])), slot: None }
+    };
     peer.say(Said::Update(update(1))).await;
     let (mut updated, mut velocity) = (params.clone(), recipe.sgd.velocity(params.len()));
     recipe.sgd.apply(&mut updated, &mut velocity, &gradient);
@@ -273,6 +316,99 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
     place.ready().await.dismiss(Farewell::End).await;
     check_end(&end(child).await, 0, "the script says so");
     assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
+}
+
+/// What one process alone computes of the first step's shards.
+fn gradients_alone(data: &Dataset, params: &[f32], step: u64) -> [Vec<f32>; 2] {
+    let recipe = recipe();
+    let mut replica = Replica::new(&recipe, &reference_device());
+    replica.load(params);
+    let sampler = recipe.sampler(0, common::N_TRAIN);
+    [0, 1].map(|shard| {
+        let mut gradient = vec![0.0; params.len()];
+        let images = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
+        replica.shard_result(data, ShardKey { epoch: 0, step, shard }, images, &mut gradient);
+        gradient
+    })
+}
+
+async fn hear_shard(peer: &mut Peer) -> ShardDone {
+    match peer.hear().await {
+        Heard::ShardDone(done) => done,
+        other => panic!("a shard's result expected, found {other:?}"),
+    }
+}
+
+/// The goal: in memory lies what would have been in messages, both ways; who finds no free slot does not wait for one; and
+/// who comes too late for an update says so.
+#[tokio::test]
+async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_them() {
+    let mut place = Place::open();
+    let mut memory = Memory::new();
+    let child = place.start_worker();
+    let (mut peer, is_shared) = place.ready_to_share(Some(memory.message())).await;
+    assert!(is_shared, "it is on this machine");
+
+    let (sgd, mut params) = (recipe().sgd, initial_params(recipe().architecture, recipe().seed));
+    let mut velocity = sgd.velocity(params.len());
+    peer.say(state(0, &params, work(0, &[0, 1, 0], &[]))).await;
+    let alone = gradients_alone(&place.data, &params, 0);
+    let [first, second, third] =
+        [hear_shard(&mut peer).await, hear_shard(&mut peer).await, hear_shard(&mut peer).await];
+    assert_eq!((third.slot, &third.gradient_sum), (None, &values::encode(Encoding::F32, &alone[0])), "no slot is free");
+    assert_eq!([memory.take(&first), memory.take(&second)], alone);
+
+    let update = |step, slot| Update { step, gradient: Bytes::new(), work: Some(work(step, &[0], &[])), slot };
+    let slot = memory.updates.write(1, &alone[0]);
+    peer.say(Said::Update(update(1, Some(slot)))).await;
+    sgd.apply(&mut params, &mut velocity, &alone[0]);
+    let done = hear_shard(&mut peer).await;
+    assert_eq!((done.step, done.params_fingerprint), (1, params_fingerprint(&params)));
+    assert_eq!(memory.take(&done), gradients_alone(&place.data, &params, 1)[0]);
+
+    let slot = memory.updates.write(2, &alone[0]);
+    memory.updates.write(2 + u64::from(limits::UPDATE_SLOTS), &alone[1]);
+    peer.say(Said::Update(update(2, Some(slot)))).await;
+    let Heard::Lagging(lagging) = peer.hear().await else { panic!("a replica that lags") };
+    assert!(lagging.reason.contains("expected the update to step 2 in slot 2, found a later one"), "{lagging:?}");
+    peer.say(state(2, &params, work(2, &[1], &[]))).await;
+    let done = hear_shard(&mut peer).await;
+    assert_eq!((done.step, done.params_fingerprint), (2, params_fingerprint(&params)));
+    assert_eq!(memory.take(&done), gradients_alone(&place.data, &params, 2)[1]);
+
+    peer.dismiss(Farewell::End).await;
+    check_end(&end(child).await, 0, "the script says so");
+}
+
+/// Who cannot open what is offered goes on with messages.
+#[tokio::test]
+async fn a_worker_without_the_coordinators_memory_goes_on_without() {
+    let check = async |spoil: fn(&mut SharedMemory), part: &str| {
+        let mut place = Place::open();
+        let memory = Memory::new();
+        let mut offered = memory.message();
+        spoil(&mut offered);
+        let child = place.start_worker();
+        let (mut peer, is_shared) = place.ready_to_share(Some(offered)).await;
+        assert!(!is_shared, "{part}");
+        let params = initial_params(recipe().architecture, recipe().seed);
+        peer.say(state(0, &params, work(0, &[0], &[]))).await;
+        let (done, alone) = (hear_shard(&mut peer).await, gradients_alone(&place.data, &params, 0));
+        assert_eq!((done.slot, done.gradient_sum), (None, values::encode(Encoding::F32, &alone[0])), "{part}");
+
+        let slot = Some(0);
+        peer.say(Said::Update(Update { step: 1, gradient: Bytes::new(), work: None, slot })).await;
+        let Heard::Lagging(lagging) = peer.hear().await else { panic!("a gradient out of reach") };
+        assert!(lagging.reason.contains("memory that this worker does not share"), "{lagging:?}");
+        peer.dismiss(Farewell::End).await;
+        check_end(&end(child).await, 0, part);
+    };
+    let results = |offered: &mut SharedMemory| offered.results.as_mut().expect("a region").token = vec![1; 16].into();
+    check(results, "expected the token that was told, found another one").await;
+    let updates = |offered: &mut SharedMemory| offered.updates.as_mut().expect("a region").token = Bytes::new();
+    check(updates, "expected the token that was told, found another one").await;
+    check(|offered| offered.process = u32::MAX, "cannot open /proc/4294967295/fd/").await;
+    check(|offered| offered.updates = None, "gradients travel over the connection").await;
 }
 
 #[tokio::test]

@@ -56,5 +56,6 @@ pub fn welcome(fence: Fence, data_fingerprint: String) -> Welcome {
         data_fingerprint,
         layout_fingerprint: ParamLayout::of(Architecture::Denoising).fingerprint().0,
         encoding: Encoding::F32.into(),
+        shared_memory: None,
     }
 }

@@ -1,0 +1,241 @@
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc;
+use std::thread;
+
+use memmap2::MmapRaw;
+
+use super::*;
+
+/// Sizes around those of a word, of a block and of a page.
+const SIZES: [usize; 9] = [1, 2, 3, 1023, 1024, 1025, 2048, 4097, 46_529];
+
+/// Values that differ from place to place, and from one start to another.
+fn values(n_values: usize, start: u16) -> Vec<f32> {
+    (0..u16::MAX).cycle().take(n_values).map(|place| f32::from(start) + f32::from(place).sin()).collect()
+}
+
+fn results(n_values: usize) -> (Results, ResultSlots, Offer) {
+    let (results, offer) = Results::create(n_values).expect("shared memory");
+    let slots = ResultSlots::open(std::process::id(), &offer.message(), n_values).expect("a region");
+    (results, slots, offer)
+}
+
+fn updates(n_values: usize) -> (Updates, UpdateSlots) {
+    let updates = Updates::create(n_values).expect("shared memory");
+    let slots = UpdateSlots::open(std::process::id(), &updates.message(), n_values).expect("a region");
+    (updates, slots)
+}
+
+fn fill(slots: &ResultSlots, values: &[f32]) -> u32 {
+    let mut free = slots.free().expect("a free slot");
+    free.values().copy_from_slice(values);
+    free.fill()
+}
+
+fn read(slots: &UpdateSlots, slot: u32, step: u64, n_values: usize) -> Result<Vec<f32>, SlotError> {
+    let mut found = vec![0.0; n_values];
+    slots.read(slot, step, |start, block| found[start..start + block.len()].copy_from_slice(block))?;
+    Ok(found)
+}
+
+#[test]
+fn a_result_comes_as_it_was_written() {
+    for n_values in SIZES {
+        let (results, slots, _offer) = results(n_values);
+        for start in 0..5 {
+            let expected = values(n_values, start);
+            let slot = fill(&slots, &expected);
+            let mut found = vec![0.0; n_values];
+            results.take(slot, &mut found).expect("a full slot");
+            assert_eq!(found, expected, "{n_values} values");
+        }
+    }
+}
+
+#[test]
+fn an_update_comes_as_it_was_written_until_it_is_overwritten() {
+    for n_values in SIZES {
+        let (mut updates, slots) = updates(n_values);
+        let n_steps = u64::from(2 * UPDATE_SLOTS);
+        let gradient = |step| values(n_values, u16::try_from(step).expect("few steps"));
+        let placed: Vec<u32> = (1..=n_steps).map(|step| updates.write(step, &gradient(step))).collect();
+        for (step, slot) in (1..).zip(placed) {
+            let expected = if step + u64::from(UPDATE_SLOTS) > n_steps {
+                Ok(gradient(step))
+            } else {
+                Err(SlotError::Overwritten { slot, step })
+            };
+            assert_eq!(read(&slots, slot, step, n_values), expected, "step {step}, {n_values} values");
+        }
+    }
+}
+
+/// The goal: whatever a reader has got by then, it learns that it is of no use.
+#[test]
+fn an_update_that_is_overwritten_while_it_is_read_is_none() {
+    let (mut updates, slots) = updates(5_000);
+    let slot = updates.write(1, &values(5_000, 1));
+    let later = 1 + u64::from(UPDATE_SLOTS);
+    let mut n_blocks = 0;
+    let ended = slots.read(slot, 1, |_, _| {
+        n_blocks += 1;
+        if n_blocks == 2 {
+            assert_eq!(updates.write(later, &values(5_000, 9)), slot);
+        }
+    });
+    assert_eq!(ended, Err(SlotError::Overwritten { slot, step: 1 }));
+    assert_eq!(read(&slots, slot, later, 5_000), Ok(values(5_000, 9)));
+}
+
+/// The goal: what a reader takes for an update is one, also while the next ones are written.
+#[test]
+fn no_update_is_made_of_two() {
+    let n_values = 20_000;
+    let (mut updates, slots) = updates(n_values);
+    let (written, to_read) = mpsc::channel();
+    let writer = thread::spawn(move || {
+        for step in 1..=2_000_u16 {
+            let slot = updates.write(step.into(), &vec![f32::from(step); n_values]);
+            written.send((step, slot)).expect("the reader is there");
+        }
+        updates
+    });
+    let mut n_read = 0;
+    for (step, slot) in to_read {
+        match read(&slots, slot, step.into(), n_values) {
+            Ok(found) => {
+                assert_eq!(found, vec![f32::from(step); n_values], "values of another step");
+                n_read += 1;
+            }
+            Err(error) => assert_eq!(error, SlotError::Overwritten { slot, step: step.into() }),
+        }
+    }
+    writer.join().expect("it writes to its end");
+    assert!(n_read >= UPDATE_SLOTS, "the last ones stay: {n_read}");
+}
+
+#[test]
+fn a_slot_has_one_owner_until_it_was_read() {
+    let (results, slots, _offer) = results(10);
+    let [first, second] = [0, 1].map(|_| slots.free().expect("a free slot"));
+    assert!(slots.free().is_none(), "both are claimed");
+    let mut found = [0.0; 10];
+    assert_eq!(results.take(0, &mut found), Err(SlotError::NotFull { slot: 0 }));
+    assert_eq!(first.fill(), 0);
+    drop(second);
+    assert_eq!(fill(&slots, &values(10, 7)), 1, "what was dropped is free, what is full is not");
+    assert!(slots.free().is_none());
+    results.take(1, &mut found).expect("a full slot");
+    assert_eq!(found[..], values(10, 7));
+    assert_eq!(results.take(1, &mut found), Err(SlotError::NotFull { slot: 1 }));
+    assert_eq!(fill(&slots, &values(10, 8)), 1);
+}
+
+#[test]
+fn a_slot_that_is_none_is_told() {
+    let (results, _results_slots, _offer) = results(3);
+    let (_updates, slots) = updates(3);
+    for found in [RESULT_SLOTS.max(UPDATE_SLOTS), u32::MAX] {
+        let error = |n_slots| Err(SlotError::Unknown { n_slots, found });
+        assert_eq!(results.take(found, &mut [0.0; 3]), error(RESULT_SLOTS));
+        assert_eq!(slots.read(found, 1, |_, _| ()), error(UPDATE_SLOTS));
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_told_with_its_place_and_its_slot_is_free() {
+    let (results, slots, _offer) = results(5_001);
+    for position in [0, 1_024, 2_047, 5_000] {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut gradient = values(5_001, 1);
+            gradient[position] = value;
+            let slot = fill(&slots, &gradient);
+            let error = SlotError::Values(ValuesError::NotFinite { position });
+            assert_eq!(results.take(slot, &mut vec![0.0; 5_001]), Err(error));
+            assert_eq!(slots.free().map(FreeSlot::fill), Some(slot), "it is free");
+            results.take(slot, &mut vec![0.0; 5_001]).expect_err("the same values");
+        }
+    }
+}
+
+/// The goal: what was looked at is what is used, whatever is written to the slot afterwards.
+#[test]
+fn what_was_taken_stays_as_it_was() {
+    let (results, slots, _offer) = results(2_000);
+    let expected = values(2_000, 3);
+    let slot = fill(&slots, &expected);
+    let mut found = vec![0.0; 2_000];
+    results.take(slot, &mut found).expect("a full slot");
+    slots.free().expect("a free slot").values().fill(f32::NAN);
+    assert_eq!(found, expected);
+}
+
+/// The file of a region, as others find it.
+fn path(region: &v1::Region) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), region.descriptor)
+}
+
+/// The goal: no process can end another one by making a file smaller under its eyes.
+#[test]
+fn the_size_of_a_region_is_final() {
+    let (_results, _slots, offer) = results(2_000);
+    let (updates, _slots) = updates(2_000);
+    for region in [offer.message(), updates.message()] {
+        let file = File::options().write(true).open(path(&region)).expect("this process' own file");
+        let n_bytes = file.metadata().expect("a file").len();
+        for n_bytes in [0, n_bytes - 1, n_bytes + 1] {
+            let error = file.set_len(n_bytes).expect_err("a seal");
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        }
+    }
+}
+
+#[test]
+fn who_reads_updates_cannot_write_them() {
+    let (mut updates, slots) = updates(2_000);
+    let slot = updates.write(1, &values(2_000, 1));
+    let mut file = File::options().read(true).write(true).open(path(&updates.message())).expect("an own file");
+    let is_refused = |error: io::Error| assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    is_refused(file.write_all(&[255; 5_000]).expect_err("a seal"));
+    is_refused(MmapRaw::map_raw(&file).expect_err("a seal"));
+    assert_eq!(read(&slots, slot, 1, 2_000), Ok(values(2_000, 1)));
+    // The one that has made it goes on.
+    let slot = updates.write(2, &values(2_000, 2));
+    assert_eq!(read(&slots, slot, 2, 2_000), Ok(values(2_000, 2)));
+}
+
+fn check_closed(told: &v1::Region, n_values: usize, part: &str) {
+    let error = ResultSlots::open(std::process::id(), told, n_values).expect_err(part).to_string();
+    assert!(error.contains(part), "`{error}` does not say `{part}`");
+}
+
+#[test]
+fn what_is_no_region_is_not_opened() {
+    let (_results, _slots, offer) = results(2_000);
+    let told = offer.message();
+    check_closed(&v1::Region { token: vec![7; 16].into(), ..told.clone() }, 2_000, "found another one");
+    check_closed(&v1::Region { token: vec![].into(), ..told.clone() }, 2_000, "found another one");
+    check_closed(&told, 4_000, "expected a file of 36864 bytes"); // 4096 + 2 * 16384
+    check_closed(&v1::Region { descriptor: u32::MAX, ..told.clone() }, 2_000, "cannot open /proc/");
+    let of = |file: &File| v1::Region { descriptor: u32::try_from(file.as_raw_fd()).expect("a file"), ..told.clone() };
+    check_closed(&of(&File::open("/dev/null").expect("a device")), 2_000, "found something else");
+    let plain = tempfile::tempfile().expect("a file");
+    plain.set_len(4_096 + 2 * 8_192).expect("some room");
+    check_closed(&of(&plain), 2_000, "nobody can make smaller");
+}
+
+#[test]
+fn a_region_that_is_not_offered_any_more_stays_with_those_who_have_it() {
+    let (results, slots, offer) = results(2_000);
+    let told = offer.message();
+    drop(offer);
+    // The number may be that of another file by now.
+    ResultSlots::open(std::process::id(), &told, 2_000).expect_err("it is closed");
+    let slot = fill(&slots, &values(2_000, 1));
+    drop(slots);
+    let mut found = vec![0.0; 2_000];
+    results.take(slot, &mut found).expect("a full slot");
+    assert_eq!(found, values(2_000, 1));
+}
