@@ -32,14 +32,16 @@ class Failure(Exception):
 
 @contextlib.contextmanager
 def started(command, **options):
-    """A process in a group of its own, of which nothing is left afterwards. Local workers end with their coordinator."""
+    """A process in a group of its own, of which nothing is left afterwards. Who has ended by itself has seen to its own: local
+    workers end with their coordinator, and what bench/ddp.py starts it ends."""
     process = subprocess.Popen([str(part) for part in command], start_new_session=True, cwd=PROJECT, **options)
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        # Its number is its own until it was waited for.
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            process.wait()
 
 
 def plain_environment():

@@ -14,8 +14,8 @@ TARGETS = [
 ]
 # Peak memory of a worker, as a share of that of a DDP process.
 MEMORY_TARGET = 0.3
+# What is reckoned with where a network of machines becomes the bound.
 LINKS_GBIT = [1, 10, 100]
-# A worker's images in the reckoning of when the network becomes the bound.
 N_PARAMS = {"denoising": 163_814, "conv": 46_529, "recurrent": 122_548}
 BY_HAND = "<!-- What follows is written by hand; bench/speed.py keeps it. -->"
 
