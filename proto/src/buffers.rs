@@ -74,7 +74,8 @@ mod tests {
         let other = bytes.clone();
         assert_eq!(bytes.as_ptr(), place.cast(), "what is sent is where it was");
         drop(bytes);
-        assert_ne!(buffers.take().as_ptr(), place, "a worker is still to be sent it");
+        let taken = buffers.take();
+        assert_ne!(taken.as_ptr(), place, "a worker is still to be sent it");
         assert_eq!(other[..], [1.0_f32.to_le_bytes(), (-2.5_f32).to_le_bytes()].concat());
         drop(other);
         assert_eq!(buffers.take(), [1.0, -2.5]);
