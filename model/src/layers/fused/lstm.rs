@@ -1,6 +1,6 @@
 //! A whole LSTM layer over a sequence, forward and through time backward. Values of a feature lie together, step after
 //! step: [features, steps, batch]. So every product takes weights and values as they lie, and the gradients at the weights
-//! are products over all steps at once.
+//! are products over all steps at once. What only its own step needs lies together with it: [steps, features, batch].
 
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
@@ -58,11 +58,11 @@ pub enum Input<'a> {
 #[derive(Debug)]
 pub struct Unrolled {
     extent: Extent,
-    /// After their functions: [4 hidden, steps, batch].
+    /// After their functions: [steps, 4 hidden, batch].
     gates: Buffer,
-    /// [hidden, steps, batch].
+    /// [steps, hidden, batch].
     cells: Buffer,
-    /// Their hyperbolic tangents: [hidden, steps, batch].
+    /// Their hyperbolic tangents: [steps, hidden, batch].
     cell_tanhs: Buffer,
     /// The outputs: [hidden, steps, batch].
     pub hidden: Buffer,
@@ -137,111 +137,90 @@ fn sum_of(values: &[f32]) -> f32 {
 
 /// Goes through the sequence from a state of zeros.
 pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> Unrolled {
-    let Extent { n_steps, n_samples } = extent;
-    let (n_hidden, row) = (parameters.n_hidden(), extent.row());
+    let (n_samples, n_hidden, row) = (extent.n_samples, parameters.n_hidden(), extent.row());
     let n_gates = N_GATES * n_hidden;
-    let mut gates = match input {
-        Input::Steps(x) => project(x, parameters.weight_ih, parameters.bias, row),
-        Input::Repeated(x) => {
-            let projected = project(x, parameters.weight_ih, parameters.bias, n_samples);
-            repeat(&projected, extent)
-        }
+    let given = match input {
+        Input::Steps(x) => Given::Steps(x),
+        // Projected once, not once a step.
+        Input::Repeated(x) => Given::Projected(project(x, parameters.weight_ih, parameters.bias, n_samples)),
     };
+    let mut gates = Buffer::new(n_gates * row);
     let [mut cells, mut cell_tanhs, mut hidden] = [(); 3].map(|()| Buffer::new(n_hidden * row));
-    // The last step's values, close together: each product reads all of them many times.
-    let mut state = Buffer::zeros(n_hidden * n_samples);
-    let zeros = Buffer::zeros(n_samples);
-    let weight_rows = rows(n_gates, n_hidden);
-    for step in 0..n_steps {
-        let start = step * n_samples;
-        if step > 0 {
-            let gate_rows: Vec<usize> = (0..n_gates).map(|gate| gate * row + start).collect();
-            Rows {
-                a: parameters.weight_hh,
-                a_rows: &weight_rows,
-                a_runs: &[0],
-                run: n_hidden,
-                b: &state,
-                b_stride: n_samples,
-                n: n_samples,
-                c: &mut gates,
-                c_rows: &gate_rows,
-                onto: Onto::Values,
+    let [mut state, zeros] = [(); 2].map(|()| Buffer::zeros(n_hidden * n_samples));
+    let (n_in, gate_rows) = (parameters.weight_ih.len() / n_gates, rows(n_gates, n_samples));
+    let (input_rows, hidden_rows) = (rows(n_gates, n_in), rows(n_gates, n_hidden));
+    let each_step = gates.chunks_exact_mut(n_gates * n_samples).enumerate();
+    for (step, gates) in each_step {
+        let add = |a, a_rows, run, b, b_stride, gates: &mut [f32]| {
+            let (n, c_rows, onto) = (n_samples, &gate_rows, Onto::Values);
+            Rows { a, a_rows, a_runs: &[0], run, b, b_stride, n, c: gates, c_rows, onto }.compute();
+        };
+        match &given {
+            Given::Projected(projected) => gates.copy_from_slice(projected),
+            Given::Steps(x) => {
+                for (gates, bias) in gates.chunks_exact_mut(n_samples).zip(parameters.bias) {
+                    gates.fill(*bias);
+                }
+                add(parameters.weight_ih, &input_rows, n_in, &x[step * n_samples..], row, gates);
             }
-            .compute();
         }
-        advance(Advance {
-            extent,
-            step,
-            zeros: &zeros,
-            gates: &mut gates,
-            cells: &mut cells,
-            cell_tanhs: &mut cell_tanhs,
-            state: &mut state,
-            hidden: &mut hidden,
-        });
+        if step > 0 {
+            add(parameters.weight_hh, &hidden_rows, n_hidden, &state, n_samples, gates);
+        }
+        let (before, cells) = cells.split_at_mut(step * state.len());
+        let before = if step == 0 { &zeros[..] } else { &before[(step - 1) * state.len()..] };
+        let cell_tanhs = &mut cell_tanhs[step * state.len()..];
+        advance(Advance { gates, before, cells, cell_tanhs, state: &mut state });
+        for (hidden, state) in hidden.chunks_exact_mut(row).zip(state.chunks_exact(n_samples)) {
+            hidden[step * n_samples..][..n_samples].copy_from_slice(state);
+        }
     }
     Unrolled { extent, gates, cells, cell_tanhs, hidden }
 }
 
-/// What a step changes, and where.
+/// An input as the steps take it.
+enum Given<'a> {
+    /// [in, steps, batch].
+    Steps(&'a [f32]),
+    /// The input's share of the gates, with the bias, the same at every step: [4 hidden, batch].
+    Projected(Buffer),
+}
+
+/// What a step changes, and what from. Each is [hidden, batch] or begins so; the gates are four times that.
 struct Advance<'a> {
-    extent: Extent,
-    step: usize,
-    /// The cells before the first step: [batch].
-    zeros: &'a [f32],
-    /// Of this step before their functions, and then after: [4 hidden, steps, batch].
+    /// Before their functions, and then after.
     gates: &'a mut [f32],
-    /// [hidden, steps, batch].
+    /// The cells of the step before.
+    before: &'a [f32],
     cells: &'a mut [f32],
-    /// [hidden, steps, batch].
     cell_tanhs: &'a mut [f32],
-    /// The outputs of this step, close together: [hidden, batch].
+    /// The outputs.
     state: &'a mut [f32],
-    /// [hidden, steps, batch].
-    hidden: &'a mut [f32],
 }
 
 #[with_simd(advance = Arch::new())]
 #[inline(always)]
 fn advance_with_simd<S: Simd>(_simd: S, change: Advance<'_>) {
-    let Advance { extent, step, zeros, gates, cells, cell_tanhs, state, hidden } = change;
-    let (n_samples, row) = (extent.n_samples, extent.row());
-    let n_values = cells.len();
-    for (unit, h) in state.chunks_exact_mut(n_samples).enumerate() {
-        let place = unit * row + step * n_samples;
-        let [i, f, g, o] = four(gates, n_values, place, n_samples);
-        let (before, after) = cells.split_at_mut(place);
-        let before = if step == 0 { &zeros[..n_samples] } else { &before[place - n_samples..place] };
-        let cell_row = &mut after[..n_samples];
-        let c_tanh = &mut cell_tanhs[place..place + n_samples];
-        for b in 0..n_samples {
-            let (input, forget, value, output) = (sigmoid(i[b]), sigmoid(f[b]), tanh(g[b]), sigmoid(o[b]));
-            let cell = forget * before[b] + input * value;
-            let cell_tanh = tanh(cell);
-            (i[b], f[b], g[b], o[b]) = (input, forget, value, output);
-            (cell_row[b], c_tanh[b], h[b]) = (cell, cell_tanh, output * cell_tanh);
-        }
-        hidden[place..place + n_samples].copy_from_slice(h);
+    let Advance { gates, before, cells, cell_tanhs, state } = change;
+    let n = state.len();
+    let [i, f, g, o] = four(gates, n);
+    let (before, cells, cell_tanhs) = (&before[..n], &mut cells[..n], &mut cell_tanhs[..n]);
+    for place in 0..n {
+        let (input, forget, value, output) = (sigmoid(i[place]), sigmoid(f[place]), tanh(g[place]), sigmoid(o[place]));
+        let cell = forget * before[place] + input * value;
+        let cell_tanh = tanh(cell);
+        (i[place], f[place], g[place], o[place]) = (input, forget, value, output);
+        (cells[place], cell_tanhs[place], state[place]) = (cell, cell_tanh, output * cell_tanh);
     }
 }
 
-/// A row's part in each of the four gates.
+/// The four gates of `n` values each.
 #[inline(always)]
-fn four(gates: &mut [f32], gate: usize, place: usize, n: usize) -> [&mut [f32]; 4] {
-    let mut parts = gates.chunks_exact_mut(gate).map(|part| &mut part[place..place + n]);
-    std::array::from_fn(|_| parts.next().expect("there are four gates"))
-}
-
-/// The same at every step: [features, batch] → [features, steps, batch].
-fn repeat(values: &[f32], extent: Extent) -> Buffer {
-    let mut repeated = Buffer::new(values.len() * extent.n_steps);
-    for (row, values) in repeated.chunks_exact_mut(extent.row()).zip(values.chunks_exact(extent.n_samples)) {
-        for step in row.chunks_exact_mut(extent.n_samples) {
-            step.copy_from_slice(values);
-        }
-    }
-    repeated
+fn four(gates: &mut [f32], n: usize) -> [&mut [f32]; 4] {
+    let (i, gates) = gates.split_at_mut(n);
+    let (f, gates) = gates.split_at_mut(n);
+    let (g, gates) = gates.split_at_mut(n);
+    [i, f, g, &mut gates[..n]]
 }
 
 /// Sums over the steps: [features, steps, batch] → [features, batch].
@@ -274,7 +253,7 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
     // Of the step at hand, close together: [4 hidden, batch], and what goes on to the step before: [hidden, batch] each.
     let mut dstep = Buffer::new(n_gates * n_samples);
     let [mut dstate, mut dcells] = [(); 2].map(|()| Buffer::zeros(n_hidden * n_samples));
-    let zeros = Buffer::zeros(n_samples);
+    let zeros = Buffer::zeros(n_hidden * n_samples);
     let (weight_rows, step_rows) = (rows(n_gates, n_hidden), rows(n_gates, n_samples));
     for step in (0..n_steps).rev() {
         let start = step * n_samples;
@@ -287,7 +266,15 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
                 state.iter_mut().zip(&values[start..]).for_each(|(state, value)| *state += value);
             }
         }
-        retreat(Retreat { unrolled, step, zeros: &zeros, dstate: &dstate, dcells: &mut dcells, dgates: &mut dstep });
+        let n = dstate.len();
+        retreat(Retreat {
+            gates: part(&unrolled.gates, step, N_GATES * n),
+            before: if step == 0 { &zeros } else { part(&unrolled.cells, step - 1, n) },
+            cell_tanhs: part(&unrolled.cell_tanhs, step, n),
+            dstate: &dstate,
+            dcells: &mut dcells,
+            dgates: &mut dstep,
+        });
         for (row, values) in dgates.chunks_exact_mut(row).zip(dstep.chunks_exact(n_samples)) {
             row[start..start + n_samples].copy_from_slice(values);
         }
@@ -309,42 +296,43 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
     dgates
 }
 
-/// What a step on the way back changes.
+/// Part number `place` of so many values.
+fn part(values: &[f32], place: usize, n_values: usize) -> &[f32] {
+    &values[place * n_values..][..n_values]
+}
+
+/// What a step on the way back changes, and what from. Each is [hidden, batch]; gates are four times that.
 struct Retreat<'a> {
-    unrolled: &'a Unrolled,
-    step: usize,
-    /// The cells before the first step: [batch].
-    zeros: &'a [f32],
-    /// Gradient at the step's outputs: [hidden, batch].
+    /// After their functions.
+    gates: &'a [f32],
+    /// The cells of the step before.
+    before: &'a [f32],
+    cell_tanhs: &'a [f32],
+    /// Gradient at the outputs.
     dstate: &'a [f32],
-    /// Gradient at the step's cells from the steps after it, and then at those of the step before: [hidden, batch].
+    /// Gradient at the cells from the steps after it, and then at those of the step before.
     dcells: &'a mut [f32],
-    /// Gradient at the step's gates before their functions: [4 hidden, batch].
+    /// Gradient at the gates before their functions.
     dgates: &'a mut [f32],
 }
 
 #[with_simd(retreat = Arch::new())]
 #[inline(always)]
 fn retreat_with_simd<S: Simd>(_simd: S, change: Retreat<'_>) {
-    let Retreat { unrolled, step, zeros, dstate, dcells, dgates } = change;
-    let Unrolled { extent, gates, cells, cell_tanhs, .. } = unrolled;
-    let (n_samples, row) = (extent.n_samples, extent.row());
-    let n_values = dstate.len();
-    for (unit, (dh, dc)) in dstate.chunks_exact(n_samples).zip(dcells.chunks_exact_mut(n_samples)).enumerate() {
-        let place = unit * row + step * n_samples;
-        let of = |gate: usize| &gates[gate * cells.len() + place..][..n_samples];
-        let [i, f, g, o] = [of(0), of(1), of(2), of(3)];
-        let c_tanh = &cell_tanhs[place..place + n_samples];
-        let before = if step == 0 { &zeros[..n_samples] } else { &cells[place - n_samples..place] };
-        let [di, df, dg, d_o] = four(dgates, n_values, unit * n_samples, n_samples);
-        for b in 0..n_samples {
-            let dcell = dc[b] + dh[b] * o[b] * (1.0 - c_tanh[b] * c_tanh[b]);
-            di[b] = dcell * g[b] * i[b] * (1.0 - i[b]);
-            df[b] = dcell * before[b] * f[b] * (1.0 - f[b]);
-            dg[b] = dcell * i[b] * (1.0 - g[b] * g[b]);
-            d_o[b] = dh[b] * c_tanh[b] * o[b] * (1.0 - o[b]);
-            dc[b] = dcell * f[b];
-        }
+    let Retreat { gates, before, cell_tanhs, dstate, dcells, dgates } = change;
+    let n = dstate.len();
+    let [i, f, g, o] = [0, 1, 2, 3].map(|gate| &gates[gate * n..][..n]);
+    let [di, df, dg, d_o] = four(dgates, n);
+    let (before, cell_tanhs, dcells) = (&before[..n], &cell_tanhs[..n], &mut dcells[..n]);
+    for place in 0..n {
+        let (input, forget, value, output) = (i[place], f[place], g[place], o[place]);
+        let (dh, cell_tanh) = (dstate[place], cell_tanhs[place]);
+        let dcell = dcells[place] + dh * output * (1.0 - cell_tanh * cell_tanh);
+        di[place] = dcell * value * input * (1.0 - input);
+        df[place] = dcell * before[place] * forget * (1.0 - forget);
+        dg[place] = dcell * input * (1.0 - value * value);
+        d_o[place] = dh * cell_tanh * output * (1.0 - output);
+        dcells[place] = dcell * forget;
     }
 }
 

@@ -116,16 +116,11 @@ impl Rows<'_> {
         assert!(farthest(self.c_rows) + self.n <= self.c.len(), "C holds its rows");
         Arch::new().dispatch(self);
     }
+}
 
-    #[inline(always)]
-    fn columns<S: Simd, const NV: usize>(&self, simd: S, c: *mut f32, first: usize) {
-        let edge = Edge::new(simd, self.n - first, NV);
-        for_tiles(self.a_rows.len(), |first_row, height| match (height, edge.is_whole) {
-            (Height::Six, true) => self.tile::<S, 6, NV, false>(simd, edge, c, first, first_row),
-            (Height::Six, false) => self.tile::<S, 6, NV, true>(simd, edge, c, first, first_row),
-            (Height::Four, true) => self.tile::<S, 4, NV, false>(simd, edge, c, first, first_row),
-            (Height::Four, false) => self.tile::<S, 4, NV, true>(simd, edge, c, first, first_row),
-        });
+impl Tiled for Rows<'_> {
+    fn size(&self) -> [usize; 2] {
+        [self.a_rows.len(), self.n]
     }
 
     #[inline(always)]
@@ -169,10 +164,7 @@ impl WithSimd for Rows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let c = self.c.as_mut_ptr();
-        for_columns::<S>(self.n, |first, width| match width {
-            Width::Two => self.columns::<S, 2>(simd, c, first),
-            Width::One => self.columns::<S, 1>(simd, c, first),
-        });
+        compute_tiles(&self, simd, c);
     }
 }
 
@@ -193,16 +185,11 @@ impl Outer<'_> {
         assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
         Arch::new().dispatch(self);
     }
+}
 
-    #[inline(always)]
-    fn columns<S: Simd, const NV: usize>(&self, simd: S, c: *mut f32, first: usize) {
-        let edge = Edge::new(simd, self.n - first, NV);
-        for_tiles(self.m, |first_row, height| match (height, edge.is_whole) {
-            (Height::Six, true) => self.tile::<S, 6, NV, false>(simd, edge, c, first, first_row),
-            (Height::Six, false) => self.tile::<S, 6, NV, true>(simd, edge, c, first, first_row),
-            (Height::Four, true) => self.tile::<S, 4, NV, false>(simd, edge, c, first, first_row),
-            (Height::Four, false) => self.tile::<S, 4, NV, true>(simd, edge, c, first, first_row),
-        });
+impl Tiled for Outer<'_> {
+    fn size(&self) -> [usize; 2] {
+        [self.m, self.n]
     }
 
     #[inline(always)]
@@ -215,8 +202,6 @@ impl Outer<'_> {
         first: usize,
         first_row: usize,
     ) {
-        // A tile that hangs over the last row begins earlier: with what is added, it would count rows twice, and so it
-        // computes the last row again instead.
         let row: [usize; MR] = std::array::from_fn(|i| (first_row + i).min(self.m - 1));
         // SAFETY: every row is below `m`, every column below `n`, and `compute` has checked that A, B and C hold those. `c`
         // is C's pointer, which `self` alone may use.
@@ -245,10 +230,7 @@ impl WithSimd for Outer<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let c = self.c.as_mut_ptr();
-        for_columns::<S>(self.n, |first, width| match width {
-            Width::Two => self.columns::<S, 2>(simd, c, first),
-            Width::One => self.columns::<S, 1>(simd, c, first),
-        });
+        compute_tiles(&self, simd, c);
     }
 }
 
@@ -323,48 +305,68 @@ impl WithSimd for Dots<'_> {
         const HEIGHT: usize = 4;
         const WIDTH: usize = 3;
         let c = self.c.as_mut_ptr();
-        for column in (0..self.n).step_by(WIDTH) {
+        // The operand with more rows is gone through once, the other one for each of its tiles, from a nearer cache.
+        if self.m > self.n {
             for row in (0..self.m).step_by(HEIGHT) {
-                self.tile::<S, HEIGHT, WIDTH>(simd, c, row, column);
+                for column in (0..self.n).step_by(WIDTH) {
+                    self.tile::<S, HEIGHT, WIDTH>(simd, c, row, column);
+                }
+            }
+        } else {
+            for column in (0..self.n).step_by(WIDTH) {
+                for row in (0..self.m).step_by(HEIGHT) {
+                    self.tile::<S, HEIGHT, WIDTH>(simd, c, row, column);
+                }
             }
         }
     }
 }
 
-/// Vectors side by side in a tile.
-enum Width {
-    Two,
-    One,
+/// A product that is computed in tiles of rows and vectors of columns.
+trait Tiled {
+    /// Rows and columns of C.
+    fn size(&self) -> [usize; 2];
+
+    /// Computes `MR` rows from `first_row` on and `NV` vectors of columns from `first` on; the last vector is `CUT` where C's
+    /// rows end in it. Rows beyond the last one are that one again.
+    fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+        &self,
+        simd: S,
+        edge: Edge<S>,
+        c: *mut f32,
+        first: usize,
+        first_row: usize,
+    );
 }
 
-/// Calls for pairs of vectors, and for the one that may be left.
+/// Goes through all tiles: pairs of vectors, and the one that may be left.
 #[inline(always)]
-fn for_columns<S: Simd>(n: usize, mut tiles: impl FnMut(usize, Width)) {
-    let n_vectors = n.div_ceil(S::F32_LANES);
-    for vector in (0..n_vectors).step_by(2) {
-        let width = if vector + 1 < n_vectors { Width::Two } else { Width::One };
-        tiles(vector * S::F32_LANES, width);
+fn compute_tiles<S: Simd>(product: &impl Tiled, simd: S, c: *mut f32) {
+    let [_, n_columns] = product.size();
+    for first in (0..n_columns).step_by(2 * S::F32_LANES) {
+        if n_columns - first > S::F32_LANES {
+            compute_columns::<S, 2>(product, simd, c, first);
+        } else {
+            compute_columns::<S, 1>(product, simd, c, first);
+        }
     }
 }
 
-/// Rows of a tile.
-enum Height {
-    Six,
-    Four,
-}
-
-/// Cuts rows into tiles of six and four, so that as few as can be hang over the end: those compute the last row again.
+/// Cuts rows into tiles of six and four, so that as few as can be hang over the end.
 #[inline(always)]
-fn for_tiles(n_rows: usize, mut tile: impl FnMut(usize, Height)) {
+fn compute_columns<S: Simd, const NV: usize>(product: &impl Tiled, simd: S, c: *mut f32, first: usize) {
+    let [n_rows, n_columns] = product.size();
+    let edge = Edge::new(simd, n_columns - first, NV);
     let mut row = 0;
     while row < n_rows {
-        let n_left = n_rows - row;
-        let (height, n_done) = match n_left {
-            1..=4 | 7 | 8 => (Height::Four, 4), // 8: 4 + 4
-            _ => (Height::Six, 6),
-        };
-        tile(row, height);
-        row += n_done;
+        let is_four = matches!(n_rows - row, 1..=4 | 7 | 8); // 8: 4 + 4
+        match (is_four, edge.is_whole) {
+            (false, true) => product.tile::<S, 6, NV, false>(simd, edge, c, first, row),
+            (false, false) => product.tile::<S, 6, NV, true>(simd, edge, c, first, row),
+            (true, true) => product.tile::<S, 4, NV, false>(simd, edge, c, first, row),
+            (true, false) => product.tile::<S, 4, NV, true>(simd, edge, c, first, row),
+        }
+        row += if is_four { 4 } else { 6 };
     }
 }
 
@@ -393,17 +395,19 @@ impl<S: Simd> Edge<S> {
 #[inline(always)]
 #[expect(unsafe_code, reason = "the caller has checked the bounds of all tiles")]
 unsafe fn load<S: Simd, const NV: usize, const CUT: bool>(simd: S, edge: Edge<S>, at: *const f32) -> [S::f32s; NV] {
-    std::array::from_fn(|v| {
+    let mut values = [simd.splat_f32s(0.0); NV];
+    for (v, value) in values.iter_mut().enumerate() {
         // SAFETY: as the caller promises.
-        unsafe {
+        *value = unsafe {
             let at = at.add(v * S::F32_LANES);
             if CUT && v + 1 == NV {
                 simd.mask_load_ptr_f32s(edge.mask, at)
             } else {
                 at.cast::<S::f32s>().read_unaligned()
             }
-        }
-    })
+        };
+    }
+    values
 }
 
 /// The sums to begin with.
@@ -418,11 +422,14 @@ unsafe fn begin<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
     onto: Onto,
     c: [*mut f32; MR],
 ) -> [[S::f32s; NV]; MR] {
-    match onto {
-        Onto::Nothing => [[simd.splat_f32s(0.0); NV]; MR],
-        // SAFETY: as the caller promises.
-        Onto::Values => c.map(|row| unsafe { load::<S, NV, CUT>(simd, edge, row) }),
+    let mut sums = [[simd.splat_f32s(0.0); NV]; MR];
+    if onto == Onto::Values {
+        for (sums, row) in sums.iter_mut().zip(c) {
+            // SAFETY: as the caller promises.
+            *sums = unsafe { load::<S, NV, CUT>(simd, edge, row) };
+        }
     }
+    sums
 }
 
 /// Writes the sums of a tile. All were read before, so that a row that is computed twice gets the same values twice.
