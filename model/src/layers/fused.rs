@@ -1,14 +1,15 @@
 //! Operations of a whole layer at once, with handwritten gradients, for the CPU backend that is pure Rust. Each has its plain
 //! twin beside it in the layer that uses it, made of Burn's own operations, and is tested against it.
 //!
-//! Here is how they join Burn's graph: what each keeps for its way back, and where its gradients go. The arithmetic is in
-//! the files below, on slices, and knows nothing of tensors.
+//! Here is what they are to Burn: a backend extension, forward. `graph` has the way back. The arithmetic is in the other
+//! files, on slices, and knows nothing of tensors.
 
 mod activation;
 mod buffers;
 mod conv;
 mod dense;
 mod destination;
+mod graph;
 mod loss;
 mod lstm;
 mod product;
@@ -18,21 +19,16 @@ mod transpose;
 
 use std::sync::{Arc, OnceLock};
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 pub use activation::Activation;
 pub use destination::with_destination;
 
 use self::buffers::Buffer;
-use self::conv::{Pooled, PooledGradient, Size, Transposed};
-use self::destination::put;
-use self::lstm::{Extent, Input, OutputGradient, Parameters, Unrolled};
+use self::conv::{Size, Transposed};
+use self::lstm::{Extent, Input, Parameters, Unrolled};
 use super::conv::Crop;
 use crate::loss::LossSums;
 
@@ -172,29 +168,38 @@ fn project_forward(x: &Primitive, weight: &Primitive, bias: &Primitive) -> Primi
     tensor(y, &[n_out, n_steps, n_samples])
 }
 
-fn lstm_forward(x: &Primitive, parameters: Parameters, course: Course) -> (Primitive, Unrolled) {
+/// What a whole LSTM gives.
+struct LstmOutput {
+    /// What was asked for.
+    y: Primitive,
+    /// Each step's output: [hidden, steps, batch].
+    hidden: Primitive,
+    /// For the way back.
+    unrolled: Unrolled,
+}
+
+fn lstm_forward(x: &Primitive, parameters: Parameters, course: Course) -> LstmOutput {
     let [_, n_steps, n_samples] = shape_of(x);
     let n_hidden = parameters.weight_hh.len() / parameters.bias.len();
     let (input, n_steps) = match course {
         Course::Steps | Course::Last => (Input::Steps(values(x)), n_steps),
         Course::Repeated(n_steps) => (Input::Repeated(values(x)), n_steps),
     };
-    let unrolled = lstm::forward(input, parameters, Extent { n_steps, n_samples });
+    let extent = Extent { n_steps, n_samples };
+    let (hidden, unrolled) = lstm::forward(input, parameters, extent);
+    let hidden = tensor(hidden, &[n_hidden, n_steps, n_samples]);
     let y = match course {
-        Course::Last => tensor(unrolled.last(), &[n_hidden, 1, n_samples]),
-        Course::Steps | Course::Repeated(_) => {
-            let mut hidden = Buffer::new(unrolled.hidden.len());
-            hidden.copy_from_slice(&unrolled.hidden);
-            tensor(hidden, &[n_hidden, n_steps, n_samples])
-        }
+        Course::Last => tensor(lstm::last(values(&hidden), extent), &[n_hidden, 1, n_samples]),
+        Course::Steps | Course::Repeated(_) => hidden.clone(),
     };
-    (y, unrolled)
+    LstmOutput { y, hidden, unrolled }
 }
 
-fn conv_forward(x: &Primitive, weight: &Primitive, bias: &Primitive) -> (Pooled, [usize; 4]) {
+/// Outputs, and which pixel of each window won.
+fn conv_forward(x: &Primitive, weight: &Primitive, bias: &Primitive) -> (Primitive, Vec<u8>) {
     let ([n_samples, height, width, _], [n_out]) = (shape_of(x), shape_of(bias));
-    let pooled = conv::forward_pooled(values(x), values(weight), values(bias), Size { height, width });
-    (pooled, [n_samples, height / 2, width / 2, n_out])
+    let (y, winners) = conv::forward_pooled(values(x), values(weight), values(bias), Size { height, width });
+    (tensor(y, &[n_samples, height / 2, width / 2, n_out]), winners)
 }
 
 /// The sizes of a transposed convolution.
@@ -217,10 +222,18 @@ impl TransposedSizes {
         let Self { size, out_size, n_out } = self;
         Transposed { x: values(x), weight: values(weight), size, out_size, n_out }
     }
+}
 
-    fn shape(self, n_samples: usize) -> [usize; 4] {
-        [n_samples, self.out_size.height, self.out_size.width, self.n_out]
-    }
+fn transposed_forward(
+    x: &Primitive,
+    weight: &Primitive,
+    bias: &Primitive,
+    sizes: TransposedSizes,
+    activation: Activation,
+) -> Primitive {
+    let [n_samples, ..]: [usize; 4] = shape_of(x);
+    let y = sizes.of(x, weight).forward(values(bias), activation);
+    tensor(y, &[n_samples, sizes.out_size.height, sizes.out_size.width, sizes.n_out])
 }
 
 fn loss_forward(logits: &Primitive, targets: &Primitive, sums: &SumsPlace) -> (Primitive, Primitive) {
@@ -251,12 +264,11 @@ impl FusedOperations for Flex {
     ) -> Primitive {
         let parameters =
             Parameters { weight_ih: values(&weight_ih), weight_hh: values(&weight_hh), bias: values(&bias) };
-        lstm_forward(&in_order(x), parameters, course).0
+        lstm_forward(&in_order(x), parameters, course).y
     }
 
     fn fused_conv_pooled(x: Primitive, weight: Primitive, bias: Primitive) -> Primitive {
-        let (pooled, shape) = conv_forward(&in_order(x), &weight, &bias);
-        tensor(pooled.y, &shape)
+        conv_forward(&in_order(x), &weight, &bias).0
     }
 
     fn fused_conv_transposed(
@@ -266,9 +278,8 @@ impl FusedOperations for Flex {
         crop: Crop,
         activation: Activation,
     ) -> Primitive {
-        let (x, sizes) = (in_order(x.clone()), TransposedSizes::new(&x, &bias, crop));
-        let [n_samples, ..]: [usize; 4] = shape_of(&x);
-        tensor(sizes.of(&x, &weight).forward(values(&bias), activation), &sizes.shape(n_samples))
+        let x = in_order(x);
+        transposed_forward(&x, &weight, &bias, TransposedSizes::new(&x, &bias, crop), activation)
     }
 
     fn fused_loss(logits: Primitive, targets: Primitive, sums: SumsPlace) -> Primitive {
@@ -277,276 +288,5 @@ impl FusedOperations for Flex {
 
     fn fused_announce(parameter: Primitive, _start: usize) -> Primitive {
         parameter
-    }
-}
-
-/// Prepares an operation, and finishes it with the state that its way back needs, where that is ever gone.
-macro_rules! join_graph {
-    ($step:expr, [$($input:ident),+], $output:expr, $state:expr) => {{
-        let output = $output;
-        match $step.prepare::<C>([$($input.node()),+]).compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish($state, output),
-            OpsKind::UnTracked(prepared) => prepared.finish(output),
-        }
-    }};
-}
-
-impl<C: CheckpointStrategy> FusedOperations for Autodiff<Flex, C> {
-    fn fused_dense(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        activation: Activation,
-    ) -> FloatTensor<Self> {
-        let kept = [in_order(x.primitive().clone()), weight.primitive().clone()];
-        let y = dense_forward(&kept[0], &kept[1], bias.primitive(), activation);
-        join_graph!(
-            DenseStep,
-            [x, weight, bias],
-            y.clone(),
-            DenseKept { x: kept[0].clone(), weight: kept[1].clone(), y, activation }
-        )
-    }
-
-    fn fused_project(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let kept = [in_order(x.primitive().clone()), weight.primitive().clone()];
-        let y = project_forward(&kept[0], &kept[1], bias.primitive());
-        join_graph!(ProjectStep, [x, weight, bias], y, kept)
-    }
-
-    fn fused_lstm(
-        x: FloatTensor<Self>,
-        weight_ih: FloatTensor<Self>,
-        weight_hh: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        course: Course,
-    ) -> FloatTensor<Self> {
-        let given = in_order(x.primitive().clone());
-        let [ih, hh] = [weight_ih.primitive().clone(), weight_hh.primitive().clone()];
-        let parameters = Parameters { weight_ih: values(&ih), weight_hh: values(&hh), bias: values(bias.primitive()) };
-        let (y, unrolled) = lstm_forward(&given, parameters, course);
-        let kept = LstmKept { x: given, weight_ih: ih, weight_hh: hh, unrolled: Arc::new(unrolled), course };
-        join_graph!(LstmStep, [x, weight_ih, weight_hh, bias], y, kept)
-    }
-
-    fn fused_conv_pooled(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let kept = [in_order(x.primitive().clone()), weight.primitive().clone()];
-        let (pooled, shape) = conv_forward(&kept[0], &kept[1], bias.primitive());
-        let mut y = Buffer::new(pooled.y.len());
-        y.copy_from_slice(&pooled.y);
-        let [given, kernel] = kept;
-        let kept = ConvKept { x: given, weight: kernel, pooled: Arc::new(pooled) };
-        join_graph!(ConvStep, [x, weight, bias], tensor(y, &shape), kept)
-    }
-
-    fn fused_conv_transposed(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
-        crop: Crop,
-        activation: Activation,
-    ) -> FloatTensor<Self> {
-        let (given, kernel) = (in_order(x.primitive().clone()), weight.primitive().clone());
-        let sizes = TransposedSizes::new(&given, bias.primitive(), crop);
-        let [n_samples, ..]: [usize; 4] = shape_of(&given);
-        let y = sizes.of(&given, &kernel).forward(values(bias.primitive()), activation);
-        let y = tensor(y, &sizes.shape(n_samples));
-        let kept = TransposedKept { x: given, weight: kernel, y: y.clone(), sizes, activation };
-        join_graph!(TransposedStep, [x, weight, bias], y, kept)
-    }
-
-    fn fused_loss(logits: FloatTensor<Self>, targets: FloatTensor<Self>, sums: SumsPlace) -> FloatTensor<Self> {
-        let [given, wanted] = [&logits, &targets].map(|tensor| in_order(tensor.primitive().clone()));
-        let (loss, gradient) = loss_forward(&given, &wanted, &sums);
-        join_graph!(LossStep, [logits], loss, gradient)
-    }
-
-    fn fused_announce(parameter: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
-        let n_values = parameter.primitive().shape().num_elements();
-        destination::announce(parameter.id(), start..start + n_values);
-        parameter
-    }
-}
-
-#[derive(Debug)]
-struct DenseStep;
-
-#[derive(Clone, Debug)]
-struct DenseKept {
-    x: Primitive,
-    weight: Primitive,
-    y: Primitive,
-    activation: Activation,
-}
-
-impl Backward<Flex, 3> for DenseStep {
-    type State = DenseKept;
-
-    fn backward(self, ops: Ops<DenseKept, 3>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = in_order(gradients.consume::<Flex>(&ops.node));
-        let DenseKept { x, weight, y, activation } = ops.state;
-        let ([n_samples, n_in], [_, n_out]) = (shape_of(&x), shape_of(&y));
-        let dz = dense::before_activation(values(&y), values(&dy), activation);
-        let [x_node, weight_node, bias_node] = ops.parents;
-        put(bias_node.map(|node| node.id), &[n_out], gradients, |into| activation::sum_rows(&dz, into));
-        put(weight_node.map(|node| node.id), &[n_out, n_in], gradients, |into| {
-            dense::weight_gradient(&dz, values(&x), n_samples, into);
-        });
-        if let Some(node) = x_node {
-            let dx = dense::input_gradient(&dz, values(&weight), n_out);
-            gradients.register::<Flex>(node.id, tensor(dx, &[n_samples, n_in]));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct ProjectStep;
-
-impl Backward<Flex, 3> for ProjectStep {
-    type State = [Primitive; 2];
-
-    fn backward(self, ops: Ops<[Primitive; 2], 3>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = in_order(gradients.consume::<Flex>(&ops.node));
-        let [x, weight] = ops.state;
-        let [n_in, n_steps, n_samples] = shape_of(&x);
-        let [n_out, ..]: [usize; 3] = shape_of(&dy);
-        let n = n_steps * n_samples;
-        let [x_node, weight_node, bias_node] = ops.parents;
-        put(bias_node.map(|node| node.id), &[n_out], gradients, |into| {
-            lstm::project_bias_gradient(values(&dy), n, into);
-        });
-        put(weight_node.map(|node| node.id), &[n_out, n_in], gradients, |into| {
-            lstm::project_weight_gradient(values(&dy), values(&x), n, into);
-        });
-        if let Some(node) = x_node {
-            let dx = lstm::project_input_gradient(values(&dy), values(&weight), n);
-            gradients.register::<Flex>(node.id, tensor(dx, &[n_in, n_steps, n_samples]));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct LstmStep;
-
-#[derive(Clone, Debug)]
-struct LstmKept {
-    x: Primitive,
-    weight_ih: Primitive,
-    weight_hh: Primitive,
-    unrolled: Arc<Unrolled>,
-    course: Course,
-}
-
-impl Backward<Flex, 4> for LstmStep {
-    type State = LstmKept;
-
-    fn backward(self, ops: Ops<LstmKept, 4>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = in_order(gradients.consume::<Flex>(&ops.node));
-        let LstmKept { x, weight_ih, weight_hh, unrolled, course } = ops.state;
-        let ([n_gates, n_hidden], [n_in, n_steps, n_samples]) = (shape_of(&weight_hh), shape_of(&x));
-        let dh = match course {
-            Course::Last => OutputGradient::Last(values(&dy)),
-            Course::Steps | Course::Repeated(_) => OutputGradient::Steps(values(&dy)),
-        };
-        let dgates = lstm::gates_gradient(&unrolled, values(&weight_hh), dh);
-        let [x_node, ih_node, hh_node, bias_node] = ops.parents;
-        put(hh_node.map(|node| node.id), &[n_gates, n_hidden], gradients, |into| {
-            lstm::recurrent_gradient(&unrolled, &dgates, into);
-        });
-        let is_repeated = matches!(course, Course::Repeated(_));
-        let (dprojected, n) = lstm::projected_gradient(is_repeated, dgates, unrolled.extent());
-        put(bias_node.map(|node| node.id), &[n_gates], gradients, |into| {
-            lstm::project_bias_gradient(&dprojected, n, into);
-        });
-        put(ih_node.map(|node| node.id), &[n_gates, n_in], gradients, |into| {
-            lstm::project_weight_gradient(&dprojected, values(&x), n, into);
-        });
-        if let Some(node) = x_node {
-            let dx = lstm::project_input_gradient(&dprojected, values(&weight_ih), n);
-            gradients.register::<Flex>(node.id, tensor(dx, &[n_in, n_steps, n_samples]));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct ConvStep;
-
-#[derive(Clone, Debug)]
-struct ConvKept {
-    x: Primitive,
-    weight: Primitive,
-    pooled: Arc<Pooled>,
-}
-
-impl Backward<Flex, 3> for ConvStep {
-    type State = ConvKept;
-
-    fn backward(self, ops: Ops<ConvKept, 3>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = in_order(gradients.consume::<Flex>(&ops.node));
-        let ConvKept { x, weight, pooled } = ops.state;
-        let [_, height, width, _]: [usize; 4] = shape_of(&x);
-        let weight_shape: [usize; 4] = shape_of(&weight);
-        let size = Size { height, width };
-        let gradient =
-            PooledGradient { x: values(&x), weight: values(&weight), pooled: &pooled, dy: values(&dy), size };
-        let [x_node, weight_node, bias_node] = ops.parents;
-        let mut dbias = Buffer::new(weight_shape[0]);
-        let mut dweight = Buffer::new(values(&weight).len());
-        let dx = gradient.compute(&mut dweight, &mut dbias, x_node.is_some());
-        put(bias_node.map(|node| node.id), &[weight_shape[0]], gradients, |into| into.copy_from_slice(&dbias));
-        put(weight_node.map(|node| node.id), &weight_shape, gradients, |into| into.copy_from_slice(&dweight));
-        if let (Some(node), Some(dx)) = (x_node, dx) {
-            gradients.register::<Flex>(node.id, tensor(dx, &shape_of::<4>(&x)));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct TransposedStep;
-
-#[derive(Clone, Debug)]
-struct TransposedKept {
-    x: Primitive,
-    weight: Primitive,
-    y: Primitive,
-    sizes: TransposedSizes,
-    activation: Activation,
-}
-
-impl Backward<Flex, 3> for TransposedStep {
-    type State = TransposedKept;
-
-    fn backward(self, ops: Ops<TransposedKept, 3>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = in_order(gradients.consume::<Flex>(&ops.node));
-        let TransposedKept { x, weight, y, sizes, activation } = ops.state;
-        let dz = dense::before_activation(values(&y), values(&dy), activation);
-        let [x_node, weight_node, bias_node] = ops.parents;
-        put(bias_node.map(|node| node.id), &[sizes.n_out], gradients, |into| activation::sum_rows(&dz, into));
-        let mut dweight = Buffer::new(values(&weight).len());
-        let dx = sizes.of(&x, &weight).gradient(&dz, &mut dweight, x_node.is_some());
-        put(weight_node.map(|node| node.id), &shape_of::<4>(&weight), gradients, |into| into.copy_from_slice(&dweight));
-        if let (Some(node), Some(dx)) = (x_node, dx) {
-            gradients.register::<Flex>(node.id, tensor(dx, &shape_of::<4>(&x)));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct LossStep;
-
-impl Backward<Flex, 1> for LossStep {
-    type State = Primitive;
-
-    fn backward(self, ops: Ops<Primitive, 1>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        // The loss is where the way back begins: its own gradient is 1.
-        gradients.consume::<Flex>(&ops.node);
-        let [logits_node] = ops.parents;
-        if let Some(node) = logits_node {
-            gradients.register::<Flex>(node.id, ops.state);
-        }
     }
 }

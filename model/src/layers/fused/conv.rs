@@ -4,7 +4,7 @@
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
 
-use super::activation::{Activation, activate, selu_of, slope_times, sum_rows};
+use super::activation::{Activation, activate, selu_of};
 use super::buffers::Buffer;
 use super::product::{Onto, Outer, Rows};
 
@@ -85,36 +85,19 @@ enum Inner {
     Second,
 }
 
-/// The reverse of [`packed`] with all places in order: [places, b, a] or [places, a, b] → [a, b, 3, 3].
-fn unpack(packed: &[f32], [n_a, n_b]: [usize; 2], inner: Inner, weight: &mut [f32]) {
+/// The reverse of [`packed`] with all places in order: [places, b, a] → [a, b, 3, 3].
+pub fn unpack(packed: &[f32], [n_a, n_b]: [usize; 2], weight: &mut [f32]) {
     for (tap, values) in packed.chunks_exact(n_a * n_b).enumerate() {
-        match inner {
-            Inner::Second => {
-                let into = weight[tap..].iter_mut().step_by(N_TAPS);
-                into.zip(values).for_each(|(into, value)| *into = *value);
-            }
-            Inner::First => {
-                for (b, row) in values.chunks_exact(n_a).enumerate() {
-                    let into = weight[b * N_TAPS + tap..].iter_mut().step_by(n_b * N_TAPS);
-                    into.zip(row).for_each(|(into, value)| *into = *value);
-                }
-            }
+        for (b, row) in values.chunks_exact(n_a).enumerate() {
+            let into = weight[b * N_TAPS + tap..].iter_mut().step_by(n_b * N_TAPS);
+            into.zip(row).for_each(|(into, value)| *into = *value);
         }
     }
 }
 
-/// A convolution with pooling: what it gave, and which pixel of each window was the largest (0 to 3, row by row).
-#[derive(Debug)]
-pub struct Pooled {
-    /// [batch, height / 2, width / 2, out].
-    pub y: Buffer,
-    /// As many.
-    pub winners: Vec<u8>,
-}
-
 /// A 3x3 convolution, *same* padding, 2x2 max pooling, bias and SELU: x [batch, height, width, in], W [out, in, 3, 3],
-/// b [out] → [batch, height / 2, width / 2, out].
-pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> Pooled {
+/// b [out] → [batch, height / 2, width / 2, out], and which pixel of each window was the largest (0 to 3, row by row).
+pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> (Buffer, Vec<u8>) {
     let n_out = bias.len();
     let n_in = weight.len() / (n_out * N_TAPS);
     let (padded_size, half) = (size.grown(2), size.halved());
@@ -146,7 +129,7 @@ pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> Po
         .compute();
         pool(&sums, used.width * n_out, bias, y, winners);
     }
-    Pooled { y, winners }
+    (y, winners)
 }
 
 /// Pools [2 height, 2 width, out], rows of `row` values, adds the bias and applies SELU. SELU rises and the bias moves all
@@ -185,33 +168,30 @@ fn pool_with_simd<'a, S: Simd>(
     }
 }
 
-/// Gradients of [`forward_pooled`], as far as they are wanted.
+/// Gradients of [`forward_pooled`], from that before the activation.
 #[derive(Debug)]
 pub struct PooledGradient<'a> {
     /// Input: [batch, height, width, in].
     pub x: &'a [f32],
     /// Kernels: [out, in, 3, 3].
     pub weight: &'a [f32],
-    /// Output, and where it came from.
-    pub pooled: &'a Pooled,
-    /// Gradient at the output.
-    pub dy: &'a [f32],
+    /// Which pixel of each window was the largest.
+    pub winners: &'a [u8],
+    /// Gradient at the largest: [batch, height / 2, width / 2, out].
+    pub dz: &'a [f32],
     /// Of the input.
     pub size: Size,
+    /// Output channels.
+    pub n_out: usize,
 }
 
 impl PooledGradient<'_> {
-    /// Writes the gradients at weights and bias, and gives that at the input where `dx` wants it.
-    pub fn compute(&self, dweight: &mut [f32], dbias: &mut [f32], wants_input: bool) -> Option<Buffer> {
-        let Self { x, weight, pooled, dy, size } = *self;
-        let n_out = dbias.len();
+    /// The gradient at the kernels, [places, in, out], and that at the input where it is wanted.
+    pub fn compute(&self, wants_input: bool) -> (Buffer, Option<Buffer>) {
+        let Self { x, weight, winners, dz, size, n_out } = *self;
         let n_in = weight.len() / (n_out * N_TAPS);
         let (padded_size, half) = (size.grown(2), size.halved());
         let used = Size { height: 2 * half.height, width: 2 * half.width };
-        let mut dz = Buffer::new(dy.len());
-        slope_times(&pooled.y, dy, Activation::Selu, &mut dz);
-        sum_rows(&dz, dbias);
-
         let mut padded = Buffer::zeros(padded_size.n_pixels() * n_in);
         // What is in the margins, and in an odd last row or column, stays 0.
         let mut dsums = Buffer::zeros(padded_size.n_pixels() * n_out);
@@ -223,7 +203,7 @@ impl PooledGradient<'_> {
         let (dx_from, dx_rows) = (padded_size.places(size, 1, n_out), size.places(size, 1, n_in));
         let interior = (padded_size.width + 1) * n_out;
         let (image, half_image) = (size.n_pixels() * n_in, half.n_pixels() * n_out);
-        let gradients = dz.chunks_exact(half_image).zip(pooled.winners.chunks_exact(half_image));
+        let gradients = dz.chunks_exact(half_image).zip(winners.chunks_exact(half_image));
         for (place, (x, (dz, winners))) in x.chunks_exact(image).zip(gradients).enumerate() {
             place_into(x, size, n_in, &mut padded, padded_size, 1);
             spread(dz, winners, half.width, n_out, &mut dsums[interior..], padded_size.width * n_out);
@@ -259,8 +239,7 @@ impl PooledGradient<'_> {
                 .compute();
             }
         }
-        unpack(&dkernel, [n_out, n_in], Inner::First, dweight);
-        dx
+        (dkernel, dx)
     }
 }
 
@@ -357,8 +336,9 @@ impl Transposed<'_> {
         y
     }
 
-    /// Writes the gradient at the weights from that before the activation, and gives that at the input where it is wanted.
-    pub fn gradient(&self, dz: &[f32], dweight: &mut [f32], wants_input: bool) -> Option<Buffer> {
+    /// From the gradient before the activation that at the kernels, [places, out, in], and that at the input where it is
+    /// wanted.
+    pub fn gradient(&self, dz: &[f32], wants_input: bool) -> (Buffer, Option<Buffer>) {
         let Self { x, weight, size, out_size, n_out } = *self;
         let n_in = self.n_in();
         let full = Size { height: 2 * size.height + 1, width: 2 * size.width + 1 };
@@ -404,8 +384,7 @@ impl Transposed<'_> {
                 .compute();
             }
         }
-        unpack(&dkernel, [n_in, n_out], Inner::First, dweight);
-        dx
+        (dkernel, dx)
     }
 }
 

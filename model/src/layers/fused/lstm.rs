@@ -64,8 +64,6 @@ pub struct Unrolled {
     cells: Buffer,
     /// Their hyperbolic tangents: [steps, hidden, batch].
     cell_tanhs: Buffer,
-    /// The outputs: [hidden, steps, batch].
-    pub hidden: Buffer,
 }
 
 /// `W x + b` for columns of values: x [in, n], W [out, in], b [out] → [out, n].
@@ -135,8 +133,8 @@ fn sum_of(values: &[f32]) -> f32 {
     sums.iter().chain(rest).sum()
 }
 
-/// Goes through the sequence from a state of zeros.
-pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> Unrolled {
+/// Goes through the sequence from a state of zeros; gives each step's output, [hidden, steps, batch], too.
+pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> (Buffer, Unrolled) {
     let (n_samples, n_hidden, row) = (extent.n_samples, parameters.n_hidden(), extent.row());
     let n_gates = N_GATES * n_hidden;
     let given = match input {
@@ -175,7 +173,7 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> Unrolled
             hidden[step * n_samples..][..n_samples].copy_from_slice(state);
         }
     }
-    Unrolled { extent, gates, cells, cell_tanhs, hidden }
+    (hidden, Unrolled { extent, gates, cells, cell_tanhs })
 }
 
 /// An input as the steps take it.
@@ -202,10 +200,10 @@ struct Advance<'a> {
 #[inline(always)]
 fn advance_with_simd<S: Simd>(_simd: S, change: Advance<'_>) {
     let Advance { gates, before, cells, cell_tanhs, state } = change;
-    let n = state.len();
-    let [i, f, g, o] = four(gates, n);
-    let (before, cells, cell_tanhs) = (&before[..n], &mut cells[..n], &mut cell_tanhs[..n]);
-    for place in 0..n {
+    let n_values = state.len();
+    let [i, f, g, o] = four(gates, n_values);
+    let (before, cells, cell_tanhs) = (&before[..n_values], &mut cells[..n_values], &mut cell_tanhs[..n_values]);
+    for place in 0..n_values {
         let (input, forget, value, output) = (sigmoid(i[place]), sigmoid(f[place]), tanh(g[place]), sigmoid(o[place]));
         let cell = forget * before[place] + input * value;
         let cell_tanh = tanh(cell);
@@ -320,11 +318,11 @@ struct Retreat<'a> {
 #[inline(always)]
 fn retreat_with_simd<S: Simd>(_simd: S, change: Retreat<'_>) {
     let Retreat { gates, before, cell_tanhs, dstate, dcells, dgates } = change;
-    let n = dstate.len();
-    let [i, f, g, o] = [0, 1, 2, 3].map(|gate| &gates[gate * n..][..n]);
-    let [di, df, dg, d_o] = four(dgates, n);
-    let (before, cell_tanhs, dcells) = (&before[..n], &cell_tanhs[..n], &mut dcells[..n]);
-    for place in 0..n {
+    let n_values = dstate.len();
+    let [i, f, g, o] = [0, 1, 2, 3].map(|gate| &gates[gate * n_values..][..n_values]);
+    let [di, df, dg, d_o] = four(dgates, n_values);
+    let (before, cell_tanhs, dcells) = (&before[..n_values], &cell_tanhs[..n_values], &mut dcells[..n_values]);
+    for place in 0..n_values {
         let (input, forget, value, output) = (i[place], f[place], g[place], o[place]);
         let (dh, cell_tanh) = (dstate[place], cell_tanhs[place]);
         let dcell = dcells[place] + dh * output * (1.0 - cell_tanh * cell_tanh);
@@ -337,8 +335,7 @@ fn retreat_with_simd<S: Simd>(_simd: S, change: Retreat<'_>) {
 }
 
 /// Gradient at the recurrent kernel: each step's gates with the outputs of the step before → [4 hidden, hidden].
-pub fn recurrent_gradient(unrolled: &Unrolled, dgates: &[f32], into: &mut [f32]) {
-    let Unrolled { extent, hidden, .. } = unrolled;
+pub fn recurrent_gradient(hidden: &[f32], dgates: &[f32], extent: Extent, into: &mut [f32]) {
     let row = extent.row();
     let n_hidden = hidden.len() / row;
     Dots {
@@ -360,20 +357,19 @@ pub fn projected_gradient(is_repeated: bool, dgates: Buffer, extent: Extent) -> 
     if is_repeated { (sum_steps(&dgates, extent), extent.n_samples) } else { (dgates, extent.row()) }
 }
 
+/// The outputs of the last step: [hidden, steps, batch] → [hidden, batch].
+pub fn last(hidden: &[f32], extent: Extent) -> Buffer {
+    let Extent { n_steps, n_samples } = extent;
+    let mut last = Buffer::new(hidden.len() / n_steps);
+    for (last, row) in last.chunks_exact_mut(n_samples).zip(hidden.chunks_exact(extent.row())) {
+        last.copy_from_slice(&row[(n_steps - 1) * n_samples..]);
+    }
+    last
+}
+
 impl Unrolled {
     /// Steps and sequences.
     pub fn extent(&self) -> Extent {
         self.extent
-    }
-
-    /// The outputs of the last step: [hidden, batch].
-    pub fn last(&self) -> Buffer {
-        let Extent { n_steps, n_samples } = self.extent;
-        let n_hidden = self.hidden.len() / self.extent.row();
-        let mut last = Buffer::new(n_hidden * n_samples);
-        for (last, row) in last.chunks_exact_mut(n_samples).zip(self.hidden.chunks_exact(self.extent.row())) {
-            last.copy_from_slice(&row[(n_steps - 1) * n_samples..]);
-        }
-        last
     }
 }
