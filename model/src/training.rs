@@ -150,7 +150,7 @@ pub fn train(
 fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<(), TrainingError> {
     let what = if !result.sums.loss_sum.is_finite() {
         "loss"
-    } else if !result.gradient_sum.iter().all(|value| value.is_finite()) {
+    } else if !result.gradient_sum.iter().fold(true, |is_finite, value| is_finite & value.is_finite()) {
         "gradient"
     } else {
         return Ok(());

@@ -32,9 +32,19 @@ fn result(data: &Dataset, noise: Noise, seed: u64, key: ShardKey) -> ShardResult
     let params = initial_params(Architecture::Denoising, 1);
     let mut replica = Replica::new(&recipe, &reference_device());
     replica.load(&params);
-    let mut gradient_sum = vec![0.0; params.len()];
-    let sums = replica.shard_result(data, key, &[5, 0, 9, 2], &mut gradient_sum);
-    ShardResult { gradient_sum, sums }
+    let compute = |replica: &mut Replica| {
+        let mut gradient_sum = vec![0.0; params.len()];
+        let sums = replica.shard_result(data, key, &[5, 0, 9, 2], &mut gradient_sum);
+        ShardResult { gradient_sum, sums }
+    };
+    let result = compute(&mut replica);
+    // Whatever was prepared before: this shard, another one, or other images.
+    let other = ShardKey { shard: key.shard + 1, ..key };
+    for (key, samples) in [(key, [5, 0, 9, 2]), (other, [5, 0, 9, 2]), (key, [5, 0, 9, 3])] {
+        replica.prepare(data, key, &samples);
+        assert_eq!(compute(&mut replica), result, "{key:?} and {samples:?} were prepared");
+    }
+    result
 }
 
 /// Seeds and keys of which each differs from the first in one thing.

@@ -69,7 +69,11 @@ impl Compute {
         let step = Arc::new(AtomicU64::new(0));
         let mut computer = Computer { backend, newest: Arc::clone(&newest), step: Arc::clone(&step), held: None };
         std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
-            while let Some(job) = waiting.blocking_recv() {
+            // Ends when nobody can give it orders any more.
+            while let Some(job) = waiting.try_recv().ok().or_else(|| {
+                computer.prepare_next();
+                waiting.blocking_recv()
+            }) {
                 computer.handle(job);
             }
         })?;
@@ -143,6 +147,13 @@ impl Computer {
             let mut reason = error.to_string();
             reason.truncate(reason.floor_char_boundary(limits::TEXT_BYTES_MAX));
             reply(&job.replies, Kind::Lagging(Lagging { reason }));
+        }
+    }
+
+    /// Uses the time until the next order for what that will most probably need.
+    fn prepare_next(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.prepare_next();
         }
     }
 
@@ -226,6 +237,8 @@ struct Held {
     step_in_replica: Option<u64>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
+    /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
+    next: Option<(ShardKey, usize)>,
     /// The parameters of this step, if any of it was validated here.
     evaluator: Option<Evaluator>,
 }
@@ -243,6 +256,7 @@ impl Held {
             fingerprint: None,
             step_in_replica: None,
             sampler: None,
+            next: None,
             evaluator: None,
         }
     }
@@ -305,6 +319,10 @@ impl Held {
         let mut place = self.plan.path.place(&mut self.gradient);
         let sums = self.replica.shard_result(&self.plan.data, key, images, place.values());
         let (gradient_sum, slot) = place.close();
+        if work.shards.first() == Some(&shard) {
+            // The same workers get the same shards in every step.
+            self.next = Some((ShardKey { step: self.step + 1, ..key }, work.step_of_epoch as usize + 1));
+        }
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
@@ -317,6 +335,13 @@ impl Held {
             compute_nanoseconds: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
             slot,
         })
+    }
+
+    fn prepare_next(&mut self) {
+        let (Some((key, step_of_epoch)), Some((epoch, sampler))) = (self.next.take(), &self.sampler) else { return };
+        if *epoch == key.epoch && step_of_epoch < sampler.n_steps() {
+            self.replica.prepare(&self.plan.data, key, sampler.shard(step_of_epoch, key.shard as usize));
+        }
     }
 
     fn batch(&mut self, batch: u32, backend: &OpenBackend) -> Result<BatchDone, LagError> {
@@ -431,6 +456,7 @@ mod tests {
                 gradient = expected;
             }
             recipe.sgd.apply(&mut params, &mut velocity, &gradient);
+            bench.computer.prepare_next();
             let gradient = values::encode(Encoding::F32, &gradient);
             let update = Update { step: step + 1, gradient, work: Some(work(step + 1, &[1, 0])), slot: None };
             found = shards(bench.order(Order::Update(update)));

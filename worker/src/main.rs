@@ -34,8 +34,9 @@ fn start(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
         end_with_parent()?;
     }
     let config = Config::new(cli)?;
-    // Two threads for messages; tensors have their own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // One thread for messages, this one: handing them from thread to thread would cost a step more than reading them does.
+    // Tensors have their own, and so have files.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let signals = Signals::new()?;
         let shutdown = CancellationToken::new();
