@@ -11,6 +11,7 @@ use model::recipe::Recipe;
 use model::report::{EpochRecord, StepRecord};
 use model::weights::Weights;
 use prost::bytes::Bytes;
+use proto::buffers::Buffers;
 use proto::limits::HEARTBEAT_INTERVAL;
 use proto::shared::Updates;
 use proto::v1::coordinator_message::Kind;
@@ -19,7 +20,6 @@ use proto::values;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
-use crate::buffers::Buffers;
 use crate::config::{HashSteps, JournalSteps};
 use crate::observe::{Happening, Observer, StepCosts};
 use crate::saver::Desk;
@@ -265,8 +265,10 @@ impl Running {
         let goes_by = |path| work.keys().any(|worker_id| self.path(*worker_id) == Some(path));
         let has_bytes = goes_by(GradientPath::Bytes);
         let has_slot = goes_by(GradientPath::SharedMemory);
-        let bytes = if has_bytes { values::encode(self.facts.encoding, &gradient) } else { Bytes::new() };
         let slot = self.updates.as_mut().filter(|_| has_slot).map(|updates| updates.write(step, &gradient));
+        // Messages hold it, and give it back when the last of them is on its way.
+        let gradient = self.buffers.lend(gradient);
+        let bytes = if has_bytes { values::encode_owned(self.facts.encoding, gradient) } else { Bytes::new() };
         self.costs.encode += begun.elapsed();
         let begun = Instant::now();
         for (worker_id, work) in work {
@@ -276,7 +278,7 @@ impl Running {
             };
             self.send(worker_id, Kind::Update(Update { step, gradient, work: Some(message_of(work)), slot }));
         }
-        self.buffers.give_back(self.training.take_spent().into_iter().chain([gradient]));
+        self.buffers.give_back(self.training.take_spent());
         self.costs.send += begun.elapsed();
     }
 

@@ -2,7 +2,6 @@
 
 pub mod accept;
 pub mod args;
-pub mod buffers;
 pub mod checkpoint;
 pub mod config;
 pub mod description;

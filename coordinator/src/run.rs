@@ -13,6 +13,7 @@ use model::layers::Noise;
 use model::params::ParamLayout;
 use model::recipe::Recipe;
 use model::report::{DownloadBar, LogFormat, Screen};
+use proto::buffers::Buffers;
 use proto::shared::Updates;
 use proto::v1::{self, Encoding};
 use serde_json::json;
@@ -27,7 +28,6 @@ use tracing::{Instrument, Span, info_span, warn};
 
 use crate::accept::accept;
 use crate::args::Wire;
-use crate::buffers::Buffers;
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
 use crate::description::Description;

@@ -1,40 +1,43 @@
 //! Between tonic and the driver: messages become events, after every bound and every number was checked; actions become
 //! messages. Decides nothing.
 
+use std::convert::Infallible;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use model::data::Dataset;
 use model::gradients::ShardResult;
 use model::loss::LossSums;
 use prost::bytes::Bytes;
+use proto::buffers::Buffers;
+use proto::call::{self, Messages, answer};
 use proto::limits::{
     CONNECTION_WINDOW_BYTES, DATASET_FILE_BYTES_MAX, FIRST_MESSAGE_WAIT_MAX, FRAME_BYTES, HEARTBEAT_INTERVAL,
-    OUTBOX_MESSAGES_MAX, PIECE_BYTES, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX, TEXT_BYTES_MAX, WORKERS_MAX,
-    message_bytes_max,
+    MESSAGE_OVERHEAD_BYTES_MAX, OUTBOX_MESSAGES_MAX, PIECE_BYTES, STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX,
+    TEXT_BYTES_MAX, WORKERS_MAX, message_bytes_max,
 };
 use proto::shared::{Offer, Results, SlotError};
-use proto::v1::training_server::{Training as TrainingService, TrainingServer};
 use proto::v1::{
     self, CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, Join, SharedMemory, Welcome, WorkerMessage,
-    worker_message::Kind,
+    training_server::SERVICE_NAME, worker_message::Kind,
 };
 use proto::values::{self, ValuesError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, http};
+use tonic::server::NamedService;
 use tonic::transport::Server;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{Instrument, debug, info, warn};
 
 use crate::accept::Connection;
-use crate::buffers::Buffers;
 use crate::driver::Input;
 use crate::training::{BatchDone, Computed, Event, Profile, ShardDone, WorkerId};
 
@@ -171,15 +174,11 @@ impl Service {
     /// If the server fails.
     pub async fn serve(self, connections: mpsc::Receiver<std::io::Result<Connection>>) -> anyhow::Result<()> {
         let (health_reporter, health) = tonic_health::server::health_reporter();
-        health_reporter.set_serving::<TrainingServer<Self>>().await;
+        health_reporter.set_serving::<Self>().await;
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let n_bytes_max = message_bytes_max(self.shared.buffers.n_params()).max(2 * PIECE_BYTES);
-        let training = TrainingServer::new(self.clone())
-            .max_decoding_message_size(n_bytes_max)
-            .max_encoding_message_size(n_bytes_max);
         let shutdown = self.shared.shutdown.clone();
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -192,7 +191,7 @@ impl Service {
             .http2_keepalive_timeout(Some(self.shared.facts.silence_max))
             .add_service(health)
             .add_service(reflection)
-            .add_service(training);
+            .add_service(self.clone());
         server.serve_with_incoming_shutdown(ReceiverStream::new(connections), shutdown.cancelled_owned()).await?;
         self.shared.sessions.close();
         self.shared.sessions.wait().await;
@@ -200,26 +199,52 @@ impl Service {
     }
 }
 
-#[tonic::async_trait]
-impl TrainingService for Service {
-    type SessionStream = ReceiverStream<Result<CoordinatorMessage, Status>>;
-    type FetchDatasetStream = Pin<Box<dyn Stream<Item = Result<DatasetPiece, Status>> + Send>>;
+impl NamedService for Service {
+    const NAME: &'static str = SERVICE_NAME;
+}
 
-    async fn session(
-        &self,
-        request: Request<Streaming<WorkerMessage>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
+impl tonic::codegen::Service<http::Request<Body>> for Service {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let service = self.clone();
+        let n_bytes_max = message_bytes_max(self.shared.buffers.n_params());
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            Ok(match head.uri.path() {
+                call::SESSION => answer(Ok(service.session(Messages::of_request(body, n_bytes_max)))),
+                call::FETCH_DATASET => {
+                    answer(service.fetch_dataset(Messages::of_request(body, MESSAGE_OVERHEAD_BYTES_MAX)).await)
+                }
+                path => Status::unimplemented(format!("expected a method of {SERVICE_NAME}, found {path}")).into_http(),
+            })
+        })
+    }
+}
+
+impl Service {
+    fn session(&self, inbound: Messages<WorkerMessage>) -> ReceiverStream<Result<CoordinatorMessage, Status>> {
         let (messages, stream) = mpsc::channel(OUTBOX_MESSAGES_MAX);
         let session = Session { shared: Arc::clone(&self.shared), messages, closed: CancellationToken::new() };
-        self.shared.sessions.spawn(session.run(request.into_inner()).in_current_span());
-        Ok(Response::new(ReceiverStream::new(stream)))
+        self.shared.sessions.spawn(session.run(inbound).in_current_span());
+        ReceiverStream::new(stream)
     }
 
     async fn fetch_dataset(
         &self,
-        request: Request<FetchDatasetRequest>,
-    ) -> Result<Response<Self::FetchDatasetStream>, Status> {
-        let (wanted, there) = (request.into_inner().data_fingerprint, &self.shared.facts.data_fingerprint);
+        mut inbound: Messages<FetchDatasetRequest>,
+    ) -> Result<ReceiverStream<Result<DatasetPiece, Status>>, Status> {
+        let request = timeout(FIRST_MESSAGE_WAIT_MAX, inbound.message()).await;
+        let request =
+            request.map_err(|_| Status::deadline_exceeded("expected a data set's fingerprint, found nothing"))??;
+        let wanted = request.unwrap_or_default().data_fingerprint;
+        let there = &self.shared.facts.data_fingerprint;
         if wanted != *there {
             return Err(Status::not_found(format!(
                 "expected the data set {there}, found a wish for {}",
@@ -234,7 +259,7 @@ impl TrainingService for Service {
                 () = send_dataset(&shared.data, pieces) => {}
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(ReceiverStream::new(stream))
     }
 }
 
@@ -267,7 +292,7 @@ struct Session {
 }
 
 impl Session {
-    async fn run(self, mut inbound: Streaming<WorkerMessage>) {
+    async fn run(self, mut inbound: Messages<WorkerMessage>) {
         let Ok(_place) = Arc::clone(&self.shared.places).try_acquire_owned() else {
             let reason = format!("expected at most {WORKERS_MAX} workers, found one more");
             // It may be gone already.
@@ -320,7 +345,7 @@ impl Session {
     }
 
     /// The first message, which has to come soon and say who this is.
-    async fn join(&self, inbound: &mut Streaming<WorkerMessage>) -> Result<Profile, Status> {
+    async fn join(&self, inbound: &mut Messages<WorkerMessage>) -> Result<Profile, Status> {
         let first = timeout(FIRST_MESSAGE_WAIT_MAX, inbound.message()).await;
         let first =
             first.map_err(|_| Status::deadline_exceeded("expected a join as the first message, found none"))??;
@@ -345,7 +370,7 @@ async fn listen(
     shared: &Shared,
     worker_id: WorkerId,
     memory: &mut Memory,
-    inbound: &mut Streaming<WorkerMessage>,
+    inbound: &mut Messages<WorkerMessage>,
 ) -> Result<(), Status> {
     while let Some(message) = inbound.message().await? {
         let input = shared.input(worker_id, memory, message)?;

@@ -1,6 +1,9 @@
-//! What two machines must agree on: the messages, their bounds, and how numbers lie in bytes and in memory that two
-//! processes have. Knows bytes, not meaning: no policy, no clock, no networks.
+//! What two machines must agree on: the messages, their bounds, how they lie in a stream, and how numbers lie in bytes and in
+//! memory that two processes have. Knows bytes, not meaning: no policy, no clock, no networks.
 
+pub mod buffers;
+pub mod call;
+pub mod framing;
 pub mod limits;
 pub mod shared;
 pub mod values;

@@ -20,8 +20,8 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 8;
 pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// HTTP/2 window of a connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// HTTP/2 frame: a gradient takes few of them.
-pub const FRAME_BYTES: u32 = 256 << 10;
+/// HTTP/2 frame: a gradient of any network fits into one, and is then not put together at the other end.
+pub const FRAME_BYTES: u32 = 1 << 20;
 /// Messages that wait for a worker before it is taken for one that does not keep up.
 pub const OUTBOX_MESSAGES_MAX: usize = 64;
 /// Slots of a worker's shared memory for results: one is filled while the other one is read.

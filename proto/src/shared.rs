@@ -17,10 +17,8 @@ use region::{Claimed, FREE, FULL, Layout, Region, WORD_VALUES};
 
 use crate::limits::{RESULT_SLOTS, UPDATE_SLOTS};
 use crate::v1;
-use crate::values::{ValuesError, check_finite};
+use crate::values::{BLOCK_VALUES, ValuesError, check_finite};
 
-/// Values that are copied and looked at together: few enough to stay in a first cache.
-const BLOCK_VALUES: usize = 1024;
 const BLOCK_WORDS: usize = BLOCK_VALUES / WORD_VALUES;
 
 /// Another process' memory that cannot be had.

@@ -47,22 +47,43 @@ impl Encoding {
     }
 }
 
+/// Values that are read and looked at together: few enough to stay in a first cache.
+pub(crate) const BLOCK_VALUES: usize = 1024;
+
+const _: () = assert!(cfg!(target_endian = "little"), "an f32 lies in memory as it travels");
+
 /// Values as bytes. In bf16 each is rounded to nearest, ties to even.
 ///
 /// # Panics
 /// If the encoding is unspecified.
 pub fn encode(encoding: Encoding, values: &[f32]) -> Bytes {
-    let mut bytes = vec![0_u8; encoding.value_bytes() * values.len()];
     if encoding == Encoding::F32 {
-        for (place, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-            *place = value.to_le_bytes();
-        }
-    } else {
-        for (place, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-            *place = half::bf16::from_f32(*value).to_le_bytes();
-        }
+        return Bytes::copy_from_slice(bytemuck::cast_slice(values));
+    }
+    let mut bytes = vec![0_u8; encoding.value_bytes() * values.len()];
+    for (place, value) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+        *place = half::bf16::from_f32(*value).to_le_bytes();
     }
     bytes.into()
+}
+
+/// The same, without a copy where values lie in memory as they travel: they are dropped with the last handle to the bytes.
+///
+/// # Panics
+/// If the encoding is unspecified.
+pub fn encode_owned(encoding: Encoding, values: impl AsRef<[f32]> + Send + 'static) -> Bytes {
+    match encoding {
+        Encoding::F32 => Bytes::from_owner(AsBytes(values)),
+        Encoding::Bf16 | Encoding::Unspecified => encode(encoding, values.as_ref()),
+    }
+}
+
+struct AsBytes<V>(V);
+
+impl<V: AsRef<[f32]>> AsRef<[u8]> for AsBytes<V> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(self.0.as_ref())
+    }
 }
 
 /// Reads as many values as `values` has places, each finite.
@@ -73,10 +94,49 @@ pub fn encode(encoding: Encoding, values: &[f32]) -> Bytes {
 /// # Panics
 /// If the encoding is unspecified.
 pub fn decode(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<(), ValuesError> {
-    let expected = encoding.value_bytes() * values.len();
+    let blocks = blocks(encoding, bytes, values.len())?;
+    for ((start, bytes), values) in blocks.zip(values.chunks_mut(BLOCK_VALUES)) {
+        read(encoding, bytes, values).map_err(|error| error.after(start))?;
+    }
+    Ok(())
+}
+
+/// Reads so many values, block by block: `take` is given the position of the first value of each, and the values, all finite.
+///
+/// # Errors
+/// If there are more bytes or fewer, or a value is not finite. Then some blocks may have been given that are of no use.
+///
+/// # Panics
+/// If the encoding is unspecified.
+pub fn decode_blocks(
+    encoding: Encoding,
+    bytes: &[u8],
+    n_values: usize,
+    mut take: impl FnMut(usize, &[f32]),
+) -> Result<(), ValuesError> {
+    let mut block = [0.0; BLOCK_VALUES];
+    for (start, bytes) in blocks(encoding, bytes, n_values)? {
+        let block = &mut block[..BLOCK_VALUES.min(n_values - start)];
+        read(encoding, bytes, block).map_err(|error| error.after(start))?;
+        take(start, block);
+    }
+    Ok(())
+}
+
+/// The bytes of each block, with the position of its first value.
+fn blocks(
+    encoding: Encoding,
+    bytes: &[u8],
+    n_values: usize,
+) -> Result<impl Iterator<Item = (usize, &[u8])>, ValuesError> {
+    let expected = encoding.value_bytes() * n_values;
     if bytes.len() != expected {
         return Err(ValuesError::Length { expected, found: bytes.len() });
     }
+    Ok((0..).step_by(BLOCK_VALUES).zip(bytes.chunks(BLOCK_VALUES * encoding.value_bytes())))
+}
+
+fn read(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<(), ValuesError> {
     if encoding == Encoding::F32 {
         for (value, place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
             *value = f32::from_le_bytes(*place);
@@ -89,17 +149,14 @@ pub fn decode(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<()
     check_finite(values)
 }
 
-/// In blocks without a way out in the middle, so that a compiler can look at many values at once.
-pub(crate) fn check_finite(values: &[f32]) -> Result<(), ValuesError> {
-    const BLOCK: usize = 1024;
-    for (block, start) in values.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
-        let is_finite = block.iter().fold(true, |is_finite, value| is_finite & value.is_finite());
-        if !is_finite {
-            let place = block.iter().position(|value| !value.is_finite()).unwrap_or(0);
-            return Err(ValuesError::NotFinite { position: start + place });
-        }
+/// Without a way out in the middle, so that a compiler can look at many values of a block at once.
+pub(crate) fn check_finite(block: &[f32]) -> Result<(), ValuesError> {
+    let is_finite = block.iter().fold(true, |is_finite, value| is_finite & value.is_finite());
+    if is_finite {
+        return Ok(());
     }
-    Ok(())
+    let position = block.iter().position(|value| !value.is_finite()).unwrap_or(0);
+    Err(ValuesError::NotFinite { position })
 }
 
 #[cfg(test)]
@@ -138,11 +195,20 @@ mod tests {
         #[test]
         fn f32_comes_back_bit_for_bit_if_it_is_finite(bits in prop::collection::vec(any::<u32>(), 0..3_000)) {
             let values: Vec<f32> = bits.iter().copied().map(f32::from_bits).collect();
+            let bytes = encode(Encoding::F32, &values);
             let mut found = vec![0.0; values.len()];
-            let decoded = decode(Encoding::F32, &encode(Encoding::F32, &values), &mut found);
+            let decoded = decode(Encoding::F32, &bytes, &mut found);
+            let mut in_blocks = vec![0.0; values.len()];
+            let taken = decode_blocks(Encoding::F32, &bytes, values.len(), |start, block| {
+                in_blocks[start..start + block.len()].copy_from_slice(block);
+            });
+            prop_assert_eq!(taken, decoded);
+            prop_assert_eq!(encode_owned(Encoding::F32, values.clone()), bytes);
             match values.iter().position(|value| !value.is_finite()) {
                 Some(position) => prop_assert_eq!(decoded, Err(ValuesError::NotFinite { position })),
-                None => prop_assert!(found.iter().zip(&bits).all(|(value, bits)| value.to_bits() == *bits)),
+                None => for found in [found, in_blocks] {
+                    prop_assert!(found.iter().zip(&bits).all(|(value, bits)| value.to_bits() == *bits));
+                },
             }
         }
 

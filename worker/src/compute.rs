@@ -228,8 +228,6 @@ struct Held {
     step: u64,
     weights: Weights,
     velocity: Vec<f32>,
-    /// A gradient on its way in or out that lies in no slot; reused, since it is as large as the parameters.
-    gradient: Vec<f32>,
     replica: Replica,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
@@ -251,7 +249,6 @@ impl Held {
             step: 0,
             weights: Weights { architecture: recipe.architecture, params: vec![0.0; n_params] },
             velocity: recipe.sgd.velocity(n_params),
-            gradient: vec![0.0; n_params],
             replica: Replica::new(recipe, &backend.device),
             fingerprint: None,
             step_in_replica: None,
@@ -277,9 +274,9 @@ impl Held {
         if update.step != expected {
             return Err(LagError::Update { expected, found: update.step });
         }
-        let Self { plan, weights, velocity, gradient, .. } = self;
+        let Self { plan, weights, velocity, .. } = self;
         let sgd = plan.terms.recipe.sgd;
-        plan.path.take(update, gradient, |start, gradient| {
+        plan.path.take(update, |start, gradient| {
             let places = start..start + gradient.len();
             // Without momentum there is no velocity.
             let velocity = if velocity.is_empty() { &mut [] } else { &mut velocity[places.clone()] };
@@ -316,7 +313,7 @@ impl Held {
         let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
         let images = sampler.shard(work.step_of_epoch as usize, shard as usize);
-        let mut place = self.plan.path.place(&mut self.gradient);
+        let mut place = self.plan.path.place();
         let sums = self.replica.shard_result(&self.plan.data, key, images, place.values());
         let (gradient_sum, slot) = place.close();
         if work.shards.first() == Some(&shard) {

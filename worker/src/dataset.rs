@@ -10,12 +10,13 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::{info, warn};
 
 use model::data::{DataChoice, DataError, Dataset, PLAIN_NAMES, open, open_copy, plain_cache_folder};
 use model::files::WriteError;
 use model::report::DownloadBar;
+use proto::call::Messages;
 use proto::limits;
 use proto::v1::DatasetPiece;
 
@@ -128,7 +129,7 @@ async fn fetch(link: &Link, fingerprint: &str) -> Result<Dataset, DatasetError> 
 }
 
 /// Ends when there are no more pieces, or nobody takes them.
-async fn pass_on(pieces: &mut Streaming<DatasetPiece>, sender: mpsc::Sender<DatasetPiece>) -> Result<(), DatasetError> {
+async fn pass_on(pieces: &mut Messages<DatasetPiece>, sender: mpsc::Sender<DatasetPiece>) -> Result<(), DatasetError> {
     loop {
         let next = timeout(PIECE_WAIT_MAX, pieces.message()).await.map_err(|_| DatasetError::Silent)??;
         let Some(piece) = next else { return Ok(()) };

@@ -1,18 +1,20 @@
 //! The connection to a coordinator: its settings, its calls, and how gradients travel over it. Knows no order of messages.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::bytes::Bytes;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
 use tracing::info;
 
+use proto::buffers::Buffers;
+use proto::call::{self, Messages, call};
 use proto::limits;
 use proto::shared::{FreeSlot, OpenError, ResultSlots, SlotError, UpdateSlots};
-use proto::v1::training_client::TrainingClient;
 use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, SharedMemory, Update, WorkerMessage};
 use proto::values::{self, ValuesError};
 
@@ -23,10 +25,15 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Silence after which HTTP/2 asks whether the peer is there, and how long it waits for the answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
+/// Gradients on their way out, and some to come, that are kept for the next ones.
+const GRADIENTS_FREE_MAX: usize = 4;
+/// Bytes of the largest message.
+const MESSAGE_BYTES_MAX: usize = limits::message_bytes_max(limits::PARAMS_MAX);
+
 /// A connection to a coordinator.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
-    client: TrainingClient<Channel>,
+    channel: Channel,
 }
 
 /// A connection that cannot be made.
@@ -56,25 +63,21 @@ impl Link {
             Ok(connected) => connected.map_err(|error| LinkError { reason: innermost(&error) })?,
             Err(_) => return Err(LinkError { reason: format!("no connection within {} s", wait_max.as_secs_f32()) }),
         };
-        let message_bytes_max = limits::message_bytes_max(limits::PARAMS_MAX);
-        let client = TrainingClient::new(channel)
-            .max_decoding_message_size(message_bytes_max)
-            .max_encoding_message_size(message_bytes_max);
-        Ok(Self { client })
+        Ok(Self { channel })
     }
 
     /// Opens the session; what is in `outbound` already goes with it.
     pub async fn open_session(
         &self,
         outbound: ReceiverStream<WorkerMessage>,
-    ) -> Result<Streaming<CoordinatorMessage>, Status> {
-        Ok(self.client.clone().session(outbound).await?.into_inner())
+    ) -> Result<Messages<CoordinatorMessage>, Status> {
+        call(self.channel.clone(), call::SESSION, outbound, MESSAGE_BYTES_MAX).await
     }
 
     /// Asks for the data set of this fingerprint.
-    pub async fn fetch_dataset(&self, data_fingerprint: String) -> Result<Streaming<DatasetPiece>, Status> {
-        let request = FetchDatasetRequest { data_fingerprint };
-        Ok(self.client.clone().fetch_dataset(request).await?.into_inner())
+    pub async fn fetch_dataset(&self, data_fingerprint: String) -> Result<Messages<DatasetPiece>, Status> {
+        let request = tokio_stream::once(FetchDatasetRequest { data_fingerprint });
+        call(self.channel.clone(), call::FETCH_DATASET, request, MESSAGE_BYTES_MAX).await
     }
 }
 
@@ -82,6 +85,8 @@ impl Link {
 #[derive(Debug)]
 pub(crate) struct GradientPath {
     encoding: Encoding,
+    /// For gradients that lie in no slot.
+    buffers: Arc<Buffers>,
     /// Memory of the coordinator, if this worker is on its machine.
     shared: Option<SharedSlots>,
 }
@@ -114,7 +119,7 @@ impl GradientPath {
                 None
             }
         });
-        Self { encoding, shared }
+        Self { encoding, buffers: Arc::new(Buffers::new(n_params, GRADIENTS_FREE_MAX)), shared }
     }
 
     /// Whether gradients may lie in the coordinator's memory.
@@ -122,27 +127,18 @@ impl GradientPath {
         self.shared.is_some()
     }
 
-    /// Where to put a gradient that goes out: where it has to lie, or in `own`.
-    pub fn place<'a>(&'a self, own: &'a mut [f32]) -> Place<'a> {
+    /// Where to put a gradient that goes out.
+    pub fn place(&self) -> Place<'_> {
         // If all slots are full, the coordinator is late: nobody waits for it.
         let free = self.shared.as_ref().and_then(|shared| shared.results.free());
-        free.map_or(Place::Own(own, self.encoding), Place::Slot)
+        free.map_or_else(|| Place::Message(self, self.buffers.take()), Place::Slot)
     }
 
     /// Takes a gradient that came in, part by part: `apply` is given the position of the first value of each, and the values.
     /// After an error, parts may have been given that are of no use.
-    pub fn take(
-        &self,
-        update: &Update,
-        own: &mut [f32],
-        mut apply: impl FnMut(usize, &[f32]),
-    ) -> Result<(), GradientError> {
+    pub fn take(&self, update: &Update, apply: impl FnMut(usize, &[f32])) -> Result<(), GradientError> {
         match (update.slot, &self.shared) {
-            (None, _) => {
-                values::decode(self.encoding, &update.gradient, own)?;
-                apply(0, own);
-                Ok(())
-            }
+            (None, _) => Ok(values::decode_blocks(self.encoding, &update.gradient, self.buffers.n_params(), apply)?),
             (Some(slot), Some(shared)) => Ok(shared.updates.read(slot, update.step, apply)?),
             (Some(_), None) => Err(GradientError::NotShared),
         }
@@ -164,7 +160,7 @@ impl SharedSlots {
 #[derive(Debug)]
 pub(crate) enum Place<'a> {
     Slot(FreeSlot<'a>),
-    Own(&'a mut [f32], Encoding),
+    Message(&'a GradientPath, Vec<f32>),
 }
 
 impl Place<'_> {
@@ -172,7 +168,7 @@ impl Place<'_> {
     pub fn values(&mut self) -> &mut [f32] {
         match self {
             Self::Slot(slot) => slot.values(),
-            Self::Own(values, _) => values,
+            Self::Message(_, values) => values,
         }
     }
 
@@ -180,7 +176,7 @@ impl Place<'_> {
     pub fn close(self) -> (Bytes, Option<u32>) {
         match self {
             Self::Slot(slot) => (Bytes::new(), Some(slot.fill())),
-            Self::Own(values, encoding) => (values::encode(encoding, values), None),
+            Self::Message(path, values) => (values::encode_owned(path.encoding, path.buffers.lend(values)), None),
         }
     }
 }

@@ -8,10 +8,11 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use model::args::OpenBackend;
+use proto::call::Messages;
 use proto::limits;
 use proto::v1::coordinator_message::Kind as Inbound;
 use proto::v1::worker_message::Kind as Outbound;
@@ -34,7 +35,7 @@ pub(crate) struct Session {
     pub terms: Terms,
     link: Link,
     outbound: mpsc::Sender<WorkerMessage>,
-    inbound: Streaming<CoordinatorMessage>,
+    inbound: Messages<CoordinatorMessage>,
 }
 
 /// The coordinator's answer to a join.
@@ -211,7 +212,7 @@ enum Heard {
     Dismissal(Dismissal),
 }
 
-async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Heard, SessionError> {
+async fn next(inbound: &mut Messages<CoordinatorMessage>) -> Result<Heard, SessionError> {
     loop {
         // Ends with the stream.
         let message = inbound.message().await?.ok_or(SessionError::Closed)?;
