@@ -43,6 +43,10 @@ speed:
 scaling:
     cargo bench --workspace --bench scaling
 
+# What a gradient costs over gRPC between processes, with tonic's streams and with ours
+grpc:
+    cargo bench --workspace --bench grpc
+
 # What a step costs the coordinator besides waiting
 step:
     cargo bench -p coordinator --bench step
