@@ -334,7 +334,8 @@ async fn drive(setting: Setting, mut accepted: mpsc::Receiver<Session>) -> Vec<f
         }
         times.push(begun.elapsed());
     }
-    let milliseconds = |time: Duration| 1e3 * time.as_secs_f64() / setting.n_workers as f64;
+    let n_workers = f64::from(u32::try_from(setting.n_workers).expect("a few workers"));
+    let milliseconds = |time: Duration| 1e3 * time.as_secs_f64() / n_workers;
     times.split_off(WARM_UP).into_iter().map(milliseconds).collect()
 }
 

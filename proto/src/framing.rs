@@ -252,7 +252,7 @@ mod tests {
     /// Messages of all sizes: short ones, gradients that are copied, and gradients that are not.
     fn any_message() -> impl Strategy<Value = WorkerMessage> {
         let gradient = (any::<u8>(), 0..3 * LARGE_BYTES_MIN).prop_map(|(first, n_bytes)| {
-            result((0..n_bytes).map(|place| first.wrapping_add((place % 251) as u8)).collect())
+            result((0..251_u8).cycle().take(n_bytes).map(|place| first.wrapping_add(place)).collect())
         });
         let heartbeat = any::<u64>().prop_map(|step| Kind::Heartbeat(Heartbeat { step }));
         let leaving = any::<String>().prop_map(|reason| Kind::Leaving(Leaving { reason }));
