@@ -216,12 +216,12 @@ class Report:
         return lines
 
     def scaling(self):
-        parts = ["decode", "reduce", "update", "average", "apply", "fingerprint", "encode", "own"]
+        parts = ["decode", "reduce", "update", "average", "apply", "encode", "own"]
         by_workers, by_params = self.split_scaling()
         lines = [
             "## What a step costs the coordinator", "",
             "`cargo bench --workspace --bench scaling`: synthetic gradients, nothing sent, all on one thread; medians in "
-            "milliseconds. `average`, `apply` and `fingerprint` are the parts of `update`, each measured once more by itself; own "
+            "milliseconds. `average` and `apply` are the parts of `update`, each measured once more by itself; own "
             "work is decode + reduce + update + encode. In a run, decoding goes on beside the rest.", "",
             "| workers | parameters | " + " | ".join(parts[:-1]) + " | own work |", "|---" * (len(parts) + 2) + "|",
         ]

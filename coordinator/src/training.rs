@@ -372,16 +372,14 @@ impl Training {
     ) {
         let (mut total, spent) = reduction.finish();
         self.spent.extend(spent);
-        average(&mut total.gradient_sum, total.sums.n_samples);
-        if !total.gradient_sum.iter().fold(true, |is_finite, value| is_finite & value.is_finite()) {
+        if !average(&mut total.gradient_sum, total.sums.n_samples) {
             return self.diverge(self.state.step + 1, "sum of the shards' gradients");
         }
         if self.rules.rounding == Rounding::Bf16 {
             round_with_feedback(&mut total.gradient_sum, &mut self.state.residual);
         }
         let State { params, velocity, .. } = &mut self.state;
-        self.rules.recipe.sgd.apply(params, velocity, &total.gradient_sum);
-        self.fingerprint = params_fingerprint(params);
+        self.fingerprint = self.rules.recipe.sgd.apply_and_name(params, velocity, &total.gradient_sum);
         self.state.step += 1;
         self.state.epoch_sums.add(total.sums);
         let duration = now.saturating_sub(begun);

@@ -1,14 +1,19 @@
 //! Parameters as one flat vector: the only place where their order is defined. The order is that in which the network's
 //! structs declare their fields, the names are the fields' paths, as published.
 
+#[cfg(feature = "flex")]
+mod view;
+
 use std::fmt;
+use std::hash::Hasher;
+use std::sync::Arc;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use twox_hash::XxHash3_64;
 
 use crate::arch::{Architecture, Network};
-use crate::backend::reference_device;
+use crate::backend::{ComputeDevice, Operations, reference_device};
 
 /// Where each tensor lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +110,25 @@ pub fn params_fingerprint(params: &[f32]) -> u64 {
     hash
 }
 
+/// [`params_fingerprint`] of parameters that come block by block.
+#[derive(Clone, Default)]
+pub struct Fingerprinter(XxHash3_64);
+
+impl Fingerprinter {
+    /// Goes on with these.
+    pub fn add(&mut self, params: &[f32]) {
+        #[cfg(target_endian = "little")]
+        self.0.write(bytemuck::cast_slice(params));
+        #[cfg(not(target_endian = "little"))]
+        params.iter().for_each(|value| self.0.write(&value.to_le_bytes()));
+    }
+
+    /// The name of all.
+    pub fn finish(&self) -> u64 {
+        self.0.finish()
+    }
+}
+
 /// The initial parameters of a network, drawn from the seed: the same bits for every backend.
 pub fn initial_params(architecture: Architecture, seed: u64) -> Vec<f32> {
     let mut values = ValueCollector { params: Vec::new() };
@@ -123,6 +147,45 @@ impl Network {
         let network = self.map(&mut loader);
         assert!(loader.rest.is_empty(), "the vector is {} values longer than the network", loader.rest.len());
         network
+    }
+}
+
+impl Network {
+    /// As [`Network::load`], but where tensors can be views of the vector, nothing is copied: it cannot be changed then as long
+    /// as the network is there.
+    ///
+    /// # Panics
+    /// If the vector has not the length of the network's layout.
+    #[must_use]
+    pub fn view(self, params: &Arc<Vec<f32>>, device: &ComputeDevice) -> Self {
+        match device.operations {
+            #[cfg(feature = "flex")]
+            Operations::Fused => {
+                let mut viewer = Viewer { params, start: 0, device };
+                let network = self.map(&mut viewer);
+                assert_eq!(viewer.start, params.len(), "the vector has the length of the network's layout");
+                network
+            }
+            Operations::Plain => self.load(params, device),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+struct Viewer<'a> {
+    params: &'a Arc<Vec<f32>>,
+    start: usize,
+    device: &'a Device,
+}
+
+#[cfg(feature = "flex")]
+impl ModuleMapper for Viewer<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.shape();
+        let range = self.start..self.start + shape.num_elements();
+        self.start = range.end;
+        let data = TensorData::from_bytes(view::bytes_of(self.params, range), shape, DType::F32);
+        Param::from_tensor(Tensor::from_data(data, self.device))
     }
 }
 
@@ -229,6 +292,16 @@ mod tests {
             let mut flipped = params.clone();
             flipped[place] = f32::from_bits(flipped[place].to_bits() ^ 1);
             assert_ne!(params_fingerprint(&flipped), params_fingerprint(&params), "bit of value {place}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_of_blocks_is_that_of_the_whole() {
+        let params = initial_params(Architecture::Conv, 1);
+        for n_block in [1, 7, 1024, params.len()] {
+            let mut fingerprinter = Fingerprinter::default();
+            params.chunks(n_block).for_each(|block| fingerprinter.add(block));
+            assert_eq!(fingerprinter.finish(), params_fingerprint(&params), "blocks of {n_block}");
         }
     }
 

@@ -46,17 +46,20 @@ pub fn reduce(results: &mut [ShardResult]) -> &mut ShardResult {
     results.first_mut().expect("a step has at least one shard")
 }
 
-/// Divides a sum over samples by their number, in place: the only division of a step.
+/// Divides a sum over samples by their number, in place: the only division of a step. Whether all that comes out is finite.
 ///
 /// # Panics
 /// If there are no samples.
 #[expect(clippy::cast_precision_loss, reason = "a global batch is far below 2^24 samples")]
-pub fn average(gradient_sum: &mut [f32], n_samples: u64) {
+pub fn average(gradient_sum: &mut [f32], n_samples: u64) -> bool {
     assert!(n_samples > 0, "a step has at least one sample");
     let n_samples = n_samples as f32;
+    let mut is_finite = true;
     for value in gradient_sum {
         *value /= n_samples;
+        is_finite &= value.is_finite();
     }
+    is_finite
 }
 
 #[cfg(test)]

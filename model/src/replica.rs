@@ -1,4 +1,6 @@
-//! A network on a device, whose parameters come from the flat vector before each step: what turns a shard into its result.
+//! Parameters, and a network on a device that reads them: what turns a shard into its result.
+
+use std::sync::Arc;
 
 use crate::arch::Network;
 use crate::backend::ComputeDevice;
@@ -6,6 +8,7 @@ use crate::data::{Dataset, Split};
 use crate::gradients::{Images, shard_result};
 use crate::layers::Noise;
 use crate::loss::LossSums;
+use crate::params::ParamLayout;
 use crate::random::{ShardKey, Stream};
 use crate::recipe::Recipe;
 
@@ -13,7 +16,12 @@ use crate::recipe::Recipe;
 #[derive(Debug)]
 pub struct Replica {
     device: ComputeDevice, // with autodiff
-    network: Network,
+    /// In layout order.
+    params: Arc<Vec<f32>>,
+    /// What the network is made from: its structure, whatever its parameters.
+    blank: Network,
+    /// Reads the parameters, since they were last changed.
+    network: Option<Network>,
     noise: Noise,
     seed: u64,
     prepared: Option<Prepared>,
@@ -29,16 +37,34 @@ struct Prepared {
 }
 
 impl Replica {
-    /// A replica for the recipe; `device` is without autodiff.
+    /// A replica for the recipe, with parameters of zeros; `device` is without autodiff.
     pub fn new(recipe: &Recipe, device: &ComputeDevice) -> Self {
         let device = device.clone().autodiff();
-        let network = Network::new(recipe.architecture, recipe.seed, &device);
-        Self { device, network, noise: recipe.noise, seed: recipe.seed, prepared: None }
+        let params = Arc::new(vec![0.0; ParamLayout::of(recipe.architecture).n_params()]);
+        let blank = Network::new(recipe.architecture, recipe.seed, &device).view(&params, &device);
+        // It has views of zeros for its parameters, which no change waits for: the first one takes another vector.
+        Self { device, params, blank, network: None, noise: recipe.noise, seed: recipe.seed, prepared: None }
+    }
+
+    /// The parameters, in layout order.
+    pub fn params(&self) -> &[f32] {
+        &self.params
+    }
+
+    /// Changes the parameters where they are.
+    pub fn change<R>(&mut self, change: impl FnOnce(&mut [f32]) -> R) -> R {
+        // The network has them on loan.
+        self.network = None;
+        let params: &mut Vec<f32> = Arc::make_mut(&mut self.params);
+        change(params)
     }
 
     /// Takes over the parameters, in layout order.
+    ///
+    /// # Panics
+    /// If there are more or fewer than the network has.
     pub fn load(&mut self, params: &[f32]) {
-        self.network = self.network.clone().load(params, &self.device);
+        self.change(|own| own.copy_from_slice(params));
     }
 
     /// Gathers the images of a shard and draws their noise, so that it is done when the shard's turn comes. Of no use, and of
@@ -65,6 +91,8 @@ impl Replica {
     ) -> LossSums {
         let prepared = self.prepared.take().filter(|prepared| prepared.key == key && prepared.samples == samples);
         let Prepared { inputs, targets, .. } = prepared.unwrap_or_else(|| self.gathered(data, key, samples));
-        shard_result(&self.network, inputs, targets, gradient_sum, &self.device)
+        let Self { device, params, blank, network, .. } = self;
+        let network = network.get_or_insert_with(|| blank.clone().view(params, device));
+        shard_result(network, inputs, targets, gradient_sum, device)
     }
 }

@@ -89,13 +89,16 @@ pub fn train(
     recipe: &Recipe,
     data: &Dataset,
     device: &ComputeDevice,
-    mut weights: Weights,
+    weights: Weights,
     listen: &mut dyn FnMut(Event) -> Result<Next, TrainingError>,
 ) -> Result<Weights, TrainingError> {
     let n_samples = u32::try_from(data.n_images(Split::Train)).expect("an IDX file counts images in u32");
-    let n_params = weights.params.len();
+    let Weights { architecture, params } = weights;
+    let n_params = params.len();
     let mut velocity = recipe.sgd.velocity(n_params);
     let mut replica = Replica::new(recipe, device);
+    replica.load(&params);
+    let weights = |replica: &Replica| Weights { architecture, params: replica.params().to_vec() };
     let mut buffers: Vec<Vec<f32>> = (0..recipe.shards.get()).map(|_| vec![0.0; n_params]).collect();
     let mut n_steps: u64 = 0;
 
@@ -106,7 +109,6 @@ pub fn train(
         let mut next = Next::GoOn;
         for step in 0..sampler.n_steps() {
             let step_begun = Instant::now();
-            replica.load(&weights.params);
             let mut results = Vec::with_capacity(buffers.len());
             for (shard, mut gradient_sum) in (0..).zip(buffers.drain(..)) {
                 let key = ShardKey { epoch, step: n_steps, shard };
@@ -117,15 +119,16 @@ pub fn train(
                 results.push(result);
             }
             let total = reduce(&mut results);
+            // Each shard's was looked at; that their sum is finite shows in the next losses.
             average(&mut total.gradient_sum, total.sums.n_samples);
-            recipe.sgd.apply(&mut weights.params, &mut velocity, &total.gradient_sum);
+            replica.change(|params| recipe.sgd.apply(params, &mut velocity, &total.gradient_sum));
             let sums = total.sums;
             buffers.extend(results.into_iter().map(|result| result.gradient_sum));
 
             n_steps += 1;
             epoch_sums.add(sums);
             let record = StepRecord::new(n_steps, epoch + 1, &sums, step_begun.elapsed());
-            next = listen(Event::Step { record, params: &weights.params })?;
+            next = listen(Event::Step { record, params: replica.params() })?;
             if recipe.max_steps == Some(n_steps) {
                 next = Next::Stop;
             }
@@ -134,6 +137,7 @@ pub fn train(
             }
         }
         let seconds_training = epoch_begun.elapsed();
+        let weights = weights(&replica);
         let validation = Evaluator::new(&weights, device).evaluate(data, Split::Valid);
         if !validation.loss_sum.is_finite() {
             return Err(diverged(n_steps, epoch, "validation loss".to_owned(), recipe));
@@ -144,7 +148,7 @@ pub fn train(
             break;
         }
     }
-    Ok(weights)
+    Ok(weights(&replica))
 }
 
 fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<(), TrainingError> {

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use model::args::OpenBackend;
 use model::data::{Sampler, Split};
 use model::evaluation::{Evaluator, n_batches};
-use model::params::params_fingerprint;
+use model::params::{Fingerprinter, params_fingerprint};
 use model::random::ShardKey;
 use model::replica::Replica;
 use model::weights::Weights;
@@ -226,13 +226,10 @@ struct Held {
     plan: Arc<Plan>,
     /// Updates applied.
     step: u64,
-    weights: Weights,
     velocity: Vec<f32>,
     replica: Replica,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
-    /// The step whose parameters are in `replica`.
-    step_in_replica: Option<u64>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
     /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
@@ -247,11 +244,9 @@ impl Held {
         Self {
             plan: Arc::clone(plan),
             step: 0,
-            weights: Weights { architecture: recipe.architecture, params: vec![0.0; n_params] },
             velocity: recipe.sgd.velocity(n_params),
             replica: Replica::new(recipe, &backend.device),
             fingerprint: None,
-            step_in_replica: None,
             sampler: None,
             next: None,
             evaluator: None,
@@ -262,7 +257,7 @@ impl Held {
         let take = |what, bytes: &[u8], into: &mut [f32]| {
             values::decode(Encoding::F32, bytes, into).map_err(|error| LagError::Values { what, error })
         };
-        take("the parameters of a state", &state.params, &mut self.weights.params)?;
+        self.replica.change(|params| take("the parameters of a state", &state.params, params))?;
         take("the velocity of a state", &state.velocity, &mut self.velocity)?;
         self.enter(state.step);
         Ok(self)
@@ -274,22 +269,26 @@ impl Held {
         if update.step != expected {
             return Err(LagError::Update { expected, found: update.step });
         }
-        let Self { plan, weights, velocity, .. } = self;
+        let Self { plan, velocity, replica, .. } = self;
         let sgd = plan.terms.recipe.sgd;
-        plan.path.take(update, |start, gradient| {
-            let places = start..start + gradient.len();
-            // Without momentum there is no velocity.
-            let velocity = if velocity.is_empty() { &mut [] } else { &mut velocity[places.clone()] };
-            sgd.apply(&mut weights.params[places], velocity, gradient);
+        let mut fingerprinter = Fingerprinter::default();
+        replica.change(|params| {
+            plan.path.take(update, |start, gradient| {
+                let places = start..start + gradient.len();
+                // Without momentum there is no velocity.
+                let velocity = if velocity.is_empty() { &mut [] } else { &mut velocity[places.clone()] };
+                sgd.apply(&mut params[places.clone()], velocity, gradient);
+                fingerprinter.add(&params[places]);
+            })
         })?;
         self.enter(update.step);
+        self.fingerprint = Some(fingerprinter.finish());
         Ok(())
     }
 
     fn enter(&mut self, step: u64) {
         self.step = step;
         self.fingerprint = None;
-        self.step_in_replica = None;
         self.evaluator = None;
     }
 
@@ -305,12 +304,7 @@ impl Held {
         let sampler = &self.sampler.as_ref().expect("it was made above").1;
         below("a step of the epoch", work.step_of_epoch.into(), sampler.n_steps() as u64)?;
 
-        // Not before there is a shard: a worker that only stands by does not pay for it.
-        if self.step_in_replica != Some(self.step) {
-            self.replica.load(&self.weights.params);
-            self.step_in_replica = Some(self.step);
-        }
-        let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params));
+        let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params()));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
         let images = sampler.shard(work.step_of_epoch as usize, shard as usize);
         let mut place = self.plan.path.place();
@@ -344,7 +338,10 @@ impl Held {
     fn batch(&mut self, batch: u32, backend: &OpenBackend) -> Result<BatchDone, LagError> {
         let Plan { terms, data, .. } = &*self.plan;
         below("a batch of the validation split", batch.into(), n_batches(data.n_images(Split::Valid)).into())?;
-        let evaluator = self.evaluator.get_or_insert_with(|| Evaluator::new(&self.weights, &backend.device));
+        let evaluator = self.evaluator.get_or_insert_with(|| {
+            let (architecture, params) = (terms.recipe.architecture, self.replica.params().to_vec());
+            Evaluator::new(&Weights { architecture, params }, &backend.device)
+        });
         let sums = evaluator.evaluate_batch(data, Split::Valid, batch);
         Ok(BatchDone {
             fence: Some(terms.fence.clone()),
@@ -353,7 +350,7 @@ impl Held {
             n_samples: sums.n_samples,
             loss_sum: sums.loss_sum,
             correct_sum: sums.correct_sum,
-            params_fingerprint: *self.fingerprint.get_or_insert_with(|| params_fingerprint(&self.weights.params)),
+            params_fingerprint: *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params())),
         })
     }
 }
@@ -370,6 +367,7 @@ mod tests {
 
     use super::*;
     use crate::common;
+    use crate::link::GradientPath;
     use crate::plan::Terms;
 
     struct Bench {
@@ -506,11 +504,10 @@ mod tests {
     async fn a_panic_of_the_thread_is_noticed() {
         let mut bench = Bench::new();
         let plan = Arc::get_mut(&mut bench.plan).expect("nobody else has it");
-        plan.terms.n_params = 1; // which is not the network's
+        plan.path = GradientPath::open(Encoding::F32, None, 1); // which has no place for the network's gradient
         let compute = Compute::start(bench.computer.backend.clone()).expect("a thread");
-        let one = values::encode(Encoding::F32, &[1.0]);
-        let state = State { step: 0, params: one.clone(), velocity: one, work: Some(work(0, &[0])) };
-        compute.submit(&bench.plan, Order::State(state), &bench.replies).await.expect("a queue");
+        let state = bench.state(0, Some(work(0, &[0])));
+        compute.submit(&bench.plan, state, &bench.replies).await.expect("a queue");
         let ended = tokio::time::timeout(limits::FIRST_MESSAGE_WAIT_MAX, compute.ended()).await;
         assert_eq!(ended, Ok(ComputeEnded));
     }
