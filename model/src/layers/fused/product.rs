@@ -202,25 +202,54 @@ impl Tiled for Outer<'_> {
         first: usize,
         first_row: usize,
     ) {
-        let row: [usize; MR] = std::array::from_fn(|i| (first_row + i).min(self.m - 1));
+        let row_of = |i: usize| (first_row + i).min(self.m - 1);
         // SAFETY: every row is below `m`, every column below `n`, and `compute` has checked that A, B and C hold those. `c`
         // is C's pointer, which `self` alone may use.
         unsafe {
-            let c: [*mut f32; MR] = std::array::from_fn(|i| c.add(row[i] * self.c_stride + first));
+            let c: [*mut f32; MR] = std::array::from_fn(|i| c.add(row_of(i) * self.c_stride + first));
             let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
+            // Rows that are known to lie side by side need no address each.
+            if first_row + MR <= self.m {
+                self.add_places::<S, MR, NV, CUT>(simd, edge, first, &mut sums, |i| first_row + i);
+            } else {
+                self.add_places::<S, MR, NV, CUT>(simd, edge, first, &mut sums, row_of);
+            }
+            store::<S, MR, NV, CUT>(simd, edge, sums, c);
+        }
+    }
+}
+
+impl Outer<'_> {
+    /// Adds all places of the inner dimension to a tile's sums.
+    ///
+    /// # Safety
+    /// Rows have to be below `m`, and columns from `first` on as `edge` says below `n`.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
+    unsafe fn add_places<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+        &self,
+        simd: S,
+        edge: Edge<S>,
+        first: usize,
+        sums: &mut [[S::f32s; NV]; MR],
+        row_of: impl Fn(usize) -> usize,
+    ) {
+        let mut added = *sums;
+        // SAFETY: as the caller promises, and `compute` has checked that A and B hold those.
+        unsafe {
             let (a, b) = (self.a.as_ptr(), self.b.as_ptr().add(first));
             for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows) {
                 let values: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b.add(b_row));
                 let a = a.add(a_row);
-                for (sums, row) in sums.iter_mut().zip(row) {
-                    let factor = simd.splat_f32s(*a.add(row));
+                for (i, sums) in added.iter_mut().enumerate() {
+                    let factor = simd.splat_f32s(*a.add(row_of(i)));
                     for (sum, value) in sums.iter_mut().zip(values) {
                         *sum = simd.mul_add_e_f32s(factor, value, *sum);
                     }
                 }
             }
-            store::<S, MR, NV, CUT>(simd, edge, sums, c);
         }
+        *sums = added;
     }
 }
 
@@ -352,21 +381,29 @@ fn compute_tiles<S: Simd>(product: &impl Tiled, simd: S, c: *mut f32) {
     }
 }
 
-/// Cuts rows into tiles of six and four, so that as few as can be hang over the end.
+/// Cuts rows into tiles, so that as few as can be hang over the end: of six and four rows, or of eight and four where there is
+/// one vector, since eight sums at once keep both multipliers of a core busy.
 #[inline(always)]
 fn compute_columns<S: Simd, const NV: usize>(product: &impl Tiled, simd: S, c: *mut f32, first: usize) {
     let [n_rows, n_columns] = product.size();
     let edge = Edge::new(simd, n_columns - first, NV);
     let mut row = 0;
     while row < n_rows {
-        let is_four = matches!(n_rows - row, 1..=4 | 7 | 8); // 8: 4 + 4
-        match (is_four, edge.is_whole) {
-            (false, true) => product.tile::<S, 6, NV, false>(simd, edge, c, first, row),
-            (false, false) => product.tile::<S, 6, NV, true>(simd, edge, c, first, row),
-            (true, true) => product.tile::<S, 4, NV, false>(simd, edge, c, first, row),
-            (true, false) => product.tile::<S, 4, NV, true>(simd, edge, c, first, row),
+        let n_left = n_rows - row;
+        let height = match NV {
+            1 if n_left > 4 => 8,
+            2 if !matches!(n_left, 1..=4 | 7 | 8) => 6, // 8: 4 + 4
+            _ => 4,
+        };
+        match (height, edge.is_whole) {
+            (8, true) => product.tile::<S, 8, NV, false>(simd, edge, c, first, row),
+            (8, false) => product.tile::<S, 8, NV, true>(simd, edge, c, first, row),
+            (6, true) => product.tile::<S, 6, NV, false>(simd, edge, c, first, row),
+            (6, false) => product.tile::<S, 6, NV, true>(simd, edge, c, first, row),
+            (_, true) => product.tile::<S, 4, NV, false>(simd, edge, c, first, row),
+            (_, false) => product.tile::<S, 4, NV, true>(simd, edge, c, first, row),
         }
-        row += if is_four { 4 } else { 6 };
+        row += height;
     }
 }
 
