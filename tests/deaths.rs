@@ -13,8 +13,8 @@ use crate::harness::{Place, Process, SHORT_RUN, SmallDisk, Stream, field, is_ali
 
 /// Of the instants at which coordinators die.
 const SEED: u64 = 20;
-/// Ten epochs of 138 steps: more than all lives that end before their time come to.
-const LONG_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 10 --data small";
+/// Forty epochs of 138 steps: more than all lives that end before their time come to.
+const LONG_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 40 --data small";
 /// How long a run that was asked to end may take, whoever is silent.
 const END_MAX: Duration = Duration::from_secs(5);
 

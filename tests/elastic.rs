@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::harness::{Place, Process, SHORT_RUN, Stream, wait_until};
+use crate::harness::{LONG_RUN, Place, Process, SHORT_RUN, Stream, wait_until};
 
 /// Workers at most.
 const N_WORKERS_MAX: usize = 6;
@@ -130,7 +130,7 @@ fn denoising_has_the_same_bits_whoever_comes_and_goes() {
 #[test]
 fn shards_of_a_silent_worker_go_to_the_others() {
     let place = Place::new();
-    let flags = format!("--arch conv {SHORT_RUN}");
+    let flags = format!("--arch conv {LONG_RUN}");
     let expected = place.reference(&flags);
     let (coordinator, address) =
         place.external(&format!("{flags} --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));

@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{COORDINATOR, Network, Place, Process, Run, Stream, field};
+use crate::harness::{COORDINATOR, LONG_RUN, Network, Place, Process, Run, Stream, field};
 
-/// Four epochs of 138 steps: long enough for a worker to be missed and to come back.
-const LONG_RUN: &str = "--arch conv --shards 4 --batch-size 16 --epochs 4 --data small";
 /// Within what time a worker that may be silent for 1 s is missed.
 const NOTICE_MAX: Duration = Duration::from_secs(2);
 
@@ -64,22 +62,26 @@ fn n_joined(worker: &Process) -> usize {
     worker.lines(Stream::Err, "joined the run").len()
 }
 
-fn long_flags() -> String {
-    format!("{LONG_RUN} --checkpoint-every 20 --heartbeat-timeout 1")
+/// What these machines train, and how often that is kept and who is missed when.
+fn long_flags() -> [String; 2] {
+    let recipe = format!("--arch conv {LONG_RUN}");
+    let flags = format!("{recipe} --checkpoint-every 20 --heartbeat-timeout 1");
+    [recipe, flags]
 }
 
 #[test]
 fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
     let place = Place::new();
     let Some(network) = Network::if_any(3) else { return };
-    place.reference(LONG_RUN);
-    let machines = Machines::start(&place, &network, &long_flags(), 3);
+    let [recipe, flags] = long_flags();
+    place.reference(&recipe);
+    let machines = Machines::start(&place, &network, &flags, 3);
     machines.coordinator.wait_for_checkpoint(40);
     network.unplug(1);
     machines.wait_until_missed(Instant::now());
     network.plug(1);
     machines.coordinator.wait_for_nth_line(Stream::Err, "worker joined", 4);
-    machines.check_end(LONG_RUN);
+    machines.check_end(&recipe);
     machines.workers.iter().for_each(Process::succeed);
     assert_eq!(machines.workers.iter().map(n_joined).collect::<Vec<_>>(), [2, 1, 1]);
 }
@@ -89,14 +91,15 @@ fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
 fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
     let place = Place::new();
     let Some(network) = Network::if_any(3) else { return };
-    place.reference(LONG_RUN);
-    let machines = Machines::start(&place, &network, &long_flags(), 3);
+    let [recipe, flags] = long_flags();
+    place.reference(&recipe);
+    let machines = Machines::start(&place, &network, &flags, 3);
     machines.coordinator.wait_for_checkpoint(40);
     network.unplug(1);
     let unplugged = Instant::now();
     machines.workers[0].kill();
     machines.wait_until_missed(unplugged);
-    machines.check_end(LONG_RUN);
+    machines.check_end(&recipe);
     machines.workers[1..].iter().for_each(Process::succeed);
     assert_eq!(machines.coordinator.lines(Stream::Err, "worker left").len(), 1, "nobody else was lost");
 }
@@ -105,8 +108,9 @@ fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
 fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
     let place = Place::new();
     let Some(network) = Network::if_any(3) else { return };
-    place.reference(LONG_RUN);
-    let machines = Machines::start(&place, &network, &long_flags(), 3);
+    let [recipe, flags] = long_flags();
+    place.reference(&recipe);
+    let machines = Machines::start(&place, &network, &flags, 3);
     machines.coordinator.wait_for_checkpoint(40);
     network.unplug(COORDINATOR);
     machines.wait_until_missed(Instant::now());
@@ -114,7 +118,7 @@ fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
     machines.coordinator.wait_for_line(Stream::Out, r#""event":"waiting""#);
     network.plug(COORDINATOR);
     machines.coordinator.wait_for_line(Stream::Out, r#""event":"going on""#);
-    machines.check_end(LONG_RUN);
+    machines.check_end(&recipe);
     machines.workers.iter().for_each(Process::succeed);
 }
 
