@@ -99,6 +99,19 @@ fn farthest(places: &[usize]) -> usize {
     places.iter().copied().max().unwrap_or(0)
 }
 
+/// Computes with vectors as wide as the CPU has, or half as wide where those hold all columns: a wide one that is cut has to
+/// be masked with each value of the inner dimension. Sums are taken lane by lane, so that both give the same bits.
+fn dispatch(n_columns: usize, product: impl WithSimd) {
+    #[cfg(target_arch = "x86_64")]
+    if n_columns <= <pulp::x86::V3 as Simd>::F32_LANES
+        && let Some(simd) = pulp::x86::V3::try_new()
+    {
+        Simd::vectorize(simd, product);
+        return;
+    }
+    Arch::new().dispatch(product);
+}
+
 impl Rows<'_> {
     /// Computes it.
     ///
@@ -114,7 +127,7 @@ impl Rows<'_> {
         assert!(farthest(self.a_rows) + farthest(self.a_runs) + self.run <= self.a.len(), "A holds its rows");
         assert!((k - 1) * self.b_stride + self.n <= self.b.len(), "B holds its rows");
         assert!(farthest(self.c_rows) + self.n <= self.c.len(), "C holds its rows");
-        Arch::new().dispatch(self);
+        dispatch(self.n, self);
     }
 }
 
@@ -183,7 +196,7 @@ impl Outer<'_> {
             assert!(farthest(self.b_rows) + self.n <= self.b.len(), "B holds its rows");
         }
         assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
-        Arch::new().dispatch(self);
+        dispatch(self.n, self);
     }
 }
 
