@@ -1,8 +1,10 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use memmap2::MmapRaw;
 
@@ -10,6 +12,9 @@ use super::*;
 
 /// Sizes around those of a word, of a block and of a page.
 const SIZES: [usize; 9] = [1, 2, 3, 1023, 1024, 1025, 2048, 4097, 46_529];
+
+/// How long it may take until two threads have met often enough.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Values that differ from place to place, and from one start to another.
 fn values(n_values: usize, start: u16) -> Vec<f32> {
@@ -158,6 +163,37 @@ fn a_value_that_is_not_finite_is_told_with_its_place_and_its_slot_is_free() {
             results.take(slot, &mut vec![0.0; 5_001]).expect_err("the same values");
         }
     }
+}
+
+/// The goal: a worker that goes on writing gives no value that was not looked at, since each is read once.
+#[test]
+fn what_is_taken_while_it_is_written_was_looked_at() {
+    const N_MIN: usize = 10_000;
+    let (results, slots, _offer) = results(5_000);
+    let is_over = AtomicBool::new(false);
+    let [mut n_taken, mut n_refused, mut n_spoiled] = [0_usize; 3];
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let word = &slots.region.slot(0)[1_234];
+            while !is_over.load(Ordering::Relaxed) {
+                for value in [1.0, f32::NAN] {
+                    word.store(bytemuck::cast([value; WORD_VALUES]), Ordering::Relaxed);
+                }
+            }
+        });
+        let mut values = vec![0.0; 5_000];
+        while n_taken.min(n_refused) < N_MIN && begun.elapsed() < WAIT_MAX {
+            slots.region.mark(0).store(FULL, Ordering::Release);
+            let is_taken = results.take(0, &mut values).is_ok();
+            n_taken += usize::from(is_taken);
+            n_refused += usize::from(!is_taken);
+            n_spoiled += usize::from(is_taken && values.iter().any(|value| !value.is_finite()));
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert!(n_taken >= N_MIN && n_refused >= N_MIN, "taken {n_taken} times, refused {n_refused} times");
+    assert_eq!(n_spoiled, 0, "taken with values that are not finite");
 }
 
 /// The goal: what was looked at is what is used, whatever is written to the slot afterwards.
