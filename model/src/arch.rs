@@ -78,7 +78,8 @@ impl Architecture {
     /// side by side; the number is fixed, so that the bits are the same for any number of threads.
     pub fn part(self) -> usize {
         match self {
-            Self::Conv | Self::Recurrent => 16,
+            Self::Conv => 16,
+            Self::Recurrent => 32,
             Self::Denoising => 128,
         }
     }
