@@ -6,7 +6,7 @@ use pulp_macro::with_simd;
 
 use super::activation::{Activation, activate, selu_of};
 use super::buffers::Buffer;
-use super::product::{Onto, Outer, Rows};
+use super::product::{Onto, Outer, Places, Rows};
 
 /// Side of a window.
 const SIDE: usize = 3;
@@ -38,7 +38,7 @@ impl Size {
     }
 
     /// Where the pixels of the upper left `part` begin, every `step`-th row and column, in steps of `n_channels`.
-    fn places(self, part: Self, step: usize, n_channels: usize) -> Vec<usize> {
+    fn places(self, part: Self, step: usize, n_channels: usize) -> Places {
         let row = |y: usize| (0..part.width).map(move |x| (step * y * self.width + step * x) * n_channels);
         (0..part.height).flat_map(row).collect()
     }
@@ -310,7 +310,7 @@ impl Transposed<'_> {
                 run: columns.len() * n_in,
                 kernel: packed(weight, [n_in, n_out], &taps, Inner::Second), // [places, in, out]
                 a_rows: padded_size.places(part, 1, n_in),
-                c_rows: out_size.places(part, 2, n_out).into_iter().map(|place| place + start).collect(),
+                c_rows: out_size.places(part, 2, n_out).iter().map(|place| place + start).collect(),
                 runs,
             }
         });
@@ -392,7 +392,7 @@ impl Transposed<'_> {
 struct Kind {
     run: usize,
     kernel: Buffer,
-    a_rows: Vec<usize>,
-    c_rows: Vec<usize>,
+    a_rows: Places,
+    c_rows: Places,
     runs: Vec<usize>,
 }

@@ -5,6 +5,8 @@
 //! Each sum is taken in the order of the inner dimension, in [`Dots`] as many side by side as a vector has lanes, so that a
 //! result depends on the operands and the CPU's vector width alone.
 
+use std::ops::Deref;
+
 use pulp::{Arch, MemMask, Simd, WithSimd};
 
 /// What becomes of the values that a product's place holds.
@@ -25,7 +27,7 @@ pub struct Rows<'a> {
     /// Values of A.
     pub a: &'a [f32],
     /// Where each row of A begins.
-    pub a_rows: &'a [usize],
+    pub a_rows: &'a Places,
     /// Where each run lies, from a row's beginning.
     pub a_runs: &'a [usize],
     /// Length of a run.
@@ -39,7 +41,7 @@ pub struct Rows<'a> {
     /// Values of C.
     pub c: &'a mut [f32],
     /// Where each row of C begins.
-    pub c_rows: &'a [usize],
+    pub c_rows: &'a Places,
     /// What C holds before.
     pub onto: Onto,
 }
@@ -50,13 +52,13 @@ pub struct Outer<'a> {
     /// Values of A.
     pub a: &'a [f32],
     /// Where each place of the inner dimension begins in A.
-    pub a_rows: &'a [usize],
+    pub a_rows: &'a Places,
     /// Rows of C.
     pub m: usize,
     /// Values of B.
     pub b: &'a [f32],
     /// Where each place of the inner dimension begins in B.
-    pub b_rows: &'a [usize],
+    pub b_rows: &'a Places,
     /// Columns of C.
     pub n: usize,
     /// Values of C.
@@ -90,8 +92,32 @@ pub struct Dots<'a> {
     pub c_stride: usize,
 }
 
+/// Where rows begin. The farthest is known, since a product's bounds are checked each time that it is computed, and an LSTM
+/// computes the same ones at each step.
+#[derive(Debug, Default)]
+pub struct Places {
+    starts: Vec<usize>,
+    farthest: usize,
+}
+
+impl FromIterator<usize> for Places {
+    fn from_iter<I: IntoIterator<Item = usize>>(starts: I) -> Self {
+        let starts: Vec<usize> = starts.into_iter().collect();
+        let farthest = farthest(&starts);
+        Self { starts, farthest }
+    }
+}
+
+impl Deref for Places {
+    type Target = [usize];
+
+    fn deref(&self) -> &[usize] {
+        &self.starts
+    }
+}
+
 /// Where the rows of a matrix begin that lies as it is.
-pub fn rows(n_rows: usize, stride: usize) -> Vec<usize> {
+pub fn rows(n_rows: usize, stride: usize) -> Places {
     (0..n_rows).map(|row| row * stride).collect()
 }
 
@@ -124,9 +150,9 @@ impl Rows<'_> {
             return;
         }
         assert!(k > 0, "a product has an inner dimension");
-        assert!(farthest(self.a_rows) + farthest(self.a_runs) + self.run <= self.a.len(), "A holds its rows");
+        assert!(self.a_rows.farthest + farthest(self.a_runs) + self.run <= self.a.len(), "A holds its rows");
         assert!((k - 1) * self.b_stride + self.n <= self.b.len(), "B holds its rows");
-        assert!(farthest(self.c_rows) + self.n <= self.c.len(), "C holds its rows");
+        assert!(self.c_rows.farthest + self.n <= self.c.len(), "C holds its rows");
         dispatch(self.n, self);
     }
 }
@@ -192,8 +218,8 @@ impl Outer<'_> {
             return;
         }
         if !self.a_rows.is_empty() {
-            assert!(farthest(self.a_rows) + self.m <= self.a.len(), "A holds its rows");
-            assert!(farthest(self.b_rows) + self.n <= self.b.len(), "B holds its rows");
+            assert!(self.a_rows.farthest + self.m <= self.a.len(), "A holds its rows");
+            assert!(self.b_rows.farthest + self.n <= self.b.len(), "B holds its rows");
         }
         assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
         dispatch(self.n, self);
@@ -251,7 +277,7 @@ impl Outer<'_> {
         // SAFETY: as the caller promises, and `compute` has checked that A and B hold those.
         unsafe {
             let (a, b) = (self.a.as_ptr(), self.b.as_ptr().add(first));
-            for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows) {
+            for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows.iter()) {
                 let values: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b.add(b_row));
                 let a = a.add(a_row);
                 for (i, sums) in added.iter_mut().enumerate() {
