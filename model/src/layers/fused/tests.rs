@@ -397,14 +397,14 @@ fn gradients_are_slopes() {
 fn a_product_beyond_an_operand_is_not_begun() {
     Rows {
         a: &[0.0; 6],
-        a_rows: &[0, 3],
+        a_rows: &rows(2, 3),
         a_runs: &[0],
         run: 3,
         b: &[0.0; 5],
         b_stride: 2,
         n: 2,
         c: &mut [0.0; 4],
-        c_rows: &[0, 2],
+        c_rows: &rows(2, 2),
         onto: Onto::Nothing,
     }
     .compute();
