@@ -136,7 +136,7 @@ fn an_epoch_has_one_line_whatever_dies_after_its_validation() {
 
 /// A run on a disk of its own that fails it after its second checkpoint: it ends with what is wrong, and the run goes on
 /// where there is room.
-fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk), told: &[&str]) {
+fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk, &Process), told: &[&str]) {
     let place = Place::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = place.reference(&flags);
@@ -144,7 +144,7 @@ fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk), told: &[&str]) {
     let flags = format!("{flags} --workers 2 --checkpoint-every 20 --hash-steps --run-dir disk/run --json");
     let coordinator = place.start("coordinator", disk.inside(&place.command("coordinator", &flags)));
     coordinator.wait_for_checkpoint(20);
-    spoil(&disk);
+    spoil(&disk, &coordinator);
     coordinator.check_end(73, told);
     assert_eq!(check_checkpoints(&disk.path("run")), 0, "unfinished files");
 
@@ -163,7 +163,7 @@ fn a_disk_without_room_for_a_checkpoint_is_told_and_loses_nothing() {
     let full = "No space left on device";
     check_disk(
         2_050,
-        |_| (),
+        |_, _| (),
         &[
             "checkpoint not saved; training goes on",
             &format!("cannot write disk/run/checkpoints/step-00000060.safetensors: {full}"),
@@ -177,7 +177,8 @@ fn a_disk_without_room_for_a_checkpoint_is_told_and_loses_nothing() {
 fn a_disk_that_others_fill_is_told_and_loses_nothing() {
     check_disk(
         20_000,
-        SmallDisk::fill,
+        // A checkpoint that is given up makes room, which must not be there for what comes next.
+        |disk, coordinator| disk.fill_until(|| coordinator.ends_within(Duration::from_millis(1))),
         &["error: cannot write disk/run/steps.jsonl: No space left on device", "make room"],
     );
 }
@@ -187,7 +188,7 @@ fn a_folder_that_becomes_read_only_is_told_and_loses_nothing() {
     let read_only = "Read-only file system";
     check_disk(
         20_000,
-        |disk| disk.make_read_only("run"),
+        |disk, _| disk.make_read_only("run"),
         &[
             "checkpoint not saved; training goes on",
             &format!("error: cannot write disk/run/model.safetensors: {read_only}"),

@@ -54,16 +54,18 @@ impl SmallDisk {
         inside
     }
 
-    /// Takes all the room that is left.
-    pub fn fill(&self) {
+    /// Takes all the room that is left, and what becomes free, until something `is_over`; that may wait a little.
+    pub fn fill_until(&self, is_over: impl Fn() -> bool) {
         let mut filler = File::create(self.path("filler")).expect("a file");
-        // Ends: the disk is small.
-        let error = loop {
+        // Ends: the disk is small, and so is what is written to it meanwhile.
+        loop {
             if let Err(error) = filler.write_all(&[0; 1024]) {
-                break error;
+                assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+                if is_over() {
+                    return;
+                }
             }
-        };
-        assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+        }
     }
 
     /// Makes a folder read-only, whatever is open in it.
