@@ -8,6 +8,7 @@ use std::fmt;
 use std::hash::Hasher;
 use std::sync::Arc;
 
+use aligned_vec::AVec;
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use twox_hash::XxHash3_64;
@@ -157,7 +158,7 @@ impl Network {
     /// # Panics
     /// If the vector has not the length of the network's layout.
     #[must_use]
-    pub fn view(self, params: &Arc<Vec<f32>>, device: &ComputeDevice) -> Self {
+    pub fn view(self, params: &Arc<AVec<f32>>, device: &ComputeDevice) -> Self {
         match device.operations {
             #[cfg(feature = "flex")]
             Operations::Fused => {
@@ -173,7 +174,7 @@ impl Network {
 
 #[cfg(feature = "flex")]
 struct Viewer<'a> {
-    params: &'a Arc<Vec<f32>>,
+    params: &'a Arc<AVec<f32>>,
     start: usize,
     device: &'a Device,
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use aligned_vec::{AVec, avec};
+
 use crate::arch::Network;
 use crate::backend::ComputeDevice;
 use crate::data::{Dataset, Split};
@@ -16,8 +18,8 @@ use crate::recipe::Recipe;
 #[derive(Debug)]
 pub struct Replica {
     device: ComputeDevice, // with autodiff
-    /// In layout order.
-    params: Arc<Vec<f32>>,
+    /// In layout order, from the beginning of a cache line on.
+    params: Arc<AVec<f32>>,
     /// What the network is made from: its structure, whatever its parameters.
     blank: Network,
     /// Reads the parameters, since they were last changed.
@@ -40,7 +42,7 @@ impl Replica {
     /// A replica for the recipe, with parameters of zeros; `device` is without autodiff.
     pub fn new(recipe: &Recipe, device: &ComputeDevice) -> Self {
         let device = device.clone().autodiff();
-        let params = Arc::new(vec![0.0; ParamLayout::of(recipe.architecture).n_params()]);
+        let params = Arc::new(avec![0.0; ParamLayout::of(recipe.architecture).n_params()]);
         let blank = Network::new(recipe.architecture, recipe.seed, &device).view(&params, &device);
         // It has views of zeros for its parameters, which no change waits for: the first one takes another vector.
         Self { device, params, blank, network: None, noise: recipe.noise, seed: recipe.seed, prepared: None }
@@ -55,7 +57,7 @@ impl Replica {
     pub fn change<R>(&mut self, change: impl FnOnce(&mut [f32]) -> R) -> R {
         // The network has them on loan.
         self.network = None;
-        let params: &mut Vec<f32> = Arc::make_mut(&mut self.params);
+        let params: &mut AVec<f32> = Arc::make_mut(&mut self.params);
         change(params)
     }
 

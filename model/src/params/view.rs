@@ -5,12 +5,13 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
+use aligned_vec::AVec;
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
 
 /// Some of the values of a vector, as a tensor's bytes. They are copied before anybody writes to them.
 #[derive(Debug)]
 struct View {
-    values: Arc<Vec<f32>>,
+    values: Arc<AVec<f32>>,
     range: Range<usize>,
     own: Option<Vec<f32>>,
 }
@@ -20,7 +21,7 @@ struct View {
 /// # Panics
 /// If the vector is shorter.
 #[expect(unsafe_code, reason = "Burn asks for the length of what is initialised")]
-pub(super) fn bytes_of(values: &Arc<Vec<f32>>, range: Range<usize>) -> Bytes {
+pub(super) fn bytes_of(values: &Arc<AVec<f32>>, range: Range<usize>) -> Bytes {
     let n_bytes = size_of_val(&values[range.clone()]);
     // SAFETY: all of the values are initialised.
     unsafe { Bytes::from_controller(Box::new(View { values: Arc::clone(values), range, own: None }), n_bytes) }
@@ -59,11 +60,13 @@ impl AllocationController for View {
 
 #[cfg(test)]
 mod tests {
+    use aligned_vec::avec;
+
     use super::*;
 
     #[test]
     fn a_view_is_where_the_values_are_until_it_is_written_to() {
-        let values = Arc::new(vec![1.0_f32, 2.0, 3.0, 4.0]);
+        let values = Arc::new(avec![1.0_f32, 2.0, 3.0, 4.0]);
         let mut view = bytes_of(&values, 1..3);
         assert_eq!(view.as_ptr(), values[1..].as_ptr().cast());
         assert_eq!(bytemuck::cast_slice::<u8, f32>(&view), [2.0, 3.0]);

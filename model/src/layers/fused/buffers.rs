@@ -1,11 +1,13 @@
 //! Vectors that are used again and again: what one step's operations give back, the next step's take. A new vector of this
-//! size would be filled with zeros first, and often be new to the processor's caches.
+//! size would be filled with zeros first, and often be new to the processor's caches. Each begins at a cache line: a vector of
+//! 64 bytes that lies across two of them takes two reads.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
+use aligned_vec::{AVec, avec};
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
 
 /// Values that are kept per thread, at most: those of a pass through the largest network, many times over.
@@ -14,7 +16,7 @@ const KEPT_VALUES_MAX: usize = 8 << 20; // 8 Mi values * 4 = 32 MiB
 /// The free vectors of a thread, by length.
 #[derive(Default)]
 struct Free {
-    vectors: HashMap<usize, Vec<Vec<f32>>>,
+    vectors: HashMap<usize, Vec<AVec<f32>>>,
     n_values: usize,
 }
 
@@ -24,7 +26,7 @@ thread_local! {
 
 /// A vector that goes back to the free ones of its thread.
 #[derive(Debug)]
-pub struct Buffer(Vec<f32>);
+pub struct Buffer(AVec<f32>);
 
 impl Buffer {
     /// A vector of a length, whatever it holds.
@@ -34,7 +36,7 @@ impl Buffer {
             free.n_values -= n_values;
             Some(kept)
         });
-        Self(kept.unwrap_or_else(|| vec![0.0; n_values]))
+        Self(kept.unwrap_or_else(|| avec![0.0; n_values]))
     }
 
     /// A vector of zeros.
@@ -59,7 +61,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let vector = std::mem::take(&mut self.0);
+        let vector = std::mem::replace(&mut self.0, avec![]);
         // A thread that ends has no use for it any more.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
@@ -96,14 +98,14 @@ impl AllocationController for Buffer {
 
     #[expect(unsafe_code, reason = "Burn names bytes that may not be initialised so; these are")]
     unsafe fn memory_mut(&mut self, _policy: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.0);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(self);
         // SAFETY: the layouts are equal, and the caller promises to write nothing that is not initialised.
         Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) })
     }
 
     #[expect(unsafe_code, reason = "Burn names bytes that may not be initialised so; these are")]
     fn memory(&self, _policy: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.0);
+        let bytes: &[u8] = bytemuck::cast_slice(self);
         // SAFETY: the layouts are equal, and initialised bytes may be looked at as if they were not.
         Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) })
     }
