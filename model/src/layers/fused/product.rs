@@ -1,13 +1,16 @@
-//! Products of small matrices, without packing and without copies of transposed operands: a tile of sums stays in registers
-//! over the whole inner dimension, and each operand is read as it lies. There are three forms, by which operand lies how:
-//! [`Rows`] (rows of A, rows of B), [`Outer`] (columns of A, rows of B) and [`Dots`] (rows of A, columns of B).
+//! Products of small matrices, without copies of transposed operands: a tile of sums stays in registers over the whole inner
+//! dimension, and each operand is read as it lies, or packed where its rows lie so far apart that caches and the page table
+//! suffer. There are three forms, by which operand lies how: [`Rows`] (rows of A, rows of B), [`Outer`] (columns of A, rows of
+//! B) and [`Dots`] (rows of A, columns of B).
 //!
 //! Each sum is taken in the order of the inner dimension, in [`Dots`] as many side by side as a vector has lanes, so that a
-//! result depends on the operands and the CPU's vector width alone.
+//! result depends on the operands and the CPU's vector width alone, and on no tile, order or packing.
 
 use std::ops::Deref;
 
 use pulp::{Arch, MemMask, Simd, WithSimd};
+
+use super::buffers::Buffer;
 
 /// What becomes of the values that a product's place holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,13 +132,27 @@ fn farthest(places: &[usize]) -> usize {
 /// be masked with each value of the inner dimension. Sums are taken lane by lane, so that both give the same bits.
 fn dispatch(n_columns: usize, product: impl WithSimd) {
     #[cfg(target_arch = "x86_64")]
-    if n_columns <= <pulp::x86::V3 as Simd>::F32_LANES
+    if (n_columns <= <pulp::x86::V3 as Simd>::F32_LANES || takes_half_vectors())
         && let Some(simd) = pulp::x86::V3::try_new()
     {
         Simd::vectorize(simd, product);
         return;
     }
     Arch::new().dispatch(product);
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Whether products are computed as on a CPU that has only vectors half as wide.
+    pub static HALF_VECTORS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+#[cfg(target_arch = "x86_64")]
+fn takes_half_vectors() -> bool {
+    #[cfg(test)]
+    return HALF_VECTORS.get();
+    #[cfg(not(test))]
+    false
 }
 
 impl Rows<'_> {
@@ -158,28 +175,33 @@ impl Rows<'_> {
 }
 
 impl Tiled for Rows<'_> {
-    fn size(&self) -> [usize; 2] {
-        [self.a_rows.len(), self.n]
+    fn size(&self) -> [usize; 3] {
+        [self.a_rows.len(), self.n, self.run * self.a_runs.len()]
+    }
+
+    fn is_worth_packing(&self) -> bool {
+        self.a_rows.len() >= N_ROWS_PACKED_MIN
+    }
+
+    fn row_of_b(&self, place: usize) -> &[f32] {
+        &self.b[place * self.b_stride..][..self.n]
     }
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
-    fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
-        &self,
-        simd: S,
-        edge: Edge<S>,
-        c: *mut f32,
-        first: usize,
-        first_row: usize,
-    ) {
-        let row_of = |i: usize| (first_row + i).min(self.a_rows.len() - 1);
+    unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(&self, simd: S, tile: &Tile<S>) {
+        let row_of = |i: usize| (tile.row + i).min(self.a_rows.len() - 1);
+        let edge = tile.edge;
         // SAFETY: every row is one of `a_rows` and `c_rows`, every place within it below `run` or `n`, and `compute` has
-        // checked that A, B and C hold those. `c` is C's pointer, which `self` alone may use.
+        // checked that A, B and C hold those. A packed B has as many rows, of whole vectors. C is `self`'s alone.
         unsafe {
             let a: [*const f32; MR] = std::array::from_fn(|i| self.a.as_ptr().add(self.a_rows[row_of(i)]));
-            let c: [*mut f32; MR] = std::array::from_fn(|i| c.add(self.c_rows[row_of(i)] + first));
+            let c: [*mut f32; MR] = std::array::from_fn(|i| tile.c.add(self.c_rows[row_of(i)] + tile.first));
+            let (mut b, b_stride) = match &tile.packed {
+                Some(packed) => (packed.b.as_ptr(), NV * S::F32_LANES),
+                None => (self.b.as_ptr().add(tile.first), self.b_stride),
+            };
             let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
-            let mut b = self.b.as_ptr().add(first);
             for &start in self.a_runs {
                 for k in start..start + self.run {
                     let row: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b);
@@ -189,7 +211,7 @@ impl Tiled for Rows<'_> {
                             *sum = simd.mul_add_e_f32s(factor, value, *sum);
                         }
                     }
-                    b = b.add(self.b_stride);
+                    b = b.add(b_stride);
                 }
             }
             store::<S, MR, NV, CUT>(simd, edge, sums, c);
@@ -222,77 +244,122 @@ impl Outer<'_> {
             assert!(self.b_rows.farthest + self.n <= self.b.len(), "B holds its rows");
         }
         assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
-        dispatch(self.n, self);
+        let Self { a, m, b, n, c_stride, .. } = self;
+        // One block after the other, so that the order of a sum is that of the inner dimension. Without places, zeros.
+        for first in (0..self.a_rows.len().max(1)).step_by(N_PLACES_MAX) {
+            let places = first..self.a_rows.len().min(first + N_PLACES_MAX);
+            let (a_rows, b_rows) = (&self.a_rows[places.clone()], &self.b_rows[places]);
+            let onto = if first == 0 { self.onto } else { Onto::Values };
+            dispatch(n, OuterBlock { a, a_rows, m, b, b_rows, n, c: self.c, c_stride, onto });
+        }
     }
 }
 
-impl Tiled for Outer<'_> {
-    fn size(&self) -> [usize; 2] {
-        [self.m, self.n]
+/// An [`Outer`] over some of the places of its inner dimension, which holds its bounds.
+struct OuterBlock<'a> {
+    a: &'a [f32],
+    a_rows: &'a [usize],
+    m: usize,
+    b: &'a [f32],
+    b_rows: &'a [usize],
+    n: usize,
+    c: &'a mut [f32],
+    c_stride: usize,
+    onto: Onto,
+}
+
+impl Tiled for OuterBlock<'_> {
+    fn size(&self) -> [usize; 3] {
+        [self.m, self.n, self.a_rows.len()]
+    }
+
+    fn is_worth_packing(&self) -> bool {
+        self.m >= N_OUTER_ROWS_PACKED_MIN && self.a_rows.len() >= N_PLACES_PACKED_MIN
+    }
+
+    fn row_of_b(&self, place: usize) -> &[f32] {
+        &self.b[self.b_rows[place]..][..self.n]
+    }
+
+    fn packed_a<S: Simd>(&self, n_vectors: usize) -> Option<Buffer> {
+        let depth = self.a_rows.len();
+        let mut packed = Buffer::new((self.m + HEIGHT_MAX) * depth);
+        for (row, height) in tiles::<S>(self.m, n_vectors) {
+            let into = &mut packed[row * depth..][..height * depth];
+            if height == HEIGHT_MAX && row + height <= self.m {
+                for (into, &start) in into.as_chunks_mut::<HEIGHT_MAX>().0.iter_mut().zip(self.a_rows.iter()) {
+                    into.copy_from_slice(&self.a[start + row..][..HEIGHT_MAX]);
+                }
+                continue;
+            }
+            for (into, &start) in into.chunks_exact_mut(height).zip(self.a_rows.iter()) {
+                for (i, into) in into.iter_mut().enumerate() {
+                    *into = self.a[start + (row + i).min(self.m - 1)]; // a row beyond the last one is that one again
+                }
+            }
+        }
+        Some(packed)
     }
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
-    fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
-        &self,
-        simd: S,
-        edge: Edge<S>,
-        c: *mut f32,
-        first: usize,
-        first_row: usize,
-    ) {
-        let row_of = |i: usize| (first_row + i).min(self.m - 1);
-        // SAFETY: every row is below `m`, every column below `n`, and `compute` has checked that A, B and C hold those. `c`
-        // is C's pointer, which `self` alone may use.
+    unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(&self, simd: S, tile: &Tile<S>) {
+        let row_of = |i: usize| (tile.row + i).min(self.m - 1);
+        let (edge, depth) = (tile.edge, self.a_rows.len());
+        // SAFETY: every row is below `m`, every column below `n`, and `compute` has checked that A, B and C hold those. What is
+        // packed has as many places, of `MR` values and of whole vectors. C is `self`'s alone.
         unsafe {
-            let c: [*mut f32; MR] = std::array::from_fn(|i| c.add(row_of(i) * self.c_stride + first));
+            let c: [*mut f32; MR] = std::array::from_fn(|i| tile.c.add(row_of(i) * self.c_stride + tile.first));
             let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
-            // Rows that are known to lie side by side need no address each.
-            if first_row + MR <= self.m {
-                self.add_places::<S, MR, NV, CUT>(simd, edge, first, &mut sums, |i| first_row + i);
+            let (a, b) = (self.a.as_ptr(), self.b.as_ptr().add(tile.first));
+            if let Some(packed) = &tile.packed {
+                let (a, b) = (packed.a.as_ptr().add(tile.row * depth), packed.b.as_ptr());
+                for place in 0..depth {
+                    let b = b.add(place * NV * S::F32_LANES);
+                    add_place::<S, MR, NV, CUT>(simd, edge, &mut sums, a.add(place * MR), |i| i, b);
+                }
+            } else if tile.row + MR <= self.m {
+                // Rows that are known to lie side by side need no address each.
+                for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows.iter()) {
+                    add_place::<S, MR, NV, CUT>(simd, edge, &mut sums, a.add(a_row + tile.row), |i| i, b.add(b_row));
+                }
             } else {
-                self.add_places::<S, MR, NV, CUT>(simd, edge, first, &mut sums, row_of);
+                for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows.iter()) {
+                    add_place::<S, MR, NV, CUT>(simd, edge, &mut sums, a.add(a_row), row_of, b.add(b_row));
+                }
             }
             store::<S, MR, NV, CUT>(simd, edge, sums, c);
         }
     }
 }
 
-impl Outer<'_> {
-    /// Adds all places of the inner dimension to a tile's sums.
-    ///
-    /// # Safety
-    /// Rows have to be below `m`, and columns from `first` on as `edge` says below `n`.
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
-    unsafe fn add_places<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
-        &self,
-        simd: S,
-        edge: Edge<S>,
-        first: usize,
-        sums: &mut [[S::f32s; NV]; MR],
-        row_of: impl Fn(usize) -> usize,
-    ) {
-        let mut added = *sums;
-        // SAFETY: as the caller promises, and `compute` has checked that A and B hold those.
-        unsafe {
-            let (a, b) = (self.a.as_ptr(), self.b.as_ptr().add(first));
-            for (&a_row, &b_row) in self.a_rows.iter().zip(self.b_rows.iter()) {
-                let values: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b.add(b_row));
-                let a = a.add(a_row);
-                for (i, sums) in added.iter_mut().enumerate() {
-                    let factor = simd.splat_f32s(*a.add(row_of(i)));
-                    for (sum, value) in sums.iter_mut().zip(values) {
-                        *sum = simd.mul_add_e_f32s(factor, value, *sum);
-                    }
-                }
+/// Adds one place of the inner dimension to a tile's sums: `a_rows` says how far from `a` each row's factor lies.
+///
+/// # Safety
+/// Those places have to be readable.
+#[inline(always)]
+#[expect(unsafe_code, reason = "the caller has checked the bounds of all tiles")]
+unsafe fn add_place<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
+    simd: S,
+    edge: Edge<S>,
+    sums: &mut [[S::f32s; NV]; MR],
+    a: *const f32,
+    row_of: impl Fn(usize) -> usize,
+    b: *const f32,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let values: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b);
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let factor = simd.splat_f32s(*a.add(row_of(i)));
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = simd.mul_add_e_f32s(factor, value, *sum);
             }
         }
-        *sums = added;
     }
 }
 
-impl WithSimd for Outer<'_> {
+impl WithSimd for OuterBlock<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -314,7 +381,7 @@ impl Dots<'_> {
         assert!((self.m - 1) * self.a_stride + self.k <= self.a.len(), "A holds its rows");
         assert!((self.n - 1) * self.b_stride + self.k <= self.b.len(), "B holds its rows");
         assert!((self.m - 1) * self.c_stride + self.n <= self.c.len(), "C holds its rows");
-        Arch::new().dispatch(self);
+        dispatch(usize::MAX, self); // its vectors lie along the inner dimension
     }
 
     #[inline(always)]
@@ -370,8 +437,18 @@ impl WithSimd for Dots<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        const HEIGHT: usize = 4;
-        const WIDTH: usize = 3;
+        // With every vector of an operand read for one of its tiles alone, reading is what takes the time.
+        if S::REGISTER_COUNT >= N_REGISTERS_MANY && self.m > 4 {
+            self.compute_tiles::<S, 8, 3>(simd);
+        } else {
+            self.compute_tiles::<S, 4, 3>(simd);
+        }
+    }
+}
+
+impl Dots<'_> {
+    #[inline(always)]
+    fn compute_tiles<S: Simd, const HEIGHT: usize, const WIDTH: usize>(self, simd: S) {
         let c = self.c.as_mut_ptr();
         // The operand with more rows is gone through once, the other one for each of its tiles, from a nearer cache.
         if self.m > self.n {
@@ -390,59 +467,168 @@ impl WithSimd for Dots<'_> {
     }
 }
 
-/// A product that is computed in tiles of rows and vectors of columns.
-trait Tiled {
-    /// Rows and columns of C.
-    fn size(&self) -> [usize; 2];
+/// Registers from which on a tile can have 24 sums: AVX-512 and NEON have 32, AVX2 has 16.
+const N_REGISTERS_MANY: usize = 32;
+/// Rows of the highest tile.
+const HEIGHT_MAX: usize = 8;
+/// Rows of C from which on [`Rows`] has B packed: each panel is then read by eight tiles or more.
+const N_ROWS_PACKED_MIN: usize = 64;
+/// Rows of C from which on [`Outer`] may have its operands packed.
+const N_OUTER_ROWS_PACKED_MIN: usize = 24;
+/// Places of the inner dimension from which on [`Outer`] may have its operands packed: with each in a page of its own, more than
+/// a CPU knows the addresses of at once (64 on Intel's Skylake, for example).
+const N_PLACES_PACKED_MIN: usize = 33;
+/// Places of the inner dimension that [`Outer`] takes at once: what of both operands belongs to them stays in the second cache.
+const N_PLACES_MAX: usize = 128;
+/// Places of the inner dimension up to which a tile is rather stored than computed: C is then gone through row by row.
+const N_PLACES_FEW: usize = 16;
 
-    /// Computes `MR` rows from `first_row` on and `NV` vectors of columns from `first` on; the last vector is `CUT` where C's
-    /// rows end in it. Rows beyond the last one are that one again.
-    fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
-        &self,
-        simd: S,
-        edge: Edge<S>,
-        c: *mut f32,
-        first: usize,
-        first_row: usize,
-    );
+/// A product that is computed in tiles of rows and panels of columns.
+trait Tiled {
+    /// Rows and columns of C, and the inner dimension.
+    fn size(&self) -> [usize; 3];
+
+    /// Whether packing takes less time than it saves, if there are several panels.
+    fn is_worth_packing(&self) -> bool;
+
+    /// A row of B.
+    fn row_of_b(&self, place: usize) -> &[f32];
+
+    /// A, tile by tile of C, if it does not lie well: [rows, places, rows of a tile], for panels of so many vectors at most.
+    fn packed_a<S: Simd>(&self, _n_vectors: usize) -> Option<Buffer> {
+        None
+    }
+
+    /// Computes `MR` rows and `NV` vectors of columns; the last vector is `CUT` where C's rows end in it. Rows beyond the last
+    /// one are that one again.
+    ///
+    /// # Safety
+    /// Rows and columns have to be the product's, C its place, and what is packed of the tile's height and width.
+    #[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
+    unsafe fn tile<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(&self, simd: S, tile: &Tile<S>);
 }
 
-/// Goes through all tiles: pairs of vectors, and the one that may be left.
+/// Which part of C.
+struct Tile<'a, S: Simd> {
+    c: *mut f32,
+    row: usize,
+    /// Its first column.
+    first: usize,
+    edge: Edge<S>,
+    packed: Option<Packed<'a>>,
+}
+
+/// Operands in the order in which they are read.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    /// All of A, or nothing if A lies well.
+    a: &'a [f32],
+    /// The panel's columns of B: [places, vectors · lanes].
+    b: &'a [f32],
+}
+
+/// Goes through all tiles, panel by panel, or row by row where C takes the longest.
 #[inline(always)]
 fn compute_tiles<S: Simd>(product: &impl Tiled, simd: S, c: *mut f32) {
-    let [_, n_columns] = product.size();
-    for first in (0..n_columns).step_by(2 * S::F32_LANES) {
-        if n_columns - first > S::F32_LANES {
-            compute_columns::<S, 2>(product, simd, c, first);
-        } else {
-            compute_columns::<S, 1>(product, simd, c, first);
+    let [n_rows, n_columns, depth] = product.size();
+    let n_vectors = panels::<S>(n_columns).next().map_or(1, |(_, n_vectors)| n_vectors);
+    let is_one_panel = n_columns <= n_vectors * S::F32_LANES;
+    if !is_one_panel && depth <= N_PLACES_FEW {
+        for (row, height) in tiles::<S>(n_rows, n_vectors) {
+            for (first, n_vectors) in panels::<S>(n_columns) {
+                let edge = Edge::new(simd, n_columns - first, n_vectors);
+                compute_tile(product, simd, height, n_vectors, &Tile { c, row, first, edge, packed: None });
+            }
+        }
+        return;
+    }
+    let is_packed = !is_one_panel && product.is_worth_packing();
+    let a = if is_packed { product.packed_a::<S>(n_vectors) } else { None };
+    let mut b = Buffer::new(if is_packed { depth * n_vectors * S::F32_LANES } else { 0 });
+    for (first, n_vectors_here) in panels::<S>(n_columns) {
+        let edge = Edge::new(simd, n_columns - first, n_vectors_here);
+        let packed = is_packed.then(|| {
+            let b = pack(product, first, n_columns, n_vectors_here * S::F32_LANES, &mut b);
+            Packed { a: a.as_deref().unwrap_or(&[]), b }
+        });
+        for (row, height) in tiles::<S>(n_rows, n_vectors) {
+            compute_tile(product, simd, height, n_vectors_here, &Tile { c, row, first, edge, packed });
         }
     }
 }
 
-/// Cuts rows into tiles, so that as few as can be hang over the end: of six and four rows, or of eight and four where there is
-/// one vector, since eight sums at once keep both multipliers of a core busy.
+/// Where panels begin and how many vectors each has: as many as there are registers for, the widest first.
 #[inline(always)]
-fn compute_columns<S: Simd, const NV: usize>(product: &impl Tiled, simd: S, c: *mut f32, first: usize) {
-    let [n_rows, n_columns] = product.size();
-    let edge = Edge::new(simd, n_columns - first, NV);
+fn panels<S: Simd>(n_columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    let n_widest = if S::REGISTER_COUNT >= N_REGISTERS_MANY { 3 } else { 2 };
+    let n_vectors = n_columns.div_ceil(S::F32_LANES);
+    let n_panels = n_vectors.div_ceil(n_widest);
+    let (n_each, n_wider) = (n_vectors / n_panels, n_vectors % n_panels);
+    (0..n_panels).map(move |panel| {
+        let first = panel * n_each + panel.min(n_wider);
+        (first * S::F32_LANES, n_each + usize::from(panel < n_wider))
+    })
+}
+
+/// Where tiles begin and how many rows each has, for panels of so many vectors at most, so that as few as can be hang over the
+/// end: eight and four rows, which take 24 registers for sums where there are 32, and eight where there is one vector (fewer
+/// do not keep both multipliers of a core busy); else six and four.
+#[inline(always)]
+fn tiles<S: Simd>(n_rows: usize, n_vectors: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut row = 0;
-    while row < n_rows {
+    std::iter::from_fn(move || {
         let n_left = n_rows - row;
-        let height = match NV {
-            1 if n_left > 4 => 8,
-            2 if !matches!(n_left, 1..=4 | 7 | 8) => 6, // 8: 4 + 4
-            _ => 4,
+        let height = match n_left {
+            0 => return None,
+            1..=4 => 4,
+            _ if n_vectors == 1 || S::REGISTER_COUNT >= N_REGISTERS_MANY => HEIGHT_MAX,
+            7 | 8 => 4, // 4 + 4
+            _ => 6,
         };
-        match (height, edge.is_whole) {
-            (8, true) => product.tile::<S, 8, NV, false>(simd, edge, c, first, row),
-            (8, false) => product.tile::<S, 8, NV, true>(simd, edge, c, first, row),
-            (6, true) => product.tile::<S, 6, NV, false>(simd, edge, c, first, row),
-            (6, false) => product.tile::<S, 6, NV, true>(simd, edge, c, first, row),
-            (_, true) => product.tile::<S, 4, NV, false>(simd, edge, c, first, row),
-            (_, false) => product.tile::<S, 4, NV, true>(simd, edge, c, first, row),
+        let first = row;
+        row = n_rows.min(row + height);
+        Some((first, height))
+    })
+}
+
+/// Copies a panel of B: rows of so many values, zeros beyond B's end.
+#[inline(always)]
+fn pack<'a>(product: &impl Tiled, first: usize, n_columns: usize, width: usize, into: &'a mut [f32]) -> &'a [f32] {
+    let [_, _, depth] = product.size();
+    let n_there = width.min(n_columns - first);
+    for (place, into) in into.chunks_exact_mut(width).take(depth).enumerate() {
+        let (there, beyond) = into.split_at_mut(n_there);
+        there.copy_from_slice(&product.row_of_b(place)[first..][..n_there]);
+        beyond.fill(0.0);
+    }
+    into
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "bounds are checked once for all tiles, in `compute`")]
+fn compute_tile<S: Simd>(product: &impl Tiled, simd: S, height: usize, n_vectors: usize, tile: &Tile<S>) {
+    let has_many = S::REGISTER_COUNT >= N_REGISTERS_MANY;
+    // SAFETY: `tiles` and `panels` give rows and columns of the product, and what is packed is packed along them.
+    unsafe {
+        match (n_vectors, height, tile.edge.is_whole) {
+            (3, 8, true) if has_many => product.tile::<S, 8, 3, false>(simd, tile),
+            (3, 8, false) if has_many => product.tile::<S, 8, 3, true>(simd, tile),
+            (3, 4, true) if has_many => product.tile::<S, 4, 3, false>(simd, tile),
+            (3, 4, false) if has_many => product.tile::<S, 4, 3, true>(simd, tile),
+            (2, 8, true) if has_many => product.tile::<S, 8, 2, false>(simd, tile),
+            (2, 8, false) if has_many => product.tile::<S, 8, 2, true>(simd, tile),
+            (2, 6, true) if !has_many => product.tile::<S, 6, 2, false>(simd, tile),
+            (2, 6, false) if !has_many => product.tile::<S, 6, 2, true>(simd, tile),
+            (2, 4, true) => product.tile::<S, 4, 2, false>(simd, tile),
+            (2, 4, false) => product.tile::<S, 4, 2, true>(simd, tile),
+            (1, 8, true) => product.tile::<S, 8, 1, false>(simd, tile),
+            (1, 8, false) => product.tile::<S, 8, 1, true>(simd, tile),
+            (1, 6, true) if !has_many => product.tile::<S, 6, 1, false>(simd, tile),
+            (1, 6, false) if !has_many => product.tile::<S, 6, 1, true>(simd, tile),
+            (1, 4, true) => product.tile::<S, 4, 1, false>(simd, tile),
+            (1, 4, false) => product.tile::<S, 4, 1, true>(simd, tile),
+            _ => unreachable!("there is no tile of {height} rows and {n_vectors} vectors"),
         }
-        row += height;
     }
 }
 
