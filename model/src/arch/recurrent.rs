@@ -11,6 +11,8 @@ use crate::layers::{Dense, Initializer, Lstm, Sequence};
 
 /// Values of a code.
 const N_CODE: usize = 30;
+/// Values of the other layers' outputs.
+const N_HIDDEN: usize = 100;
 
 /// Two LSTMs that read, one that writes.
 #[derive(Module, Debug)]
@@ -37,12 +39,12 @@ impl Recurrent {
     pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {
-                lstm1: Lstm::new(IMAGE_SIDE, 100, initializer),
-                lstm2: Lstm::new(100, N_CODE, initializer),
+                lstm1: Lstm::new(IMAGE_SIDE, N_HIDDEN, initializer),
+                lstm2: Lstm::new(N_HIDDEN, N_CODE, initializer),
             },
             decoder: Decoder {
-                lstm1: Lstm::new(N_CODE, 100, initializer),
-                dense: Dense::new(100, IMAGE_SIDE, initializer),
+                lstm1: Lstm::new(N_CODE, N_HIDDEN, initializer),
+                dense: Dense::new(N_HIDDEN, IMAGE_SIDE, initializer),
             },
             operations,
         }
@@ -54,21 +56,23 @@ impl Recurrent {
         assert!(n_rows > 0, "a sequence has at least one row");
         match self.operations {
             #[cfg(feature = "flex")]
-            Operations::Fused => self.fused_code(images).squeeze_dim::<2>(1).transpose(),
+            Operations::Fused => self.fused_code(images).squeeze_dim::<2>(0),
             Operations::Plain => self.plain_code(images),
         }
     }
 
     /// [batch, rows, 28] → [batch, rows, 28].
     pub(super) fn logits(&self, images: Tensor<3>) -> Tensor<3> {
-        let [_, n_rows, _] = images.dims();
+        let [n_samples, n_rows, _] = images.dims();
         assert!(n_rows > 0, "a sequence has at least one row");
         match self.operations {
             #[cfg(feature = "flex")]
             Operations::Fused => {
-                let code = self.fused_code(images); // [30, 1, batch]
-                let hidden = self.decoder.lstm1.fused(code, Course::Repeated(n_rows)); // [100, rows, batch]
-                self.decoder.dense.at_each_step(hidden).permute([2, 1, 0])
+                let code = self.fused_code(images); // [1, batch, 30]
+                let hidden = self.decoder.lstm1.fused(code, Course::Repeated(n_rows)); // [rows, batch, 100]
+                let hidden = hidden.reshape([n_rows * n_samples, N_HIDDEN]);
+                let rows = self.decoder.dense.forward(hidden, self.operations); // [rows * batch, 28]
+                rows.reshape([n_rows, n_samples, IMAGE_SIDE]).permute([1, 0, 2])
             }
             Operations::Plain => {
                 let code = self.plain_code(images);
@@ -79,10 +83,10 @@ impl Recurrent {
         }
     }
 
-    /// [batch, rows, 28] → [30, 1, batch].
+    /// [batch, rows, 28] → [1, batch, 30].
     #[cfg(feature = "flex")]
     fn fused_code(&self, images: Tensor<3>) -> Tensor<3> {
-        let hidden = self.encoder.lstm1.fused(images.permute([2, 1, 0]), Course::Steps); // [100, rows, batch]
+        let hidden = self.encoder.lstm1.fused(images.permute([1, 0, 2]), Course::Steps); // [rows, batch, 100]
         self.encoder.lstm2.fused(hidden, Course::Last)
     }
 

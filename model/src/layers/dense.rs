@@ -43,10 +43,4 @@ impl Dense {
     pub fn plain<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear(x, self.weight.val().transpose(), Some(self.bias.val()))
     }
-
-    /// At each step of a sequence: [in, steps, batch] → [out, steps, batch].
-    #[cfg(feature = "flex")]
-    pub fn at_each_step(&self, x: Tensor<3>) -> Tensor<3> {
-        fused::project(x, self.weight.val(), self.bias.val())
-    }
 }

@@ -31,7 +31,7 @@ impl Lstm {
         }
     }
 
-    /// The whole layer at once: [in, steps, batch] → [hidden, steps, batch], or as `course` says.
+    /// The whole layer at once: [steps, batch, in] → [steps, batch, hidden], or as `course` says.
     #[cfg(feature = "flex")]
     pub fn fused(&self, x: Tensor<3>, course: Course) -> Tensor<3> {
         fused::lstm(x, [self.weight_ih.val(), self.weight_hh.val()], self.bias.val(), course)

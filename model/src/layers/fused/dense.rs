@@ -27,28 +27,42 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], activation: Activation) 
             c_stride: n_out,
         }
         .compute();
+    } else if weight.len() < x.len() + y.len() {
+        multiply(x, &turned(weight, n_in), n_in, Onto::Nothing, &mut y);
     } else {
-        // The images are turned, not the weights.
-        let mut columns = Buffer::new(x.len()); // [in, batch]
-        transpose(x, n_samples, n_in, &mut columns);
-        let mut turned = Buffer::new(n_out * n_samples); // [out, batch]
-        Rows {
-            a: weight,
-            a_rows: &rows(n_out, n_in),
-            a_runs: &[0],
-            run: n_in,
-            b: &columns,
-            b_stride: n_samples,
-            n: n_samples,
-            c: &mut turned,
-            c_rows: &rows(n_out, n_samples),
-            onto: Onto::Nothing,
-        }
-        .compute();
-        transpose(&turned, n_out, n_samples, &mut y);
+        // The few images are turned, not the weights.
+        let columns = turned(x, n_in); // [in, batch]
+        let mut turned_y = Buffer::new(y.len()); // [out, batch]
+        multiply(weight, &columns, n_in, Onto::Nothing, &mut turned_y);
+        transpose(&turned_y, n_out, n_samples, &mut y);
     }
     activate(&mut y, bias, activation);
     y
+}
+
+/// `x w`: x [rows, in], w [in, columns], y [rows, columns].
+pub fn multiply(x: &[f32], w: &[f32], n_in: usize, onto: Onto, y: &mut [f32]) {
+    let (n_rows, n_columns) = (x.len() / n_in, w.len() / n_in);
+    Rows {
+        a: x,
+        a_rows: &rows(n_rows, n_in),
+        a_runs: &[0],
+        run: n_in,
+        b: w,
+        b_stride: n_columns,
+        n: n_columns,
+        c: y,
+        c_rows: &rows(n_rows, n_columns),
+        onto,
+    }
+    .compute();
+}
+
+/// [rows, columns] → [columns, rows].
+pub fn turned(matrix: &[f32], n_columns: usize) -> Buffer {
+    let mut turned = Buffer::new(matrix.len());
+    transpose(matrix, matrix.len() / n_columns, n_columns, &mut turned);
+    turned
 }
 
 /// What the gradient at the outputs is before the activation: [batch, out].
@@ -58,9 +72,9 @@ pub fn before_activation(y: &[f32], dy: &[f32], activation: Activation) -> Buffe
     dz
 }
 
-/// Gradient at the weights from that before the activation: `dzᵀ x` → [out, in].
-pub fn weight_gradient(dz: &[f32], x: &[f32], n_samples: usize, into: &mut [f32]) {
-    let (n_out, n_in) = (dz.len() / n_samples, x.len() / n_samples);
+/// Gradient at the weights from that before the activation: `dzᵀ x` → [out, in]. Zeros if there is no sample, as for what
+/// leads from step to step in a sequence of one.
+pub fn weight_gradient(dz: &[f32], x: &[f32], n_samples: usize, [n_out, n_in]: [usize; 2], into: &mut [f32]) {
     Outer {
         a: dz,
         a_rows: &rows(n_samples, n_out),
@@ -77,20 +91,7 @@ pub fn weight_gradient(dz: &[f32], x: &[f32], n_samples: usize, into: &mut [f32]
 
 /// Gradient at the inputs from that before the activation: `dz W` → [batch, in].
 pub fn input_gradient(dz: &[f32], weight: &[f32], n_out: usize) -> Buffer {
-    let (n_samples, n_in) = (dz.len() / n_out, weight.len() / n_out);
-    let mut dx = Buffer::new(n_samples * n_in);
-    Rows {
-        a: dz,
-        a_rows: &rows(n_samples, n_out),
-        a_runs: &[0],
-        run: n_out,
-        b: weight,
-        b_stride: n_in,
-        n: n_in,
-        c: &mut dx,
-        c_rows: &rows(n_samples, n_in),
-        onto: Onto::Nothing,
-    }
-    .compute();
+    let mut dx = Buffer::new(dz.len() / n_out * (weight.len() / n_out));
+    multiply(dz, weight, n_out, Onto::Nothing, &mut dx);
     dx
 }

@@ -17,8 +17,7 @@ use super::destination::{self, put};
 use super::lstm::{OutputGradient, Parameters, Unrolled};
 use super::{
     Activation, Course, Crop, FusedOperations, LstmOutput, Primitive, SumsPlace, TransposedSizes, conv_forward, dense,
-    dense_forward, in_order, loss_forward, lstm, lstm_forward, project_forward, shape_of, tensor, transposed_forward,
-    values,
+    dense_forward, in_order, loss_forward, lstm, lstm_forward, shape_of, tensor, transposed_forward, values,
 };
 
 /// Hands the gradient at an operation's input on, if it is wanted.
@@ -50,12 +49,6 @@ impl<C: CheckpointStrategy> FusedOperations for Autodiff<Flex, C> {
         let y = dense_forward(&given, &kernel, bias.primitive(), activation);
         let kept = DenseKept { x: given, weight: kernel, y: y.clone(), activation };
         join_graph!(DenseStep, [x, weight, bias], y, kept)
-    }
-
-    fn fused_project(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        let kept = [in_order(x.primitive().clone()), weight.primitive().clone()];
-        let y = project_forward(&kept[0], &kept[1], bias.primitive());
-        join_graph!(ProjectStep, [x, weight, bias], y, kept)
     }
 
     fn fused_lstm(
@@ -133,34 +126,9 @@ impl Backward<Flex, 3> for DenseStep {
         let [x_id, weight_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
         put(bias_id, &[n_out], gradients, |into| sum_rows(&dz, into));
         put(weight_id, &[n_out, n_in], gradients, |into| {
-            dense::weight_gradient(&dz, values(&x), n_samples, into);
+            dense::weight_gradient(&dz, values(&x), n_samples, [n_out, n_in], into);
         });
         hand_on(x_id, &[n_samples, n_in], gradients, || dense::input_gradient(&dz, values(&weight), n_out));
-    }
-}
-
-#[derive(Debug)]
-struct ProjectStep;
-
-impl Backward<Flex, 3> for ProjectStep {
-    type State = [Primitive; 2];
-
-    fn backward(self, ops: Ops<[Primitive; 2], 3>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = in_order(gradients.consume::<Flex>(&ops.node));
-        let [x, weight] = ops.state;
-        let [n_in, n_steps, n_samples] = shape_of(&x);
-        let [n_out, ..]: [usize; 3] = shape_of(&dy);
-        let n = n_steps * n_samples;
-        let [x_id, weight_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
-        put(bias_id, &[n_out], gradients, |into| {
-            lstm::project_bias_gradient(values(&dy), n, into);
-        });
-        put(weight_id, &[n_out, n_in], gradients, |into| {
-            lstm::project_weight_gradient(values(&dy), values(&x), n, into);
-        });
-        hand_on(x_id, &[n_in, n_steps, n_samples], gradients, || {
-            lstm::project_input_gradient(values(&dy), values(&weight), n)
-        });
     }
 }
 
@@ -172,7 +140,7 @@ struct LstmKept {
     x: Primitive,
     weight_ih: Primitive,
     weight_hh: Primitive,
-    /// Each step's output: [hidden, steps, batch].
+    /// Each step's output: [steps, batch, hidden].
     hidden: Primitive,
     unrolled: Arc<Unrolled>,
     course: Course,
@@ -184,27 +152,28 @@ impl Backward<Flex, 4> for LstmStep {
     fn backward(self, ops: Ops<LstmKept, 4>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = in_order(gradients.consume::<Flex>(&ops.node));
         let LstmKept { x, weight_ih, weight_hh, hidden, unrolled, course } = ops.state;
-        let ([n_gates, n_hidden], [n_in, n_steps, n_samples]) = (shape_of(&weight_hh), shape_of(&x));
+        let ([n_gates, n_hidden], x_shape): ([usize; 2], [usize; 3]) = (shape_of(&weight_hh), shape_of(&x));
+        let [n_steps, n_samples, n_in] = x_shape;
         let dh = match course {
             Course::Last => OutputGradient::Last(values(&dy)),
             Course::Steps | Course::Repeated(_) => OutputGradient::Steps(values(&dy)),
         };
         let dgates = lstm::gates_gradient(&unrolled, values(&weight_hh), dh);
+        let extent = unrolled.extent();
         let [x_id, ih_id, hh_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
         put(hh_id, &[n_gates, n_hidden], gradients, |into| {
-            lstm::recurrent_gradient(values(&hidden), &dgates, unrolled.extent(), into);
+            // Each step's gates with the outputs of the step before.
+            let n_later = (extent.n_steps - 1) * n_samples;
+            let (dlater, earlier) = (&dgates[n_samples * n_gates..], &values(&hidden)[..n_later * n_hidden]);
+            dense::weight_gradient(dlater, earlier, n_later, [n_gates, n_hidden], into);
         });
         let is_repeated = matches!(course, Course::Repeated(_));
-        let (dprojected, n) = lstm::projected_gradient(is_repeated, dgates, unrolled.extent());
-        put(bias_id, &[n_gates], gradients, |into| {
-            lstm::project_bias_gradient(&dprojected, n, into);
-        });
+        let dprojected = lstm::projected_gradient(is_repeated, dgates, extent);
+        put(bias_id, &[n_gates], gradients, |into| sum_rows(&dprojected, into));
         put(ih_id, &[n_gates, n_in], gradients, |into| {
-            lstm::project_weight_gradient(&dprojected, values(&x), n, into);
+            dense::weight_gradient(&dprojected, values(&x), n_steps * n_samples, [n_gates, n_in], into);
         });
-        hand_on(x_id, &[n_in, n_steps, n_samples], gradients, || {
-            lstm::project_input_gradient(&dprojected, values(&weight_ih), n)
-        });
+        hand_on(x_id, &x_shape, gradients, || dense::input_gradient(&dprojected, values(&weight_ih), n_gates));
     }
 }
 
