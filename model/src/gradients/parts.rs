@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::{Flattener, Images};
 use crate::arch::{Architecture, Network};
 use crate::backend::ComputeDevice;
-use crate::layers::fused::{announce, binary_cross_entropy, with_destination};
+use crate::layers::fused::{Buffer, announce, binary_cross_entropy, with_destination};
 use crate::loss::LossSums;
 use crate::reduce::add_into;
 
@@ -22,34 +22,68 @@ pub(super) fn shard_result(
     gradient_sum: &mut [f32],
     device: &ComputeDevice,
 ) -> LossSums {
-    let mut parts = ranges(network.architecture(), inputs.shape[0]);
-    let Some(rest) = parts.get(1..).filter(|rest| !rest.is_empty()) else {
-        return pass(network, inputs, targets, gradient_sum, device);
-    };
-    let mut total = pass(network, inputs.part(&parts[0]), targets.part(&parts[0]), gradient_sum, device);
-    let n_threads = rayon::current_num_threads();
-    let mut vectors = vec![vec![0.0; gradient_sum.len()]; n_threads.min(rest.len())];
-    for parts in parts.split_off(1).chunks(n_threads) {
-        let work = |(vector, part): (&mut Vec<f32>, &Range<usize>)| {
-            pass(&network.clone().map(&mut Rooted), inputs.part(part), targets.part(part), vector, device)
-        };
-        let sums: Vec<LossSums> = if n_threads == 1 {
-            vectors.iter_mut().zip(parts).map(work).collect()
-        } else {
-            vectors.par_iter_mut().zip(parts).map(work).collect()
-        };
-        for (vector, sums) in vectors.iter().zip(sums) {
-            add_into(gradient_sum, vector);
-            total.add(sums);
-        }
+    let parts = ranges(network.architecture(), inputs.shape[0]);
+    let n_threads = rayon::current_num_threads().min(parts.len());
+    let passes = Passes { network, inputs: &inputs, targets: &targets, device };
+    if n_threads == 1 {
+        return passes.one_by_one(&parts, gradient_sum);
     }
-    total
+    // All of it on threads of the pool: a thread from elsewhere would wait, and wake them up, again and again.
+    rayon::scope(|_| passes.side_by_side(&parts, n_threads, gradient_sum))
+}
+
+/// Forward and backward through a network for parts of a shard.
+struct Passes<'a> {
+    network: &'a Network,
+    inputs: &'a Images,
+    targets: &'a Images,
+    device: &'a ComputeDevice,
+}
+
+impl Passes<'_> {
+    fn one_by_one(&self, parts: &[Range<usize>], gradient_sum: &mut [f32]) -> LossSums {
+        let mut total = pass(self.network, self.part(&parts[0]), gradient_sum);
+        let mut vector = Buffer::new(if parts.len() > 1 { gradient_sum.len() } else { 0 });
+        for part in &parts[1..] {
+            total.add(pass(self.network, self.part(part), &mut vector));
+            add_into(gradient_sum, &vector);
+        }
+        total
+    }
+
+    fn side_by_side(&self, parts: &[Range<usize>], n_threads: usize, gradient_sum: &mut [f32]) -> LossSums {
+        let mut total = LossSums::default();
+        let mut vectors: Vec<Buffer> = (0..n_threads).map(|_| Buffer::new(gradient_sum.len())).collect();
+        for (round, parts) in parts.chunks(n_threads).enumerate() {
+            let work = |(vector, part): (&mut Buffer, &Range<usize>)| {
+                pass(&self.network.clone().map(&mut Rooted), self.part(part), vector)
+            };
+            let sums: Vec<LossSums> = vectors.par_iter_mut().zip(parts).map(work).collect();
+            sums.into_iter().for_each(|sums| total.add(sums));
+            // Each thread a slice, and each slice in the order of the parts.
+            let n_slice = gradient_sum.len().div_ceil(n_threads).max(1);
+            gradient_sum.par_chunks_mut(n_slice).enumerate().for_each(|(slice, sum)| {
+                let values = slice * n_slice..slice * n_slice + sum.len();
+                let mut vectors = vectors[..parts.len()].iter().map(|vector| &vector[values.clone()]);
+                if round == 0 {
+                    sum.copy_from_slice(vectors.next().expect("a round has a part"));
+                }
+                vectors.for_each(|vector| add_into(sum, vector));
+            });
+        }
+        total
+    }
+
+    /// Inputs and targets.
+    fn part(&self, range: &Range<usize>) -> [Tensor<3>; 2] {
+        [self.inputs, self.targets].map(|images| images.part(range, self.device))
+    }
 }
 
 pub(super) fn evaluate(network: &Network, images: Images, device: &ComputeDevice) -> LossSums {
     let parts = ranges(network.architecture(), images.shape[0]);
     let work = |part: &Range<usize>| {
-        let images = images.part(part).into_tensor(device);
+        let images = images.part(part, device);
         binary_cross_entropy(network.logits(images.clone()), images).0
     };
     let sums: Vec<LossSums> = if rayon::current_num_threads() == 1 {
@@ -70,18 +104,10 @@ fn ranges(architecture: Architecture, n_images: usize) -> Vec<Range<usize>> {
     (0..n_images).step_by(part).map(|start| start..(start + part).min(n_images)).collect()
 }
 
-/// Forward and backward through the network.
-fn pass(
-    network: &Network,
-    inputs: Images,
-    targets: Images,
-    gradient_sum: &mut [f32],
-    device: &ComputeDevice,
-) -> LossSums {
+fn pass(network: &Network, [inputs, targets]: [Tensor<3>; 2], gradient_sum: &mut [f32]) -> LossSums {
     let ((sums, mut gradients), written) = with_destination(gradient_sum, || {
         network.visit(&mut Announcer { start: 0 });
-        let (sums, loss) =
-            binary_cross_entropy(network.logits(inputs.into_tensor(device)), targets.into_tensor(device));
+        let (sums, loss) = binary_cross_entropy(network.logits(inputs), targets);
         (sums, loss.backward())
     });
     let written: BTreeSet<usize> = written.into_iter().map(|range| range.start).collect();
@@ -111,11 +137,13 @@ impl ModuleMapper for Rooted {
 }
 
 impl Images {
-    /// Some of the images.
-    fn part(&self, range: &Range<usize>) -> Self {
+    /// Some of the images, on a device: [samples, rows, columns].
+    fn part(&self, range: &Range<usize>, device: &Device) -> Tensor<3> {
         let [_, n_rows, n_columns] = self.shape;
         let image = n_rows * n_columns;
-        let values = self.values[range.start * image..range.end * image].to_vec();
-        Self { values, shape: [range.len(), n_rows, n_columns] }
+        let mut values = Buffer::new(range.len() * image);
+        values.copy_from_slice(&self.values[range.start * image..range.end * image]);
+        let shape = [range.len(), n_rows, n_columns];
+        Tensor::from_data(TensorData::from_bytes(values.into_bytes(), shape, DType::F32), device)
     }
 }

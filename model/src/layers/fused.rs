@@ -24,9 +24,9 @@ use burn::backend::{Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 pub use activation::Activation;
+pub use buffers::Buffer;
 pub use destination::with_destination;
 
-use self::buffers::Buffer;
 use self::conv::{Size, Transposed};
 use self::lstm::{Extent, Input, Parameters, Unrolled};
 use super::conv::Crop;
@@ -56,8 +56,6 @@ pub trait FusedOperations: Backend {
         bias: FloatTensor<Self>,
         activation: Activation,
     ) -> FloatTensor<Self>;
-    /// See [`project`].
-    fn fused_project(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`lstm()`].
     fn fused_lstm(
         x: FloatTensor<Self>,
@@ -89,13 +87,8 @@ pub fn dense(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>, activation: Activ
     Tensor::from_dispatch(Dispatch::fused_dense(x, weight, bias, activation))
 }
 
-/// `W x + b` at each step: x [in, steps, batch], W [out, in], b [out] → [out, steps, batch].
-pub fn project(x: Tensor<3>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<3> {
-    Tensor::from_dispatch(Dispatch::fused_project(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
-}
-
-/// A whole LSTM: x [in, steps, batch], or [in, 1, batch] if it is repeated; kernels [4 hidden, in] and [4 hidden, hidden],
-/// bias [4 hidden] → [hidden, steps, batch], or [hidden, 1, batch] if the last output is asked for.
+/// A whole LSTM: x [steps, batch, in], or [1, batch, in] if it is repeated; kernels [4 hidden, in] and [4 hidden, hidden],
+/// bias [4 hidden] → [steps, batch, hidden], or [1, batch, hidden] if the last output is asked for.
 pub fn lstm(x: Tensor<3>, [weight_ih, weight_hh]: [Tensor<2>; 2], bias: Tensor<1>, course: Course) -> Tensor<3> {
     let [x, weight_ih] = [x.into_dispatch(), weight_ih.into_dispatch()];
     let [weight_hh, bias] = [weight_hh.into_dispatch(), bias.into_dispatch()];
@@ -162,24 +155,18 @@ fn dense_forward(x: &Primitive, weight: &Primitive, bias: &Primitive, activation
     tensor(dense::forward(values(x), values(weight), values(bias), activation), &[n_samples, n_out])
 }
 
-fn project_forward(x: &Primitive, weight: &Primitive, bias: &Primitive) -> Primitive {
-    let ([_, n_steps, n_samples], [n_out]) = (shape_of(x), shape_of(bias));
-    let y = lstm::project(values(x), values(weight), values(bias), n_steps * n_samples);
-    tensor(y, &[n_out, n_steps, n_samples])
-}
-
 /// What a whole LSTM gives.
 struct LstmOutput {
     /// What was asked for.
     y: Primitive,
-    /// Each step's output: [hidden, steps, batch].
+    /// Each step's output: [steps, batch, hidden].
     hidden: Primitive,
     /// For the way back.
     unrolled: Unrolled,
 }
 
 fn lstm_forward(x: &Primitive, parameters: Parameters, course: Course) -> LstmOutput {
-    let [_, n_steps, n_samples] = shape_of(x);
+    let [n_steps, n_samples, _] = shape_of(x);
     let n_hidden = parameters.weight_hh.len() / parameters.bias.len();
     let (input, n_steps) = match course {
         Course::Steps | Course::Last => (Input::Steps(values(x)), n_steps),
@@ -187,9 +174,13 @@ fn lstm_forward(x: &Primitive, parameters: Parameters, course: Course) -> LstmOu
     };
     let extent = Extent { n_steps, n_samples };
     let (hidden, unrolled) = lstm::forward(input, parameters, extent);
-    let hidden = tensor(hidden, &[n_hidden, n_steps, n_samples]);
+    let hidden = tensor(hidden, &[n_steps, n_samples, n_hidden]);
     let y = match course {
-        Course::Last => tensor(lstm::last(values(&hidden), extent), &[n_hidden, 1, n_samples]),
+        Course::Last => {
+            let mut last = Buffer::new(n_samples * n_hidden);
+            last.copy_from_slice(&values(&hidden)[(n_steps - 1) * n_samples * n_hidden..]);
+            tensor(last, &[1, n_samples, n_hidden])
+        }
         Course::Steps | Course::Repeated(_) => hidden.clone(),
     };
     LstmOutput { y, hidden, unrolled }
@@ -249,10 +240,6 @@ fn loss_forward(logits: &Primitive, targets: &Primitive, sums: &SumsPlace) -> (P
 impl FusedOperations for Flex {
     fn fused_dense(x: Primitive, weight: Primitive, bias: Primitive, activation: Activation) -> Primitive {
         dense_forward(&in_order(x), &weight, &bias, activation)
-    }
-
-    fn fused_project(x: Primitive, weight: Primitive, bias: Primitive) -> Primitive {
-        project_forward(&in_order(x), &weight, &bias)
     }
 
     fn fused_lstm(

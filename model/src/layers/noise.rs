@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
+use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::{ln, sin_cos_of_turns};
@@ -32,10 +34,28 @@ pub enum Noise {
 impl Noise {
     /// Applies the noise to values of any shape, drawing from the stream named.
     pub fn apply(self, values: &mut [f32], seed: u64, stream: Stream) {
+        if self == Self::None {
+            return;
+        }
+        // Each chunk's numbers lie at a known place of the stream, so that any thread can draw them.
+        let beginning = generator(seed, stream);
+        let work = |(chunk, values): (usize, &mut [f32])| {
+            let mut generator = beginning.clone();
+            generator.set_word_pos((chunk * CHUNK) as u128);
+            self.apply_drawn(values, &mut generator);
+        };
+        if rayon::current_num_threads() == 1 {
+            values.chunks_mut(CHUNK).enumerate().for_each(work);
+        } else {
+            values.par_chunks_mut(CHUNK).enumerate().for_each(work);
+        }
+    }
+
+    /// Draws one number for each value.
+    fn apply_drawn(self, values: &mut [f32], generator: &mut ChaCha8Rng) {
         match self {
             Self::None => {}
             Self::Gaussian { deviation } => {
-                let mut generator = generator(seed, stream);
                 let (mut bytes, mut normals) = ([0; 4 * BLOCK], [0.0; BLOCK]);
                 for values in values.chunks_mut(BLOCK) {
                     generator.fill_bytes(&mut bytes);
@@ -46,16 +66,18 @@ impl Noise {
                 }
             }
             Self::Dropout { rate } => {
-                let mut generator = generator(seed, stream);
                 let scale = 1.0 / (1.0 - rate);
                 for value in values {
-                    let is_kept = unit_f32(&mut generator) >= rate;
+                    let is_kept = unit_f32(generator) >= rate;
                     *value = if is_kept { *value * scale } else { 0.0 };
                 }
             }
         }
     }
 }
+
+/// Values that a thread takes at once.
+const CHUNK: usize = 64 * BLOCK;
 
 /// Numbers that are drawn at once.
 const BLOCK: usize = 256;
