@@ -119,58 +119,100 @@ struct Advance<'a> {
     outputs: &'a mut [f32],
 }
 
-/// Values that are computed at once: a vector of the widest.
-const N_LANES: usize = 16;
+/// Something that is done to some values of a sample at once. Their number is known when it is compiled, so that they lie in
+/// vectors, and the rest beyond the last whole one in smaller ones.
+trait Blocks {
+    /// Takes `N` values from `first` on.
+    fn take<const N: usize>(&mut self, first: usize);
 
-/// So many values of each gate of a sample.
-type Lanes = [f32; N_LANES];
+    #[inline(always)]
+    fn take_all(&mut self, n_values: usize) {
+        let n_whole = n_values / 16 * 16;
+        for first in (0..n_whole).step_by(16) {
+            self.take::<16>(first);
+        }
+        let mut first = n_whole;
+        if n_values - first >= 8 {
+            self.take::<8>(first);
+            first += 8;
+        }
+        if n_values - first >= 4 {
+            self.take::<4>(first);
+            first += 4;
+        }
+        if n_values - first >= 2 {
+            self.take::<2>(first);
+            first += 2;
+        }
+        if n_values > first {
+            self.take::<1>(first);
+        }
+    }
+}
+
+#[inline(always)]
+fn read<const N: usize>(values: &[f32], first: usize) -> [f32; N] {
+    *values[first..].first_chunk().expect("a block lies within its slice")
+}
+
+#[inline(always)]
+fn write<const N: usize>(block: [f32; N], values: &mut [f32], first: usize) {
+    *values[first..].first_chunk_mut().expect("a block lies within its slice") = block;
+}
 
 #[with_simd(advance = Arch::new())]
 #[inline(always)]
 fn advance_with_simd<S: Simd>(_simd: S, change: Advance<'_>) {
     let Advance { n_hidden, gates, before, cells, cell_tanhs, outputs } = change;
     for (sample, gates) in gates.chunks_exact_mut(N_GATES * n_hidden).enumerate() {
-        for first in (0..n_hidden).step_by(N_LANES) {
-            let n = N_LANES.min(n_hidden - first);
-            let place = sample * n_hidden + first;
-            let [i, f, g, o] = [0, 1, 2, 3].map(|gate| read(&gates[gate * n_hidden + first..][..n]));
-            let before = read(&before[place..][..n]);
-            let [mut input, mut forget, mut value, mut output] = [[0.0; N_LANES]; N_GATES];
-            let [mut cell, mut cell_tanh, mut out] = [[0.0; N_LANES]; 3];
-            for lane in 0..N_LANES {
-                (input[lane], forget[lane]) = (sigmoid(i[lane]), sigmoid(f[lane]));
-                (value[lane], output[lane]) = (tanh(g[lane]), sigmoid(o[lane]));
-                cell[lane] = forget[lane] * before[lane] + input[lane] * value[lane];
-                cell_tanh[lane] = tanh(cell[lane]);
-                out[lane] = output[lane] * cell_tanh[lane];
-            }
-            write(&input, &mut gates[first..][..n]);
-            write(&forget, &mut gates[n_hidden + first..][..n]);
-            write(&value, &mut gates[2 * n_hidden + first..][..n]);
-            write(&output, &mut gates[3 * n_hidden + first..][..n]);
-            write(&cell, &mut cells[place..][..n]);
-            write(&cell_tanh, &mut cell_tanhs[place..][..n]);
-            write(&out, &mut outputs[place..][..n]);
+        let place = sample * n_hidden;
+        AdvanceSample {
+            n_hidden,
+            gates,
+            before: &before[place..][..n_hidden],
+            cells: &mut cells[place..][..n_hidden],
+            cell_tanhs: &mut cell_tanhs[place..][..n_hidden],
+            outputs: &mut outputs[place..][..n_hidden],
         }
+        .take_all(n_hidden);
     }
 }
 
-/// As many values as there are, zeros beyond them.
-#[inline(always)]
-fn read(values: &[f32]) -> Lanes {
-    if let Some(lanes) = values.first_chunk() {
-        return *lanes;
-    }
-    let mut lanes = [0.0; N_LANES];
-    lanes[..values.len()].copy_from_slice(values);
-    lanes
+/// [`Advance`] of one sample.
+struct AdvanceSample<'a> {
+    n_hidden: usize,
+    gates: &'a mut [f32],
+    before: &'a [f32],
+    cells: &'a mut [f32],
+    cell_tanhs: &'a mut [f32],
+    outputs: &'a mut [f32],
 }
 
-#[inline(always)]
-fn write(lanes: &Lanes, values: &mut [f32]) {
-    match values.first_chunk_mut() {
-        Some(values) => *values = *lanes,
-        None => values.copy_from_slice(&lanes[..values.len()]),
+impl Blocks for AdvanceSample<'_> {
+    #[inline(always)]
+    fn take<const N: usize>(&mut self, first: usize) {
+        let gate = |number: usize| number * self.n_hidden + first;
+        let (at_i, at_f, at_g, at_o) = (gate(0), gate(1), gate(2), gate(3));
+        let mut i: [f32; N] = read(self.gates, at_i);
+        let mut f: [f32; N] = read(self.gates, at_f);
+        let mut g: [f32; N] = read(self.gates, at_g);
+        let mut o: [f32; N] = read(self.gates, at_o);
+        let before: [f32; N] = read(self.before, first);
+        let (mut cell, mut cell_tanh, mut output) = ([0.0; N], [0.0; N], [0.0; N]);
+        for lane in 0..N {
+            (i[lane], f[lane], g[lane], o[lane]) =
+                (sigmoid(i[lane]), sigmoid(f[lane]), tanh(g[lane]), sigmoid(o[lane]));
+            cell[lane] = f[lane] * before[lane] + i[lane] * g[lane];
+            cell_tanh[lane] = tanh(cell[lane]);
+            output[lane] = o[lane] * cell_tanh[lane];
+        }
+        write(i, self.gates, at_i);
+        write(f, self.gates, at_f);
+        write(g, self.gates, at_g);
+        write(o, self.gates, at_o);
+        write(cell, self.cells, first);
+        write(cell_tanh, self.cell_tanhs, first);
+        write(output, self.outputs, first);
     }
 }
 
@@ -242,28 +284,59 @@ fn retreat_with_simd<S: Simd>(_simd: S, change: Retreat<'_>) {
     let n_gates = N_GATES * n_hidden;
     let samples = gates.chunks_exact(n_gates).zip(dgates.chunks_exact_mut(n_gates));
     for (sample, (gates, dgates)) in samples.enumerate() {
-        for first in (0..n_hidden).step_by(N_LANES) {
-            let n = N_LANES.min(n_hidden - first);
-            let place = sample * n_hidden + first;
-            let [i, f, g, o] = [0, 1, 2, 3].map(|gate| read(&gates[gate * n_hidden + first..][..n]));
-            let [before, cell_tanh, dh, dlater] =
-                [before, cell_tanhs, dstate, &*dcells].map(|values| read(&values[place..][..n]));
-            let [mut di, mut df, mut dg, mut d_o, mut dearlier] = [[0.0; N_LANES]; 5];
-            for lane in 0..N_LANES {
-                let (input, forget, value, output) = (i[lane], f[lane], g[lane], o[lane]);
-                let dcell = dlater[lane] + dh[lane] * output * (1.0 - cell_tanh[lane] * cell_tanh[lane]);
-                di[lane] = dcell * value * input * (1.0 - input);
-                df[lane] = dcell * before[lane] * forget * (1.0 - forget);
-                dg[lane] = dcell * input * (1.0 - value * value);
-                d_o[lane] = dh[lane] * cell_tanh[lane] * output * (1.0 - output);
-                dearlier[lane] = dcell * forget;
-            }
-            write(&di, &mut dgates[first..][..n]);
-            write(&df, &mut dgates[n_hidden + first..][..n]);
-            write(&dg, &mut dgates[2 * n_hidden + first..][..n]);
-            write(&d_o, &mut dgates[3 * n_hidden + first..][..n]);
-            write(&dearlier, &mut dcells[place..][..n]);
+        let place = sample * n_hidden;
+        RetreatSample {
+            n_hidden,
+            gates,
+            before: &before[place..][..n_hidden],
+            cell_tanhs: &cell_tanhs[place..][..n_hidden],
+            dstate: &dstate[place..][..n_hidden],
+            dcells: &mut dcells[place..][..n_hidden],
+            dgates,
         }
+        .take_all(n_hidden);
+    }
+}
+
+/// [`Retreat`] of one sample.
+struct RetreatSample<'a> {
+    n_hidden: usize,
+    gates: &'a [f32],
+    before: &'a [f32],
+    cell_tanhs: &'a [f32],
+    dstate: &'a [f32],
+    dcells: &'a mut [f32],
+    dgates: &'a mut [f32],
+}
+
+impl Blocks for RetreatSample<'_> {
+    #[inline(always)]
+    fn take<const N: usize>(&mut self, first: usize) {
+        let gate = |number: usize| number * self.n_hidden + first;
+        let (at_i, at_f, at_g, at_o) = (gate(0), gate(1), gate(2), gate(3));
+        let i: [f32; N] = read(self.gates, at_i);
+        let f: [f32; N] = read(self.gates, at_f);
+        let g: [f32; N] = read(self.gates, at_g);
+        let o: [f32; N] = read(self.gates, at_o);
+        let before: [f32; N] = read(self.before, first);
+        let cell_tanh: [f32; N] = read(self.cell_tanhs, first);
+        let dh: [f32; N] = read(self.dstate, first);
+        let mut dcell: [f32; N] = read(self.dcells, first);
+        let (mut di, mut df, mut dg, mut d_o) = ([0.0; N], [0.0; N], [0.0; N], [0.0; N]);
+        for lane in 0..N {
+            let (input, forget, value, output) = (i[lane], f[lane], g[lane], o[lane]);
+            let dcell_here = dcell[lane] + dh[lane] * output * (1.0 - cell_tanh[lane] * cell_tanh[lane]);
+            di[lane] = dcell_here * value * input * (1.0 - input);
+            df[lane] = dcell_here * before[lane] * forget * (1.0 - forget);
+            dg[lane] = dcell_here * input * (1.0 - value * value);
+            d_o[lane] = dh[lane] * cell_tanh[lane] * output * (1.0 - output);
+            dcell[lane] = dcell_here * forget;
+        }
+        write(di, self.dgates, at_i);
+        write(df, self.dgates, at_f);
+        write(dg, self.dgates, at_g);
+        write(d_o, self.dgates, at_o);
+        write(dcell, self.dcells, first);
     }
 }
 
