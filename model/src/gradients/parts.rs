@@ -59,7 +59,9 @@ impl Passes<'_> {
                 pass(&self.network.clone().map(&mut Rooted), self.part(part), vector)
             };
             let sums: Vec<LossSums> = vectors.par_iter_mut().zip(parts).map(work).collect();
-            sums.into_iter().for_each(|sums| total.add(sums));
+            for sums in sums {
+                total.add(sums);
+            }
             // Each thread a slice, and each slice in the order of the parts.
             let n_slice = gradient_sum.len().div_ceil(n_threads).max(1);
             gradient_sum.par_chunks_mut(n_slice).enumerate().for_each(|(slice, sum)| {

@@ -166,6 +166,18 @@ mod tests {
         values
     }
 
+    /// The goal: which thread draws which chunk changes nothing, and no number is drawn twice.
+    #[test]
+    fn each_chunk_goes_on_where_the_one_before_it_ends() {
+        for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.25 }] {
+            let mut expected = vec![0.5; 40_000];
+            assert!(expected.len() > 2 * CHUNK, "there are three chunks");
+            let stream = Stream::Noise(ShardKey { epoch: 0, step: 0, shard: 4 });
+            noise.apply_drawn(&mut expected, &mut generator(1, stream));
+            assert!(noisy(noise, 4) == expected, "{noise}");
+        }
+    }
+
     #[test]
     fn gaussian_noise_has_its_mean_and_deviation() {
         let values = noisy(Noise::Gaussian { deviation: 0.2 }, 0);
