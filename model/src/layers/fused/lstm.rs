@@ -119,35 +119,44 @@ struct Advance<'a> {
     outputs: &'a mut [f32],
 }
 
-/// Something that is done to some values of a sample at once. Their number is known when it is compiled, so that they lie in
-/// vectors, and the rest beyond the last whole one in smaller ones.
+/// Something that is done to each sample's values, some at once. Their number is known when it is compiled, so that they lie
+/// in vectors, and the rest beyond the last whole one in smaller ones.
 trait Blocks {
-    /// Takes `N` values from `first` on.
-    fn take<const N: usize>(&mut self, first: usize);
+    /// Takes `N` values of each gate of a sample, from `first` on.
+    fn take<const N: usize>(&mut self, sample: usize, first: usize);
 
     #[inline(always)]
-    fn take_all(&mut self, n_values: usize) {
-        let n_whole = n_values / 16 * 16;
-        for first in (0..n_whole).step_by(16) {
-            self.take::<16>(first);
-        }
-        let mut first = n_whole;
-        if n_values - first >= 8 {
-            self.take::<8>(first);
-            first += 8;
-        }
-        if n_values - first >= 4 {
-            self.take::<4>(first);
-            first += 4;
-        }
-        if n_values - first >= 2 {
-            self.take::<2>(first);
-            first += 2;
-        }
-        if n_values > first {
-            self.take::<1>(first);
+    fn take_all(&mut self, n_samples: usize, n_hidden: usize) {
+        let n_whole = n_hidden / 16 * 16;
+        for sample in 0..n_samples {
+            for first in (0..n_whole).step_by(16) {
+                self.take::<16>(sample, first);
+            }
+            let mut first = n_whole;
+            if n_hidden - first >= 8 {
+                self.take::<8>(sample, first);
+                first += 8;
+            }
+            if n_hidden - first >= 4 {
+                self.take::<4>(sample, first);
+                first += 4;
+            }
+            if n_hidden - first >= 2 {
+                self.take::<2>(sample, first);
+                first += 2;
+            }
+            if n_hidden > first {
+                self.take::<1>(sample, first);
+            }
         }
     }
+}
+
+/// Where a block of each gate begins in [batch, 4 hidden].
+#[inline(always)]
+fn gate_places(n_hidden: usize, sample: usize, first: usize) -> [usize; N_GATES] {
+    let start = sample * N_GATES * n_hidden + first;
+    [start, start + n_hidden, start + 2 * n_hidden, start + 3 * n_hidden]
 }
 
 #[inline(always)]
@@ -162,42 +171,21 @@ fn write<const N: usize>(block: [f32; N], values: &mut [f32], first: usize) {
 
 #[with_simd(advance = Arch::new())]
 #[inline(always)]
-fn advance_with_simd<S: Simd>(_simd: S, change: Advance<'_>) {
-    let Advance { n_hidden, gates, before, cells, cell_tanhs, outputs } = change;
-    for (sample, gates) in gates.chunks_exact_mut(N_GATES * n_hidden).enumerate() {
-        let place = sample * n_hidden;
-        AdvanceSample {
-            n_hidden,
-            gates,
-            before: &before[place..][..n_hidden],
-            cells: &mut cells[place..][..n_hidden],
-            cell_tanhs: &mut cell_tanhs[place..][..n_hidden],
-            outputs: &mut outputs[place..][..n_hidden],
-        }
-        .take_all(n_hidden);
-    }
+fn advance_with_simd<S: Simd>(_simd: S, mut change: Advance<'_>) {
+    let n_hidden = change.n_hidden;
+    change.take_all(change.before.len() / n_hidden, n_hidden);
 }
 
-/// [`Advance`] of one sample.
-struct AdvanceSample<'a> {
-    n_hidden: usize,
-    gates: &'a mut [f32],
-    before: &'a [f32],
-    cells: &'a mut [f32],
-    cell_tanhs: &'a mut [f32],
-    outputs: &'a mut [f32],
-}
-
-impl Blocks for AdvanceSample<'_> {
+impl Blocks for Advance<'_> {
     #[inline(always)]
-    fn take<const N: usize>(&mut self, first: usize) {
-        let gate = |number: usize| number * self.n_hidden + first;
-        let (at_i, at_f, at_g, at_o) = (gate(0), gate(1), gate(2), gate(3));
+    fn take<const N: usize>(&mut self, sample: usize, first: usize) {
+        let [at_i, at_f, at_g, at_o] = gate_places(self.n_hidden, sample, first);
+        let place = sample * self.n_hidden + first;
         let mut i: [f32; N] = read(self.gates, at_i);
         let mut f: [f32; N] = read(self.gates, at_f);
         let mut g: [f32; N] = read(self.gates, at_g);
         let mut o: [f32; N] = read(self.gates, at_o);
-        let before: [f32; N] = read(self.before, first);
+        let before: [f32; N] = read(self.before, place);
         let (mut cell, mut cell_tanh, mut output) = ([0.0; N], [0.0; N], [0.0; N]);
         for lane in 0..N {
             (i[lane], f[lane], g[lane], o[lane]) =
@@ -210,9 +198,9 @@ impl Blocks for AdvanceSample<'_> {
         write(f, self.gates, at_f);
         write(g, self.gates, at_g);
         write(o, self.gates, at_o);
-        write(cell, self.cells, first);
-        write(cell_tanh, self.cell_tanhs, first);
-        write(output, self.outputs, first);
+        write(cell, self.cells, place);
+        write(cell_tanh, self.cell_tanhs, place);
+        write(output, self.outputs, place);
     }
 }
 
@@ -279,49 +267,24 @@ struct Retreat<'a> {
 
 #[with_simd(retreat = Arch::new())]
 #[inline(always)]
-fn retreat_with_simd<S: Simd>(_simd: S, change: Retreat<'_>) {
-    let Retreat { n_hidden, gates, before, cell_tanhs, dstate, dcells, dgates } = change;
-    let n_gates = N_GATES * n_hidden;
-    let samples = gates.chunks_exact(n_gates).zip(dgates.chunks_exact_mut(n_gates));
-    for (sample, (gates, dgates)) in samples.enumerate() {
-        let place = sample * n_hidden;
-        RetreatSample {
-            n_hidden,
-            gates,
-            before: &before[place..][..n_hidden],
-            cell_tanhs: &cell_tanhs[place..][..n_hidden],
-            dstate: &dstate[place..][..n_hidden],
-            dcells: &mut dcells[place..][..n_hidden],
-            dgates,
-        }
-        .take_all(n_hidden);
-    }
+fn retreat_with_simd<S: Simd>(_simd: S, mut change: Retreat<'_>) {
+    let n_hidden = change.n_hidden;
+    change.take_all(change.before.len() / n_hidden, n_hidden);
 }
 
-/// [`Retreat`] of one sample.
-struct RetreatSample<'a> {
-    n_hidden: usize,
-    gates: &'a [f32],
-    before: &'a [f32],
-    cell_tanhs: &'a [f32],
-    dstate: &'a [f32],
-    dcells: &'a mut [f32],
-    dgates: &'a mut [f32],
-}
-
-impl Blocks for RetreatSample<'_> {
+impl Blocks for Retreat<'_> {
     #[inline(always)]
-    fn take<const N: usize>(&mut self, first: usize) {
-        let gate = |number: usize| number * self.n_hidden + first;
-        let (at_i, at_f, at_g, at_o) = (gate(0), gate(1), gate(2), gate(3));
+    fn take<const N: usize>(&mut self, sample: usize, first: usize) {
+        let [at_i, at_f, at_g, at_o] = gate_places(self.n_hidden, sample, first);
+        let place = sample * self.n_hidden + first;
         let i: [f32; N] = read(self.gates, at_i);
         let f: [f32; N] = read(self.gates, at_f);
         let g: [f32; N] = read(self.gates, at_g);
         let o: [f32; N] = read(self.gates, at_o);
-        let before: [f32; N] = read(self.before, first);
-        let cell_tanh: [f32; N] = read(self.cell_tanhs, first);
-        let dh: [f32; N] = read(self.dstate, first);
-        let mut dcell: [f32; N] = read(self.dcells, first);
+        let before: [f32; N] = read(self.before, place);
+        let cell_tanh: [f32; N] = read(self.cell_tanhs, place);
+        let dh: [f32; N] = read(self.dstate, place);
+        let mut dcell: [f32; N] = read(self.dcells, place);
         let (mut di, mut df, mut dg, mut d_o) = ([0.0; N], [0.0; N], [0.0; N], [0.0; N]);
         for lane in 0..N {
             let (input, forget, value, output) = (i[lane], f[lane], g[lane], o[lane]);
@@ -336,7 +299,7 @@ impl Blocks for RetreatSample<'_> {
         write(df, self.dgates, at_f);
         write(dg, self.dgates, at_g);
         write(d_o, self.dgates, at_o);
-        write(dcell, self.dcells, first);
+        write(dcell, self.dcells, place);
     }
 }
 
