@@ -229,12 +229,17 @@ impl Shared {
                         reading.advance(bytes, &mut self.state().armed)
                     }
                 };
+                // Locked until the bytes are out: an answer to them finds it stopped, however soon it comes.
+                let stopping = stop.map(|standing| {
+                    let mut state = self.state();
+                    state.standing = standing;
+                    state
+                });
                 if (&*to).write_all(&bytes[..now]).is_err() {
                     return;
                 }
                 bytes = &bytes[now..];
-                if let Some(standing) = stop {
-                    self.state().standing = standing;
+                if stopping.is_some() {
                     self.changed.notify_all();
                 }
             }
