@@ -1,5 +1,6 @@
-//! The sole owner of the training core: events in, actions out, on a thread of its own. The only place that reads the
-//! clock for it.
+//! The sole owner of the training core: events in, actions out. The only place that reads the clock for it. A task beside the
+//! sessions, and not a thread of its own: whoever reads a result can go on with the step at once, where a thread would have to
+//! be woken.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
 use proto::values;
 use tokio::sync::mpsc;
+use tokio::task::block_in_place;
 use tokio::time::timeout_at;
 
 use crate::config::{HashSteps, JournalSteps};
@@ -342,8 +344,8 @@ impl Running {
         let (done, written) = sync_channel(1);
         self.tell(Happening::Journal(Box::new(self.training.state().clone()), done));
         let begun = Instant::now();
-        // An observer that is gone has been noticed by now.
-        let _ = written.recv();
+        // Others go on meanwhile. An observer that is gone has been noticed by now.
+        let _ = block_in_place(|| written.recv());
         self.costs.journal += begun.elapsed();
     }
 

@@ -1,6 +1,7 @@
 //! The coordinator's program: settings, log, runtime, exit code.
 
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 
 use coordinator::args::Args;
 use coordinator::config::Config;
@@ -28,7 +29,9 @@ fn run(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     let log_format = args.log.log_format;
     *log = Some(init_log(log_format, "info"));
     let config = Config::try_from(args)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Two for sessions, and one for the driver where there is a CPU for it.
+    let n_threads = available_parallelism().map_or(2, |n_cpus| n_cpus.get().clamp(2, 3));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(n_threads).enable_all().build()?;
     let ended = runtime.block_on(coordinator::run(config, log_format));
     // What still waits for a peer is not waited for.
     runtime.shutdown_background();

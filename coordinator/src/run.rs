@@ -167,10 +167,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
         spawn_or_stop(launch(launcher, data, data_fingerprint, n_workers, local), stop, &span)
     });
-    let runtime = tokio::runtime::Handle::current();
-    let driver = std::thread::Builder::new().name("driver".to_owned()).spawn(move || runtime.block_on(driver.run()))?;
-    let Ended { outcome, training, observer } =
-        tokio::task::spawn_blocking(move || driver.join().expect("the driver ends by an outcome")).await?;
+    let Ended { outcome, training, observer } = tokio::spawn(driver.run()).await?;
 
     // The workers know by now. What they are sent is still on its way, and so is what is to be written.
     local.cancel();

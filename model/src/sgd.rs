@@ -1,6 +1,8 @@
 //! Stochastic gradient descent over flat slices, the same host function on the coordinator and on every worker: plain
 //! multiplications and additions, never contracted, so that all replicas stay equal bit for bit.
 
+use pulp::{Arch, Simd};
+use pulp_macro::with_simd;
 use serde::{Deserialize, Serialize};
 
 use crate::params::Fingerprinter;
@@ -68,20 +70,40 @@ impl Sgd {
     }
 }
 
-fn plain(params: &mut [f32], gradient: &[f32], learning_rate: f32) {
+#[with_simd(plain = Arch::new())]
+#[inline(always)]
+fn plain_with_simd<'a, S: Simd>(_simd: S, params: &'a mut [f32], gradient: &'a [f32], learning_rate: f32) {
     for (w, g) in params.iter_mut().zip(gradient) {
         *w -= learning_rate * g;
     }
 }
 
-fn momentum(params: &mut [f32], velocity: &mut [f32], gradient: &[f32], learning_rate: f32, momentum: f32) {
+#[with_simd(momentum = Arch::new())]
+#[inline(always)]
+fn momentum_with_simd<'a, S: Simd>(
+    _simd: S,
+    params: &'a mut [f32],
+    velocity: &'a mut [f32],
+    gradient: &'a [f32],
+    learning_rate: f32,
+    momentum: f32,
+) {
     for ((w, v), g) in params.iter_mut().zip(velocity).zip(gradient) {
         *v = momentum * *v - learning_rate * g;
         *w += *v;
     }
 }
 
-fn nesterov(params: &mut [f32], velocity: &mut [f32], gradient: &[f32], learning_rate: f32, momentum: f32) {
+#[with_simd(nesterov = Arch::new())]
+#[inline(always)]
+fn nesterov_with_simd<'a, S: Simd>(
+    _simd: S,
+    params: &'a mut [f32],
+    velocity: &'a mut [f32],
+    gradient: &'a [f32],
+    learning_rate: f32,
+    momentum: f32,
+) {
     for ((w, v), g) in params.iter_mut().zip(velocity).zip(gradient) {
         let pull = learning_rate * g;
         *v = momentum * *v - pull;

@@ -1,30 +1,28 @@
-//! The thread that computes: it owns the replica, and does one order after the other. Knows no connection; what it finds
-//! goes to the session that gave the order, if that is still there.
+//! Who computes: a thread, for orders that take long, or the one who reads messages himself.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+mod computer;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tokio::task::yield_now;
 
 use model::args::OpenBackend;
-use model::data::{Sampler, Split};
-use model::evaluation::{Evaluator, n_batches};
-use model::params::{Fingerprinter, params_fingerprint};
-use model::random::ShardKey;
-use model::replica::Replica;
-use model::weights::Weights;
-use proto::limits;
-use proto::v1::worker_message::Kind;
-use proto::v1::{BatchDone, Encoding, Lagging, ShardDone, State, Update, Work, WorkerMessage};
-use proto::values::{self, ValuesError};
+use proto::limits::HEARTBEAT_INTERVAL;
+use proto::v1::{State, Update, Work, WorkerMessage};
 
-use crate::link::GradientError;
 use crate::plan::Plan;
+
+use computer::{Computer, Job};
 
 /// Orders that wait for the thread. More than these wait in the connection, whose window bounds them.
 const ORDERS_MAX: usize = 16;
+/// What takes no longer is computed by the one who reads messages: signs of life can wait so long, and two threads that wake
+/// one another cost more than a small shard does.
+const SHORT: Duration = Duration::from_millis(HEARTBEAT_INTERVAL.as_millis() as u64 / 10);
 
 /// What the coordinator asks of a replica.
 #[derive(Debug)]
@@ -37,50 +35,47 @@ pub(crate) enum Order {
     Work(Work),
 }
 
-/// The thread, for those who give it orders.
+/// The replica, for those who give it orders.
 #[derive(Debug)]
 pub(crate) struct Compute {
+    computer: Arc<Mutex<Computer>>,
     jobs: mpsc::Sender<Job>,
+    /// Jobs that the thread has still to do.
+    n_waiting: Arc<AtomicUsize>,
     /// Number of the newest order that changes the parameters: what was to be computed before it is of no use to anybody.
     newest: Arc<AtomicU64>,
     /// Updates applied to the replica.
     step: Arc<AtomicU64>,
 }
 
-/// The thread has ended, which it does only by a panic.
+/// Nobody computes any more, which comes only of a panic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the computing thread ended by a fault of this program, which is told above")]
+#[error("the computation ended by a fault of this program, which is told above")]
 pub struct ComputeEnded;
-
-#[derive(Debug)]
-struct Job {
-    plan: Arc<Plan>,
-    order: Order,
-    /// The parameters it is for: [`Compute::newest`] when it was given.
-    change: u64,
-    replies: mpsc::Sender<WorkerMessage>,
-}
 
 impl Compute {
     /// Starts the thread. It ends when nobody can give it orders any more.
     pub fn start(backend: OpenBackend) -> std::io::Result<Self> {
-        let (jobs, mut waiting) = mpsc::channel(ORDERS_MAX);
-        let newest = Arc::new(AtomicU64::new(0));
-        let step = Arc::new(AtomicU64::new(0));
-        let mut computer = Computer { backend, newest: Arc::clone(&newest), step: Arc::clone(&step), held: None };
+        let (jobs, mut waiting) = mpsc::channel::<Job>(ORDERS_MAX);
+        let n_waiting = Arc::new(AtomicUsize::new(0));
+        let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
+        let computer = Computer::new(backend, Arc::clone(&newest), Arc::clone(&step));
+        let computer = Arc::new(Mutex::new(computer));
+        let compute = Self { computer: Arc::clone(&computer), jobs, n_waiting: Arc::clone(&n_waiting), newest, step };
         std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
             // Ends when nobody can give it orders any more.
-            while let Some(job) = waiting.try_recv().ok().or_else(|| {
-                computer.prepare_next();
-                waiting.blocking_recv()
-            }) {
+            while let Some(job) = waiting.blocking_recv() {
+                let mut computer = computer.lock().expect("who reads messages computes without a panic, or ends");
                 computer.handle(job);
+                if n_waiting.fetch_sub(1, Ordering::Release) == 1 {
+                    computer.prepare_next();
+                }
             }
         })?;
-        Ok(Self { jobs, newest, step })
+        Ok(compute)
     }
 
-    /// Gives an order; waits for a place in the queue.
+    /// Gives an order, and waits: until it is followed, if that does not take long, or else for a place in the queue.
     pub async fn submit(
         &self,
         plan: &Arc<Plan>,
@@ -93,7 +88,36 @@ impl Compute {
             Order::Work(_) => self.newest.load(Ordering::Relaxed),
         };
         let job = Job { plan: Arc::clone(plan), order, change, replies: replies.clone() };
-        self.jobs.send(job).await.map_err(|_| ComputeEnded)
+        if let Some(job) = self.handle_at_once(job)? {
+            let place = self.jobs.reserve().await.map_err(|_| ComputeEnded)?;
+            self.n_waiting.fetch_add(1, Ordering::Relaxed);
+            place.send(job);
+        } else {
+            // The results are sent first.
+            yield_now().await;
+            if let Ok(mut computer) = self.computer.try_lock() {
+                computer.prepare_next();
+            }
+        }
+        Ok(())
+    }
+
+    /// Does a job that is short, if the thread has nothing to do; any other is given back.
+    fn handle_at_once(&self, job: Job) -> Result<Option<Job>, ComputeEnded> {
+        if self.n_waiting.load(Ordering::Acquire) > 0 {
+            return Ok(Some(job));
+        }
+        let mut computer = match self.computer.try_lock() {
+            Ok(computer) => computer,
+            Err(TryLockError::WouldBlock) => return Ok(Some(job)),
+            Err(TryLockError::Poisoned(_)) => return Err(ComputeEnded),
+        };
+        if !computer.is_short(&job, SHORT) {
+            return Ok(Some(job));
+        }
+        // What a panic leaves behind is not looked at any more: the worker ends.
+        let handled = catch_unwind(AssertUnwindSafe(|| computer.handle(job)));
+        handled.map(|()| None).map_err(|_| ComputeEnded)
     }
 
     /// Updates that the replica had when it was last changed; 0 before its first state.
@@ -108,395 +132,89 @@ impl Compute {
     }
 }
 
-/// Why a replica is not what it should be.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-enum LagError {
-    #[error("{what}: {error}")]
-    Values { what: &'static str, error: ValuesError },
-    #[error("the gradient of an update: {0}")]
-    Gradient(#[from] GradientError),
-    #[error("expected the update to step {expected}, found that to step {found}")]
-    Update { expected: u64, found: u64 },
-    #[error("expected work on step {expected}, found work on step {found}")]
-    Ahead { expected: u64, found: u64 },
-    #[error("expected {what} below {n}, found {found}")]
-    Place { what: &'static str, n: u64, found: u64 },
-}
-
-/// What lives on the thread.
-#[derive(Debug)]
-struct Computer {
-    backend: OpenBackend,
-    newest: Arc<AtomicU64>,
-    step: Arc<AtomicU64>,
-    held: Option<Held>,
-}
-
-impl Computer {
-    fn handle(&mut self, job: Job) {
-        if job.replies.is_closed() {
-            return; // its session is gone, and with it whoever would want the result
-        }
-        // A replica is that of the session that loaded it: another one may be of another run.
-        self.held.take_if(|held| !Arc::ptr_eq(&held.plan, &job.plan));
-        self.tell_step();
-        if let Err(error) = self.follow(&job.plan, job.order, job.change, &job.replies) {
-            warn!(%error, "the replica is not what it should be; asking for the state anew");
-            self.held = None;
-            self.tell_step();
-            let mut reason = error.to_string();
-            reason.truncate(reason.floor_char_boundary(limits::TEXT_BYTES_MAX));
-            reply(&job.replies, Kind::Lagging(Lagging { reason }));
-        }
-    }
-
-    /// Uses the time until the next order for what that will most probably need.
-    fn prepare_next(&mut self) {
-        if let Some(held) = &mut self.held {
-            held.prepare_next();
-        }
-    }
-
-    /// Lets signs of life say how far the replica is.
-    fn tell_step(&self) {
-        self.step.store(self.held.as_ref().map_or(0, |held| held.step), Ordering::Relaxed);
-    }
-
-    fn follow(
-        &mut self,
-        plan: &Arc<Plan>,
-        order: Order,
-        change: u64,
-        replies: &mpsc::Sender<WorkerMessage>,
-    ) -> Result<(), LagError> {
-        let work = match order {
-            Order::State(state) => {
-                let held = self.held.take().unwrap_or_else(|| Held::new(plan, &self.backend));
-                self.held = Some(held.loaded(&state)?);
-                state.work
-            }
-            Order::Update(update) => {
-                if let Some(held) = &mut self.held {
-                    held.apply(&update)?;
-                }
-                update.work
-            }
-            Order::Work(work) => Some(work),
-        };
-        self.tell_step();
-        let (Some(held), Some(work)) = (&mut self.held, work) else {
-            return Ok(()); // nothing to do, or the state was asked for and is on its way
-        };
-        if work.step < held.step {
-            debug!(step = work.step, "work on a step that is over");
-            return Ok(());
-        }
-        if work.step > held.step {
-            return Err(LagError::Ahead { expected: held.step, found: work.step });
-        }
-        let is_of_use = || self.newest.load(Ordering::Relaxed) == change && !replies.is_closed();
-        for &shard in &work.shards {
-            if !is_of_use() {
-                debug!(step = work.step, "the step is over before this worker's shards are");
-                break;
-            }
-            reply(replies, Kind::ShardDone(held.shard(&work, shard)?));
-        }
-        for &batch in &work.batches {
-            if !is_of_use() {
-                debug!(step = work.step, "the validation is over before this worker's batches are");
-                break;
-            }
-            reply(replies, Kind::BatchDone(held.batch(batch, &self.backend)?));
-        }
-        Ok(())
-    }
-}
-
-/// Waits for a place; a session that is gone needs no answer.
-fn reply(replies: &mpsc::Sender<WorkerMessage>, kind: Kind) {
-    if replies.blocking_send(WorkerMessage { kind: Some(kind) }).is_err() {
-        debug!("a result for a session that is gone");
-    }
-}
-
-/// A replica, and what it was made from.
-#[derive(Debug)]
-struct Held {
-    plan: Arc<Plan>,
-    /// Updates applied.
-    step: u64,
-    velocity: Vec<f32>,
-    replica: Replica,
-    /// Of the parameters, once it was asked for.
-    fingerprint: Option<u64>,
-    /// The samples of the epoch last worked on.
-    sampler: Option<(u32, Sampler)>,
-    /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
-    next: Option<(ShardKey, usize)>,
-    /// The parameters of this step, if any of it was validated here.
-    evaluator: Option<Evaluator>,
-}
-
-impl Held {
-    fn new(plan: &Arc<Plan>, backend: &OpenBackend) -> Self {
-        let (recipe, n_params) = (&plan.terms.recipe, plan.terms.n_params);
-        Self {
-            plan: Arc::clone(plan),
-            step: 0,
-            velocity: recipe.sgd.velocity(n_params),
-            replica: Replica::new(recipe, &backend.device),
-            fingerprint: None,
-            sampler: None,
-            next: None,
-            evaluator: None,
-        }
-    }
-
-    fn loaded(mut self, state: &State) -> Result<Self, LagError> {
-        let take = |what, bytes: &[u8], into: &mut [f32]| {
-            values::decode(Encoding::F32, bytes, into).map_err(|error| LagError::Values { what, error })
-        };
-        self.replica.change(|params| take("the parameters of a state", &state.params, params))?;
-        take("the velocity of a state", &state.velocity, &mut self.velocity)?;
-        self.enter(state.step);
-        Ok(self)
-    }
-
-    /// After an error, the parameters may have been changed in part: this replica is of no use any more.
-    fn apply(&mut self, update: &Update) -> Result<(), LagError> {
-        let expected = self.step + 1;
-        if update.step != expected {
-            return Err(LagError::Update { expected, found: update.step });
-        }
-        let Self { plan, velocity, replica, .. } = self;
-        let sgd = plan.terms.recipe.sgd;
-        let mut fingerprinter = Fingerprinter::default();
-        replica.change(|params| {
-            plan.path.take(update, |start, gradient| {
-                let places = start..start + gradient.len();
-                // Without momentum there is no velocity.
-                let velocity = if velocity.is_empty() { &mut [] } else { &mut velocity[places.clone()] };
-                sgd.apply(&mut params[places.clone()], velocity, gradient);
-                fingerprinter.add(&params[places]);
-            })
-        })?;
-        self.enter(update.step);
-        self.fingerprint = Some(fingerprinter.finish());
-        Ok(())
-    }
-
-    fn enter(&mut self, step: u64) {
-        self.step = step;
-        self.fingerprint = None;
-        self.evaluator = None;
-    }
-
-    fn shard(&mut self, work: &Work, shard: u32) -> Result<ShardDone, LagError> {
-        let begun = Instant::now();
-        let terms = &self.plan.terms;
-        below("a shard", shard.into(), terms.recipe.shards.get().into())?;
-        if self.sampler.as_ref().is_none_or(|(epoch, _)| *epoch != work.epoch) {
-            let n_samples = self.plan.data.n_images(Split::Train);
-            let n_samples = u32::try_from(n_samples).expect("an IDX file counts images in u32");
-            self.sampler = Some((work.epoch, terms.recipe.sampler(work.epoch, n_samples)));
-        }
-        let sampler = &self.sampler.as_ref().expect("it was made above").1;
-        below("a step of the epoch", work.step_of_epoch.into(), sampler.n_steps() as u64)?;
-
-        let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params()));
-        let key = ShardKey { epoch: work.epoch, step: self.step, shard };
-        let images = sampler.shard(work.step_of_epoch as usize, shard as usize);
-        let mut place = self.plan.path.place();
-        let sums = self.replica.shard_result(&self.plan.data, key, images, place.values());
-        let (gradient_sum, slot) = place.close();
-        if work.shards.first() == Some(&shard) {
-            // The same workers get the same shards in every step.
-            self.next = Some((ShardKey { step: self.step + 1, ..key }, work.step_of_epoch as usize + 1));
-        }
-        Ok(ShardDone {
-            fence: Some(terms.fence.clone()),
-            step: self.step,
-            shard,
-            n_samples: sums.n_samples,
-            loss_sum: sums.loss_sum,
-            correct_sum: sums.correct_sum,
-            gradient_sum,
-            params_fingerprint,
-            compute_nanoseconds: u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            slot,
-        })
-    }
-
-    fn prepare_next(&mut self) {
-        let (Some((key, step_of_epoch)), Some((epoch, sampler))) = (self.next.take(), &self.sampler) else { return };
-        if *epoch == key.epoch && step_of_epoch < sampler.n_steps() {
-            self.replica.prepare(&self.plan.data, key, sampler.shard(step_of_epoch, key.shard as usize));
-        }
-    }
-
-    fn batch(&mut self, batch: u32, backend: &OpenBackend) -> Result<BatchDone, LagError> {
-        let Plan { terms, data, .. } = &*self.plan;
-        below("a batch of the validation split", batch.into(), n_batches(data.n_images(Split::Valid)).into())?;
-        let evaluator = self.evaluator.get_or_insert_with(|| {
-            let (architecture, params) = (terms.recipe.architecture, self.replica.params().to_vec());
-            Evaluator::new(&Weights { architecture, params }, &backend.device)
-        });
-        let sums = evaluator.evaluate_batch(data, Split::Valid, batch);
-        Ok(BatchDone {
-            fence: Some(terms.fence.clone()),
-            step: self.step,
-            batch,
-            n_samples: sums.n_samples,
-            loss_sum: sums.loss_sum,
-            correct_sum: sums.correct_sum,
-            params_fingerprint: *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params())),
-        })
-    }
-}
-
-fn below(what: &'static str, found: u64, n: u64) -> Result<(), LagError> {
-    if found < n { Ok(()) } else { Err(LagError::Place { what, n, found }) }
-}
-
 #[cfg(test)]
 mod tests {
-    use model::args::BackendArgs;
-    use model::params::initial_params;
-    use model::recipe::Recipe;
+    use model::params::params_fingerprint;
+    use proto::limits;
+    use proto::v1::worker_message::Kind;
+    use proto::v1::{Encoding, Heartbeat, ShardDone};
+    use proto::values;
+    use tokio::time::timeout;
 
+    use super::computer::tests::{Bench, work};
     use super::*;
-    use crate::common;
     use crate::link::GradientPath;
-    use crate::plan::Terms;
 
-    struct Bench {
-        plan: Arc<Plan>,
-        computer: Computer,
-        replies: mpsc::Sender<WorkerMessage>,
-        results: mpsc::Receiver<WorkerMessage>,
+    fn compute(bench: &Bench) -> Compute {
+        Compute::start(bench.computer.backend.clone()).expect("a thread")
     }
 
-    impl Bench {
-        fn new() -> Self {
-            let data = common::data_set();
-            let welcome = common::welcome(common::fence(), data.fingerprint());
-            let terms = Terms::try_from(welcome).expect("a welcome that can be followed");
-            let backend =
-                BackendArgs { backend: None, device: None, operations: None, threads: None }.open().expect("a device");
-            let (replies, results) = mpsc::channel(16);
-            let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
-            let computer = Computer { backend, newest, step, held: None };
-            Self { plan: Arc::new(terms.plan(Arc::new(data))), computer, replies, results }
-        }
-
-        /// Gives an order as the newest one, and gives all that came of it.
-        fn order(&mut self, order: Order) -> Vec<Kind> {
-            let change = self.computer.newest.load(Ordering::Relaxed);
-            let (plan, replies) = (Arc::clone(&self.plan), self.replies.clone());
-            self.computer.handle(Job { plan, order, change, replies });
-            std::iter::from_fn(|| self.results.try_recv().ok()).filter_map(|message| message.kind).collect()
-        }
-
-        fn recipe(&self) -> &Recipe {
-            &self.plan.terms.recipe
-        }
-
-        fn params(&self) -> Vec<f32> {
-            initial_params(self.recipe().architecture, self.recipe().seed)
-        }
-
-        fn state(&self, step: u64, work: Option<Work>) -> Order {
-            let params = values::encode(Encoding::F32, &self.params());
-            let velocity = values::encode(Encoding::F32, &self.recipe().sgd.velocity(self.params().len()));
-            Order::State(State { step, params, velocity, work })
-        }
-    }
-
-    fn work(step: u64, shards: &[u32]) -> Work {
-        let step_of_epoch = u32::try_from(step).expect("few steps");
-        Work { step, epoch: 0, step_of_epoch, shards: shards.to_vec(), batches: vec![] }
-    }
-
-    fn shards(replied: Vec<Kind>) -> Vec<ShardDone> {
-        let shard = |kind| match kind {
-            Kind::ShardDone(done) => done,
+    async fn result(bench: &mut Bench) -> ShardDone {
+        let message = timeout(limits::FIRST_MESSAGE_WAIT_MAX, bench.results.recv()).await.expect("a result in time");
+        match message.and_then(|message| message.kind) {
+            Some(Kind::ShardDone(done)) => done,
             other => panic!("a shard's result expected, found {other:?}"),
-        };
-        replied.into_iter().map(shard).collect()
-    }
-
-    /// The goal: what a worker computes is what one process alone computes, in every bit, before an update and after it.
-    #[test]
-    fn shards_are_those_of_a_process_alone() {
-        let mut bench = Bench::new();
-        let (recipe, mut params) = (bench.recipe().clone(), bench.params());
-        let mut velocity = recipe.sgd.velocity(params.len());
-        let mut replica = Replica::new(&recipe, &bench.computer.backend.device);
-        let sampler = recipe.sampler(0, common::N_TRAIN);
-
-        let mut found = shards(bench.order(bench.state(0, Some(work(0, &[1, 0])))));
-        for step in 0..2_u64 {
-            let mut gradient = vec![];
-            for (done, shard) in found.iter().zip([1_u32, 0]) {
-                replica.load(&params);
-                let places = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
-                let key = ShardKey { epoch: 0, step, shard };
-                let mut expected = vec![0.0; params.len()];
-                let sums = replica.shard_result(&bench.plan.data, key, places, &mut expected);
-                assert_eq!((done.step, done.shard, done.n_samples), (step, shard, sums.n_samples));
-                assert_eq!(done.loss_sum.to_bits(), sums.loss_sum.to_bits());
-                assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected));
-                assert_eq!(done.params_fingerprint, params_fingerprint(&params));
-                gradient = expected;
-            }
-            recipe.sgd.apply(&mut params, &mut velocity, &gradient);
-            bench.computer.prepare_next();
-            let gradient = values::encode(Encoding::F32, &gradient);
-            let update = Update { step: step + 1, gradient, work: Some(work(step + 1, &[1, 0])), slot: None };
-            found = shards(bench.order(Order::Update(update)));
         }
     }
 
-    /// The goal: nothing that comes over the wire can end the thread, and each fault is told once.
-    #[test]
-    fn what_does_not_fit_is_told_and_nothing_more_until_the_next_state() {
-        let check = |make: &dyn Fn(&Bench) -> Order, part: &str| {
-            let mut bench = Bench::new();
-            assert!(bench.order(bench.state(5, None)).is_empty());
-            match bench.order(make(&bench)).as_slice() {
-                [Kind::Lagging(Lagging { reason })] => assert!(reason.contains(part), "`{reason}` is not `{part}`"),
-                other => panic!("`{part}` expected, found {other:?}"),
-            }
-            assert!(bench.order(Order::Work(work(5, &[0]))).is_empty(), "{part}");
-            assert_eq!(shards(bench.order(bench.state(2, Some(work(2, &[0]))))).len(), 1, "{part}");
-        };
-        let update = |step, gradient: &[f32]| {
-            let gradient = values::encode(Encoding::F32, gradient);
-            Order::Update(Update { step, gradient, work: None, slot: None })
-        };
-        check(&|bench| update(7, &bench.params()), "expected the update to step 6, found that to step 7");
-        check(&|bench| update(5, &bench.params()), "found that to step 5");
-        check(&|_| update(6, &[1.0]), "the gradient of an update: expected 655256 bytes, found 4");
-        check(&|bench| update(6, &vec![f32::NAN; bench.params().len()]), "found one that is not");
-        check(&|_| Order::Work(work(6, &[0])), "expected work on step 5, found work on step 6");
-        check(&|_| Order::Work(work(5, &[2])), "expected a shard below 2, found 2");
-        check(&|_| Order::Work(Work { step_of_epoch: u32::MAX, ..work(5, &[0]) }), "a step of the epoch below 14");
-        check(&|_| Order::Work(Work { batches: vec![1], ..work(5, &[]) }), "the validation split below 1, found 1");
-        check(&|_| Order::State(State::default()), "the parameters of a state: expected 655256 bytes, found 0");
+    fn update(step: u64, gradient: &[f32], shards: &[u32]) -> Order {
+        let gradient = values::encode(Encoding::F32, gradient);
+        Order::Update(Update { step, gradient, work: Some(work(step, shards)), slot: None })
     }
 
-    #[test]
-    fn what_nobody_waits_for_is_not_computed() {
+    /// The goal: an order that is short is followed at once, on the parameters that all orders before have made.
+    #[tokio::test]
+    async fn who_reads_messages_follows_short_orders_after_those_of_the_thread() {
         let mut bench = Bench::new();
-        assert!(bench.order(bench.state(5, None)).is_empty());
-        assert!(bench.order(Order::Work(work(4, &[0]))).is_empty(), "an older step");
-        let (plan, replies) = (Arc::clone(&bench.plan), bench.replies.clone());
-        bench.computer.newest.store(3, Ordering::Relaxed);
-        let batches = vec![0];
-        let order = Order::Work(Work { batches, ..work(5, &[0, 1]) });
-        bench.computer.handle(Job { plan, order, change: 2, replies });
-        assert!(bench.results.try_recv().is_err(), "shards and batches of a step that is over");
+        let (compute, mut params) = (compute(&bench), bench.params());
+        let gradient = vec![0.01; params.len()];
+        // Nothing is known yet of what a shard takes, and the second order finds the thread at work.
+        for order in [bench.state(0, None), update(1, &gradient, &[0])] {
+            compute.submit(&bench.plan, order, &bench.replies).await.expect("a queue");
+        }
+        assert_eq!(result(&mut bench).await.step, 1);
+        while compute.n_waiting.load(Ordering::Acquire) > 0 || compute.computer.try_lock().is_err() {
+            yield_now().await;
+        }
+        let sgd = bench.plan.terms.recipe.sgd;
+        let mut velocity = sgd.velocity(params.len());
+        sgd.apply(&mut params, &mut velocity, &gradient);
+        for step in 2..6 {
+            sgd.apply(&mut params, &mut velocity, &gradient);
+            compute
+                .submit(&bench.plan, update(step, &gradient, &[1, 0]), &bench.replies)
+                .await
+                .expect("computing goes on");
+            assert_eq!(compute.step(), step, "it is followed when `submit` comes back");
+            for shard in [1, 0] {
+                let done = result(&mut bench).await;
+                assert_eq!((done.step, done.shard), (step, shard));
+                assert_eq!(done.params_fingerprint, params_fingerprint(&params));
+            }
+        }
+    }
+
+    /// The goal: who reads messages never waits for places that only he can make.
+    #[tokio::test]
+    async fn results_without_a_place_are_left_to_the_thread() {
+        let mut bench = Bench::new();
+        let (compute, gradient) = (compute(&bench), vec![0.01; bench.params().len()]);
+        let state = bench.state(0, Some(work(0, &[0])));
+        compute.submit(&bench.plan, state, &bench.replies).await.expect("a queue");
+        assert_eq!(result(&mut bench).await.step, 0);
+        for n_free in 0..3 {
+            while bench.replies.capacity() > n_free {
+                let heartbeat = WorkerMessage { kind: Some(Kind::Heartbeat(Heartbeat { step: 0 })) };
+                bench.replies.try_send(heartbeat).expect("room");
+            }
+            let step = n_free as u64 + 1;
+            compute.submit(&bench.plan, update(step, &gradient, &[0, 1]), &bench.replies).await.expect("a queue");
+            let mut n_results = 0;
+            while n_results < 2 {
+                let message = timeout(limits::FIRST_MESSAGE_WAIT_MAX, bench.results.recv()).await.expect("in time");
+                n_results += usize::from(matches!(message, Some(WorkerMessage { kind: Some(Kind::ShardDone(_)) })));
+            }
+        }
     }
 
     /// The goal: a fault of the program is an end that can be told, not a worker that does nothing for ever.
@@ -505,10 +223,10 @@ mod tests {
         let mut bench = Bench::new();
         let plan = Arc::get_mut(&mut bench.plan).expect("nobody else has it");
         plan.path = GradientPath::open(Encoding::F32, None, 1); // which has no place for the network's gradient
-        let compute = Compute::start(bench.computer.backend.clone()).expect("a thread");
+        let compute = compute(&bench);
         let state = bench.state(0, Some(work(0, &[0])));
         compute.submit(&bench.plan, state, &bench.replies).await.expect("a queue");
-        let ended = tokio::time::timeout(limits::FIRST_MESSAGE_WAIT_MAX, compute.ended()).await;
+        let ended = timeout(limits::FIRST_MESSAGE_WAIT_MAX, compute.ended()).await;
         assert_eq!(ended, Ok(ComputeEnded));
     }
 }
