@@ -19,7 +19,7 @@ use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
 use proto::values;
 use tokio::sync::mpsc;
-use tokio::task::block_in_place;
+use tokio::task::{block_in_place, yield_now};
 use tokio::time::timeout_at;
 
 use crate::config::{HashSteps, JournalSteps};
@@ -108,6 +108,14 @@ impl Driver {
     }
 }
 
+/// Why the driver does not go on at once.
+enum Pause {
+    /// What every worker waits for is on its way, which it goes first.
+    Sent,
+    /// The run is over.
+    End(Outcome),
+}
+
 struct Running {
     training: Training,
     recipe: Recipe,
@@ -161,8 +169,15 @@ impl Running {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Ended {
         // Ends when the core wishes to finish, which it does at the latest when nobody can tell it anything any more.
         loop {
-            if let Some(outcome) = self.act() {
-                return Ended { outcome, training: self.training, observer: self.observer };
+            match self.act() {
+                None => {}
+                Some(Pause::Sent) => {
+                    yield_now().await;
+                    continue;
+                }
+                Some(Pause::End(outcome)) => {
+                    return Ended { outcome, training: self.training, observer: self.observer };
+                }
             }
             if self.journal == JournalSteps::Yes {
                 self.write_journal();
@@ -211,8 +226,8 @@ impl Running {
         }
     }
 
-    /// Does all that the core wishes; how the run ended, if it did.
-    fn act(&mut self) -> Option<Outcome> {
+    /// Does what the core wishes, up to the next pause.
+    fn act(&mut self) -> Option<Pause> {
         // Ends: the core wishes for finitely many things between two events.
         loop {
             let begun = Instant::now();
@@ -230,6 +245,7 @@ impl Running {
                         self.write_journal();
                     }
                     self.send_update(gradient, work);
+                    return Some(Pause::Sent);
                 }
                 Action::Welcome(worker_id) => {
                     let results = self.outboxes.get_mut(&worker_id).and_then(|outbox| outbox.results.take());
@@ -255,7 +271,7 @@ impl Running {
                     self.tell(Happening::Checkpoint(offer));
                 }
                 Action::Report(report) => self.report(report),
-                Action::Finish(outcome) => return Some(outcome),
+                Action::Finish(outcome) => return Some(Pause::End(outcome)),
             }
         }
     }

@@ -29,8 +29,9 @@ fn run(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     let log_format = args.log.log_format;
     *log = Some(init_log(log_format, "info"));
     let config = Config::try_from(args)?;
-    // Two for sessions, and one for the driver where there is a CPU for it.
-    let n_threads = available_parallelism().map_or(2, |n_cpus| n_cpus.get().clamp(2, 3));
+    // Sessions and the driver wake one another in every step, which on one thread costs nothing; workers of this machine want
+    // its CPUs too.
+    let n_threads = available_parallelism().map_or(1, |n_cpus| (n_cpus.get() / 2).clamp(1, 3));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(n_threads).enable_all().build()?;
     let ended = runtime.block_on(coordinator::run(config, log_format));
     // What still waits for a peer is not waited for.
