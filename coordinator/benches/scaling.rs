@@ -99,9 +99,7 @@ fn measure(n_workers: u32, n_params: usize) -> BTreeMap<&'static str, Vec<Durati
 
         // The parts of the update once more, each for itself.
         parts.push(timed("average", || assert!(average(&mut averaged, 3), "finite values")));
-        parts.push(timed("apply", || {
-            black_box(workers::SGD.apply_and_name(&mut replica, &mut [], &averaged));
-        }));
+        parts.push(timed("apply", || workers::SGD.apply(&mut replica, &mut [], black_box(&averaged))));
         gradients.extend(core.take_spent().into_iter().chain([averaged]));
 
         if n_steps == 0 {

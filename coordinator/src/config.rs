@@ -57,6 +57,8 @@ pub enum Workers {
         program: PathBuf,
         /// What they compute with.
         backend: BackendArgs,
+        /// Whether they and the coordinator wait for one another without sleep at first.
+        watch: bool,
     },
     /// Somebody else.
     External {
@@ -195,13 +197,14 @@ impl TryFrom<Args> for Config {
         }
         let run = run_choice(args.resume, args.run_dir)?;
         let workers = match args.launch {
-            Launch::Local => match args.listen {
-                Some(found) => return Err(ConfigError::ListenLocally { found }),
-                None => Workers::Local {
-                    program: worker_program(args.worker_program)?,
-                    backend: with_threads(args.backend, n_workers),
-                },
-            },
+            Launch::Local => {
+                if let Some(found) = args.listen {
+                    return Err(ConfigError::ListenLocally { found });
+                }
+                let backend = with_threads(args.backend, n_workers);
+                let watch = has_spare_core(&backend, n_workers);
+                Workers::Local { program: worker_program(args.worker_program)?, backend, watch }
+            }
             Launch::External if args.worker_program.is_some() => return Err(ConfigError::ProgramExternally),
             Launch::External => {
                 check_no_backend(&args.backend)?;
@@ -282,8 +285,7 @@ fn checkpoint_every(text: &str) -> Result<CheckpointEvery, ConfigError> {
 }
 
 fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
-    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let n_workers = given.unwrap_or(u32::try_from(n_cores.min(4)).unwrap_or(1));
+    let n_workers = given.unwrap_or(u32::try_from(n_cores().min(4)).unwrap_or(1));
     let checked = NonZeroU32::new(n_workers).filter(|n_workers| n_workers.get() as usize <= WORKERS_MAX);
     checked.ok_or_else(|| range("--workers", format!("from 1 to {WORKERS_MAX}"), n_workers, "4"))
 }
@@ -324,10 +326,19 @@ fn check_no_backend(backend: &BackendArgs) -> Result<(), ConfigError> {
     }
 }
 
+fn n_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
+
+/// Whether a core is left to wait on, besides those that compute.
+fn has_spare_core(backend: &BackendArgs, n_workers: NonZeroU32) -> bool {
+    let n_threads = backend.threads.map_or(1, usize::from);
+    n_workers.get() as usize * n_threads < n_cores()
+}
+
 /// The cores shared among the workers, if nothing else is said.
 fn with_threads(backend: BackendArgs, n_workers: NonZeroU32) -> BackendArgs {
-    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let share = u16::try_from(n_cores / n_workers.get() as usize).unwrap_or(1).clamp(1, 1024);
+    let share = u16::try_from(n_cores() / n_workers.get() as usize).unwrap_or(1).clamp(1, 1024);
     BackendArgs { threads: Some(backend.threads.unwrap_or(share)), ..backend }
 }
 

@@ -18,6 +18,7 @@ use proto::shared::Updates;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
 use proto::values;
+use proto::watch::Watch;
 use tokio::sync::mpsc;
 use tokio::task::{block_in_place, yield_now};
 use tokio::time::timeout_at;
@@ -72,6 +73,8 @@ pub struct Driver {
     pub journal: JournalSteps,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
+    /// Whether it waits without sleep at first.
+    pub watches: bool,
 }
 
 /// How it went.
@@ -88,7 +91,8 @@ pub struct Ended {
 impl Driver {
     /// Runs until the core wishes to finish.
     pub async fn run(self) -> Ended {
-        let Self { training, recipe, inputs, facts, buffers, updates, observer, desk, journal, hash_steps } = self;
+        let Self { training, recipe, inputs, facts, buffers, updates, observer, desk, journal, hash_steps, watches } =
+            self;
         let running = Running {
             training,
             recipe,
@@ -100,6 +104,7 @@ impl Driver {
             journal,
             journaled: None,
             hash_steps,
+            watches,
             outboxes: BTreeMap::new(),
             clock: Clock::start(),
             costs: StepCosts::default(),
@@ -128,6 +133,7 @@ struct Running {
     /// The state that is in the journal, by its updates and the images since the last validation.
     journaled: Option<(u64, u64)>,
     hash_steps: HashSteps,
+    watches: bool,
     outboxes: BTreeMap<WorkerId, Outbox>,
     clock: Clock,
     costs: StepCosts,
@@ -183,6 +189,12 @@ impl Running {
                 self.write_journal();
             }
             let waiting = Instant::now();
+            if self.watches {
+                let watch = Watch::begin();
+                while inputs.is_empty() && watch.goes_on() {
+                    yield_now().await;
+                }
+            }
             let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
             let input = match moment {
                 None => Some(inputs.recv().await),

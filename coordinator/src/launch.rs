@@ -43,6 +43,8 @@ pub struct Launcher {
     pub data: PathBuf,
     /// What they compute with.
     pub backend: BackendArgs,
+    /// Whether they wait for messages without sleep at first.
+    pub watch: bool,
     /// How they log.
     pub log_format: LogFormat,
 }
@@ -124,6 +126,7 @@ impl Launcher {
         for (flag, value) in flags {
             command.args(value.map(|value| format!("{flag}={value}")));
         }
+        command.args(self.watch.then_some("--watch"));
         command
             .arg("--supervised")
             .arg(format!("--coordinator={}", self.address))

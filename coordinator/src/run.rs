@@ -159,6 +159,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         desk,
         journal: config.journal,
         hash_steps: config.hash_steps,
+        watches: matches!(config.workers, Workers::Local { watch: true, .. }),
     };
     let local = CancellationToken::new();
     let local_workers =
@@ -278,9 +279,10 @@ fn mind_signals(inputs: mpsc::Sender<Input>) -> std::io::Result<impl Future<Outp
 }
 
 fn launcher(config: &Config, address: String, private: &TempDir, log_format: LogFormat) -> Option<Launcher> {
-    let Workers::Local { program, backend } = &config.workers else { return None };
+    let Workers::Local { program, backend, watch } = &config.workers else { return None };
     let data = private.path().join("data");
-    Some(Launcher { program: program.clone(), address, data, backend: backend.clone(), log_format })
+    let (program, backend) = (program.clone(), backend.clone());
+    Some(Launcher { program, address, data, backend, watch: *watch, log_format })
 }
 
 /// Puts the data set where local workers can map it, and keeps them running.

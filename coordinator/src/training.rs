@@ -17,6 +17,7 @@ mod schedule;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -50,7 +51,8 @@ pub struct Training {
     rules: Rules,
     schedule: Schedule,
     state: State,
-    fingerprint: u64,
+    /// Of the state's parameters, once it was asked for.
+    fingerprint: OnceCell<u64>,
     roster: Roster,
     phase: Phase,
     is_waiting: bool,
@@ -94,7 +96,7 @@ impl Training {
     pub fn new(rules: Rules, state: State, now: Duration) -> Self {
         let mut training = Self {
             schedule: Schedule::new(&rules.recipe, rules.n_train, rules.n_valid),
-            fingerprint: params_fingerprint(&state.params),
+            fingerprint: OnceCell::new(),
             roster: Roster::new(rules.silence_max),
             phase: Phase::Gathering { deadline: now + rules.join_wait_max },
             is_waiting: false,
@@ -223,7 +225,17 @@ impl Training {
             };
             self.finish_round(now, round);
         }
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // The first result will ask for it, and until then nobody waits.
+            self.fingerprint();
+        }
+        action
+    }
+
+    /// The name of the parameters that results have to be computed on.
+    fn fingerprint(&self) -> u64 {
+        *self.fingerprint.get_or_init(|| params_fingerprint(&self.state.params))
     }
 
     fn handle_joined(&mut self, now: Duration, worker_id: WorkerId, profile: Profile) {
@@ -379,7 +391,8 @@ impl Training {
             round_with_feedback(&mut total.gradient_sum, &mut self.state.residual);
         }
         let State { params, velocity, .. } = &mut self.state;
-        self.fingerprint = self.rules.recipe.sgd.apply_and_name(params, velocity, &total.gradient_sum);
+        self.rules.recipe.sgd.apply(params, velocity, &total.gradient_sum);
+        self.fingerprint = OnceCell::new();
         self.state.step += 1;
         self.state.epoch_sums.add(total.sums);
         let duration = now.saturating_sub(begun);

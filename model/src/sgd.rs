@@ -5,8 +5,6 @@ use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
 use serde::{Deserialize, Serialize};
 
-use crate::params::Fingerprinter;
-
 /// How an averaged gradient changes the parameters, as Keras' `SGD`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sgd {
@@ -31,24 +29,6 @@ impl Sgd {
     /// The velocity to start with: zeros, or nothing at all if there is no momentum.
     pub fn velocity(&self, n_params: usize) -> Vec<f32> {
         vec![0.0; if self.momentum == 0.0 { 0 } else { n_params }]
-    }
-
-    /// As [`Sgd::apply`]; gives [`params_fingerprint`](crate::params::params_fingerprint) of the parameters after it, each of
-    /// which is looked at while it is at hand.
-    ///
-    /// # Panics
-    /// If the slices' lengths differ.
-    pub fn apply_and_name(&self, params: &mut [f32], velocity: &mut [f32], gradient: &[f32]) -> u64 {
-        const BLOCK: usize = 2048; // 8 KiB: four such slices fit the first cache
-        assert_eq!(params.len(), gradient.len(), "a gradient has as many values as the parameters");
-        let mut fingerprinter = Fingerprinter::default();
-        let mut velocity = velocity.chunks_mut(BLOCK);
-        for (params, gradient) in params.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK)) {
-            // Without momentum there is none.
-            self.apply(params, velocity.next().unwrap_or_default(), gradient);
-            fingerprinter.add(params);
-        }
-        fingerprinter.finish()
     }
 
     /// One update with the gradient's mean over the global batch. Plain: `w −= ηg`; momentum: `v = μv − ηg`, `w += v`;
@@ -114,7 +94,6 @@ fn nesterov_with_simd<'a, S: Simd>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::params_fingerprint;
 
     /// Two updates of w = 1 with the gradients 2 and 4, learning rate 0.5, worked out by hand from the formulas.
     fn check(momentum: f32, nesterov: bool, expected: [f32; 2]) {
@@ -125,20 +104,6 @@ mod tests {
             params[0]
         });
         assert_eq!(found.map(f32::to_bits), expected.map(f32::to_bits));
-    }
-
-    #[test]
-    fn an_update_with_a_name_is_the_same_update() {
-        let numbers = |seed: u16| (0..5_000_u16).map(move |place| f32::from(place ^ seed).sin()).collect::<Vec<_>>();
-        for (momentum, nesterov) in [(0.0, false), (0.9, false), (0.9, true)] {
-            let sgd = Sgd { learning_rate: 0.1, momentum, nesterov };
-            let velocity: Vec<f32> = numbers(7).into_iter().take(sgd.velocity(5_000).len()).collect();
-            let (mut expected, mut found) = ((numbers(1), velocity.clone()), (numbers(1), velocity));
-            sgd.apply(&mut expected.0, &mut expected.1, &numbers(2));
-            let name = sgd.apply_and_name(&mut found.0, &mut found.1, &numbers(2));
-            assert_eq!(found, expected);
-            assert_eq!(name, params_fingerprint(&expected.0));
-        }
     }
 
     #[test]

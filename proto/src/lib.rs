@@ -7,6 +7,7 @@ pub mod framing;
 pub mod limits;
 pub mod shared;
 pub mod values;
+pub mod watch;
 
 /// The messages and the service, as in `telar/v1/training.proto`.
 #[expect(

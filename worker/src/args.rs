@@ -32,6 +32,9 @@ pub struct Cli {
     /// End when standard input ends: for a parent that must leave no process behind
     #[arg(long, env = "TELAR_SUPERVISED", help_heading = "Connection")]
     pub supervised: bool,
+    /// Look for messages for up to a millisecond before sleeping: quicker by what it takes to wake up, for part of a CPU
+    #[arg(long, env = "TELAR_WATCH", help_heading = "Connection")]
+    pub watch: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would become help")]
     pub data: DataArgs,

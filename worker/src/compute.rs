@@ -22,7 +22,7 @@ use computer::{Computer, Job};
 const ORDERS_MAX: usize = 16;
 /// What takes no longer is computed by the one who reads messages: signs of life can wait so long, and two threads that wake
 /// one another cost more than a small shard does.
-const SHORT: Duration = Duration::from_millis(HEARTBEAT_INTERVAL.as_millis() as u64 / 10);
+const SHORT: Duration = HEARTBEAT_INTERVAL.checked_div(10).expect("ten is above 0");
 
 /// What the coordinator asks of a replica.
 #[derive(Debug)]

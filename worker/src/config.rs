@@ -18,6 +18,8 @@ pub struct Config {
     pub coordinator: Address,
     /// How long to look for it before giving up.
     pub connect_timeout: Duration,
+    /// Whether to wait for messages without sleep at first.
+    pub watch: bool,
     /// Where an own copy of the data set may be, besides the usual places.
     pub data: DataChoice,
     /// What computes.
@@ -33,6 +35,7 @@ impl Config {
         Ok(Self {
             coordinator: cli.coordinator.parse()?,
             connect_timeout: Duration::from_secs(cli.connect_timeout.into()),
+            watch: cli.watch,
             data: cli.data.data,
             backend: cli.backend.open()?,
         })

@@ -101,7 +101,7 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), Wo
         let dismissed = match joined {
             Ok(Admission::Admitted(session)) => {
                 let begun = Instant::now();
-                let ended = be_in(*session, &compute, &mut datasets, shutdown).await;
+                let ended = be_in((*session).watching(config.watch), &compute, &mut datasets, shutdown).await;
                 search.begin_again(begun, Instant::now());
                 ended
             }

@@ -1,10 +1,12 @@
 //! One connection's conversation: the join, the data set, then orders in and results out, until somebody ends it.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +19,7 @@ use proto::limits;
 use proto::v1::coordinator_message::Kind as Inbound;
 use proto::v1::worker_message::Kind as Outbound;
 use proto::v1::{CoordinatorMessage, Dismissal, Heartbeat, Join, Leaving, Welcome, WorkerMessage};
+use proto::watch::Watch;
 
 use crate::compute::{Compute, ComputeEnded, Order};
 use crate::dataset::{DatasetError, Shelf};
@@ -36,6 +39,8 @@ pub(crate) struct Session {
     link: Link,
     outbound: mpsc::Sender<WorkerMessage>,
     inbound: Messages<CoordinatorMessage>,
+    /// Whether it waits for messages without sleep at first.
+    watches: bool,
 }
 
 /// The coordinator's answer to a join.
@@ -129,11 +134,16 @@ impl Session {
         match first {
             Heard::Welcome(welcome) => {
                 let terms = Terms::try_from(welcome)?;
-                Ok(Admission::Admitted(Box::new(Self { terms, link, outbound, inbound })))
+                Ok(Admission::Admitted(Box::new(Self { terms, link, outbound, inbound, watches: false })))
             }
             Heard::Dismissal(dismissal) => Ok(Admission::Dismissed(dismissal)),
             Heard::Order(_) => Err(SessionError::OutOfOrder { expected: "a welcome", found: "an order" }),
         }
+    }
+
+    /// The same, and whether it waits for messages without sleep at first.
+    pub fn watching(self, watches: bool) -> Self {
+        Self { watches, ..self }
     }
 
     /// Does what it is told until the session's end, giving signs of life whatever else it does.
@@ -169,7 +179,8 @@ impl Session {
         let _ = self.outbound.send(ready).await;
         loop {
             // Ends with the stream. A silent coordinator may have nothing to say; one that is gone is noticed by HTTP/2.
-            match next(&mut self.inbound).await? {
+            let heard = if self.watches { watch(&mut self.inbound).await } else { next(&mut self.inbound).await };
+            match heard? {
                 Heard::Order(order) => compute.submit(&plan, order, &self.outbound).await?,
                 Heard::Dismissal(dismissal) => return Ok(dismissal),
                 Heard::Welcome(_) => return Err(out_of_order("a second welcome")),
@@ -228,6 +239,22 @@ async fn next(inbound: &mut Messages<CoordinatorMessage>) -> Result<Heard, Sessi
             }
             None => return Err(out_of_order("a message of an unknown kind")),
         });
+    }
+}
+
+/// As [`next`], without sleep at first.
+async fn watch(inbound: &mut Messages<CoordinatorMessage>) -> Result<Heard, SessionError> {
+    let watch = Watch::begin();
+    let mut next = pin!(next(inbound));
+    loop {
+        // Ends with the message, or with the watch.
+        tokio::select! {
+            biased;
+            heard = &mut next => return heard,
+            () = yield_now() => if !watch.goes_on() {
+                return next.await;
+            }
+        }
     }
 }
 

@@ -29,6 +29,7 @@ impl Training {
     pub(super) fn handle_result(&mut self, now: Duration, worker_id: WorkerId, arrived: Arrived) {
         let Arrived { kind, step, task, computed, params_fingerprint, compute } = arrived;
         let is_of_now = step == self.state.step;
+        let expected_fingerprint = self.fingerprint();
         let round = self.phase.round_mut().filter(|round| is_of_now && round.task_kind() == kind);
         let Some(round) = round else {
             self.keep_spent(computed);
@@ -47,7 +48,7 @@ impl Training {
             self.keep_spent(computed);
             return self.refuse(worker_id, refusal);
         }
-        if params_fingerprint != self.fingerprint {
+        if params_fingerprint != expected_fingerprint {
             self.keep_spent(computed);
             return self.send_state_anew(now, worker_id, self.stray(params_fingerprint));
         }
@@ -208,7 +209,7 @@ impl Training {
 
     /// What is wrong with a replica of these parameters.
     fn stray(&self, found: u64) -> String {
-        format!("expected parameters {:016x} at step {}, found {found:016x}", self.fingerprint, self.state.step)
+        format!("expected parameters {:016x} at step {}, found {found:016x}", self.fingerprint(), self.state.step)
     }
 
     fn keep_spent(&mut self, computed: Computed) {

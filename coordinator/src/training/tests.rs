@@ -156,7 +156,7 @@ impl Run {
         let n_samples = if shard < 2 { self.training.schedule.shard_samples(step, shard) } else { 0 };
         let count = u8::try_from(n_samples).expect("a small number");
         let sums = LossSums { loss_sum: count.into(), correct_sum: 784 * n_samples, n_samples };
-        let params_fingerprint = self.training.fingerprint + wrong;
+        let params_fingerprint = self.training.fingerprint() + wrong;
         let computed = Computed::Finite(ShardResult { gradient_sum: vec![count.into()], sums });
         ShardDone { step, shard, computed, params_fingerprint, compute: Duration::from_millis(1) }
     }
@@ -166,7 +166,7 @@ impl Run {
         let n_samples = self.training.schedule.batch_samples(batch);
         let count = u16::try_from(n_samples).expect("a small number");
         let sums = LossSums { loss_sum: f64::from(count) / 4.0, correct_sum: 0, n_samples };
-        BatchDone { step, batch, sums, params_fingerprint: self.training.fingerprint + wrong }
+        BatchDone { step, batch, sums, params_fingerprint: self.training.fingerprint() + wrong }
     }
 }
 
