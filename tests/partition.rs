@@ -132,10 +132,14 @@ fn a_slow_and_lossy_cable_changes_no_bit() {
     let machines = Machines::start(&place, &network, flags, 3);
     let run = machines.check_end(flags);
     machines.workers.iter().for_each(Process::succeed);
-    let number = machines.coordinator.numbers_of(&machines.workers[0])[0].parse().expect("a number");
-    let is_its = |(_, workers): &(&Value, Vec<u64>)| workers.contains(&number);
+    // It may be lost on the way, and come back under another number.
+    let numbers = machines.coordinator.numbers_of(&machines.workers[0]);
+    let numbers: Vec<u64> = numbers.iter().map(|number| number.parse().expect("a number")).collect();
+    let is_its = |(_, workers): &(&Value, Vec<u64>)| workers.iter().any(|worker| numbers.contains(worker));
     let its_steps = run.steps.iter().zip(run.workers()).filter(is_its);
     let mut times: Vec<f64> = its_steps.map(|(step, _)| step["milliseconds"].as_f64().expect("a time")).collect();
     times.sort_unstable_by(f64::total_cmp);
-    assert!(times[times.len() / 2] >= SLOW_MIN, "the cable was not slow: {times:?}");
+    // None at all if others were asked for each shard before its result came.
+    let usual = times.get(times.len() / 2);
+    assert!(usual.is_none_or(|usual| *usual >= SLOW_MIN), "the cable was not slow: {times:?}");
 }
