@@ -139,7 +139,6 @@ fn a_slow_and_lossy_cable_changes_no_bit() {
     let its_steps = run.steps.iter().zip(run.workers()).filter(is_its);
     let mut times: Vec<f64> = its_steps.map(|(step, _)| step["milliseconds"].as_f64().expect("a time")).collect();
     times.sort_unstable_by(f64::total_cmp);
-    // None at all if others were asked for each shard before its result came.
-    let usual = times.get(times.len() / 2);
-    assert!(usual.is_none_or(|usual| *usual >= SLOW_MIN), "the cable was not slow: {times:?}");
+    assert!(!times.is_empty(), "no result of the worker on the slow cable counted");
+    assert!(times[times.len() / 2] >= SLOW_MIN, "the cable was not slow: {times:?}");
 }
