@@ -189,13 +189,14 @@ impl Running {
                 self.write_journal();
             }
             let waiting = Instant::now();
+            let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
             if self.watches {
                 let watch = Watch::begin();
-                while inputs.is_empty() && watch.goes_on() {
+                let is_due = || moment.is_some_and(|moment| moment <= Instant::now());
+                while inputs.is_empty() && !is_due() && watch.goes_on() {
                     yield_now().await;
                 }
             }
-            let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
             let input = match moment {
                 None => Some(inputs.recv().await),
                 Some(moment) => timeout_at(moment.into(), inputs.recv()).await.ok(),

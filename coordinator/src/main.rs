@@ -1,5 +1,6 @@
 //! The coordinator's program: settings, log, runtime, exit code.
 
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
@@ -29,9 +30,10 @@ fn run(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     let log_format = args.log.log_format;
     *log = Some(init_log(log_format, "info"));
     let config = Config::try_from(args)?;
-    // Sessions and the driver wake one another in every step, which on one thread costs nothing; workers of this machine want
-    // its CPUs too.
-    let n_threads = available_parallelism().map_or(1, |n_cpus| (n_cpus.get() / 2).clamp(1, 3));
+    // Sessions and the driver wake one another in every step, which on one thread costs nothing, and one session has nothing
+    // to do beside itself; workers of this machine want its CPUs too.
+    let n_cpus = available_parallelism().map_or(1, NonZero::get);
+    let n_threads = (n_cpus / 2).min(config.n_workers.get() as usize).clamp(1, 3);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(n_threads).enable_all().build()?;
     let ended = runtime.block_on(coordinator::run(config, log_format));
     // What still waits for a peer is not waited for.

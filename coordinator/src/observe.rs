@@ -5,12 +5,13 @@ mod costs;
 mod history;
 mod view;
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use model::files::WriteError;
 use model::report::{EpochRecord, Screen, StepRecord};
 use model::weights::Weights;
+use tokio::task::block_in_place;
 use tracing::Span;
 
 pub use costs::{CostTotals, StepCosts};
@@ -22,7 +23,7 @@ use crate::saver::{Offer, RunFacts, Saver};
 use crate::training::{Report, State, WorkerId};
 use view::Sight;
 
-/// Happenings that wait to be written: minutes of steps.
+/// Happenings that wait to be written: a minute of the shortest steps.
 const HAPPENINGS_MAX: usize = 1 << 16;
 
 /// Something to tell.
@@ -109,7 +110,12 @@ impl Observer {
     /// # Errors
     /// If nobody is there to hear it.
     pub fn tell(&self, happening: Happening) -> Result<(), Gone> {
-        self.happenings.send(happening).map_err(|_| Gone)
+        match self.happenings.try_send(happening) {
+            Ok(()) => Ok(()),
+            // A disk that hangs holds up the run, but not those who look after the connections.
+            Err(TrySendError::Full(happening)) => block_in_place(|| self.happenings.send(happening).map_err(|_| Gone)),
+            Err(TrySendError::Disconnected(_)) => Err(Gone),
+        }
     }
 
     /// Waits until all is written.

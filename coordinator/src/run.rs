@@ -19,6 +19,7 @@ use proto::v1::{self, Encoding};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -159,7 +160,9 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         desk,
         journal: config.journal,
         hash_steps: config.hash_steps,
-        watches: matches!(config.workers, Workers::Local { watch: true, .. }),
+        // Where the runtime has more threads, each look would wake another one.
+        watches: matches!(config.workers, Workers::Local { watch: true, .. })
+            && Handle::current().metrics().num_workers() == 1,
     };
     let local = CancellationToken::new();
     let local_workers =

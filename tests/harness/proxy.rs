@@ -12,6 +12,8 @@ use socket2::SockRef;
 
 /// How long the byte may take to come.
 const BYTE_WAIT_MAX: Duration = Duration::from_mins(1);
+/// How long a peer may read nothing. Shorter than the wait for the byte, which cannot be given up meanwhile.
+const WRITE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// What a client of HTTP/2 says first.
 const PREFACE_BYTES: usize = 24;
 /// What a frame of HTTP/2 begins with: length, type, flags, stream.
@@ -199,6 +201,8 @@ impl Shared {
             let Ok(up) = TcpStream::connect(self.upstream) else { continue };
             let ends = [down, up].map(|end| {
                 end.set_nodelay(true).expect("an open socket");
+                // A peer that reads nothing ends its connection, and not the test's patience.
+                end.set_write_timeout(Some(WRITE_WAIT_MAX)).expect("a time above 0");
                 Arc::new(end)
             });
             let mut state = self.state();

@@ -96,7 +96,7 @@ impl Compute {
             // The results are sent first.
             yield_now().await;
             if let Ok(mut computer) = self.computer.try_lock() {
-                computer.prepare_next();
+                unless_panics(|| computer.prepare_next())?;
             }
         }
         Ok(())
@@ -115,9 +115,7 @@ impl Compute {
         if !computer.is_short(&job, SHORT) {
             return Ok(Some(job));
         }
-        // What a panic leaves behind is not looked at any more: the worker ends.
-        let handled = catch_unwind(AssertUnwindSafe(|| computer.handle(job)));
-        handled.map(|()| None).map_err(|_| ComputeEnded)
+        unless_panics(|| computer.handle(job)).map(|()| None)
     }
 
     /// Updates that the replica had when it was last changed; 0 before its first state.
@@ -130,6 +128,11 @@ impl Compute {
         self.jobs.closed().await;
         ComputeEnded
     }
+}
+
+/// What a panic leaves behind is not looked at any more: the worker ends.
+fn unless_panics(compute: impl FnOnce()) -> Result<(), ComputeEnded> {
+    catch_unwind(AssertUnwindSafe(compute)).map_err(|_| ComputeEnded)
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ pub enum SessionError {
     /// No data set.
     #[error("{0}")]
     Dataset(#[from] DatasetError),
-    /// The computing thread is no more.
+    /// Nobody computes any more.
     #[error("{0}")]
     Compute(#[from] ComputeEnded),
 }
@@ -146,7 +146,7 @@ impl Session {
         Self { watches, ..self }
     }
 
-    /// Does what it is told until the session's end, giving signs of life whatever else it does.
+    /// Does what it is told until the session's end, and gives signs of life, which wait for a shard at most while that is short.
     pub async fn run(
         mut self,
         compute: &Compute,

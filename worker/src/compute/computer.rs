@@ -220,7 +220,8 @@ impl Held {
 
     /// After an error, the parameters may have been changed in part: this replica is of no use any more.
     fn apply(&mut self, update: &Update) -> Result<(), LagError> {
-        let expected = self.step + 1;
+        // That of a state may be any number.
+        let expected = self.step.saturating_add(1);
         if update.step != expected {
             return Err(LagError::Update { expected, found: update.step });
         }
@@ -267,7 +268,7 @@ impl Held {
         let (gradient_sum, slot) = place.close();
         if work.shards.first() == Some(&shard) {
             // The same workers get the same shards in every step.
-            self.next = Some((ShardKey { step: self.step + 1, ..key }, work.step_of_epoch as usize + 1));
+            self.next = Some((ShardKey { step: self.step.saturating_add(1), ..key }, work.step_of_epoch as usize + 1));
         }
         let time = begun.elapsed();
         self.time_of_shard = Some(time);
