@@ -6,7 +6,7 @@ use pulp_macro::with_simd;
 
 use super::activation::{Activation, activate, selu_of};
 use super::buffers::Buffer;
-use super::product::{Onto, Outer, Places, Rows};
+use super::product::{Onto, Outer, Panels, Places, Right, Rows};
 
 /// Side of a window.
 const SIDE: usize = 3;
@@ -104,7 +104,7 @@ pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> (B
     let used = Size { height: 2 * half.height, width: 2 * half.width };
     let n_samples = x.len() / (size.n_pixels() * n_in);
     let taps: Vec<usize> = (0..N_TAPS).collect();
-    let kernel = packed(weight, [n_out, n_in], &taps, Inner::First); // [places, in, out]
+    let kernel = Panels::new(&packed(weight, [n_out, n_in], &taps, Inner::First), n_out); // [places, in, out]
     let mut padded = Buffer::zeros(padded_size.n_pixels() * n_in);
     let mut sums = Buffer::new(used.n_pixels() * n_out);
     let mut y = Buffer::new(n_samples * half.n_pixels() * n_out);
@@ -119,9 +119,7 @@ pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> (B
             a_rows: &a_rows,
             a_runs: &padded_size.window_rows(n_in),
             run: SIDE * n_in,
-            b: &kernel,
-            b_stride: n_out,
-            n: n_out,
+            b: Right::Panels(&kernel),
             c: &mut sums,
             c_rows: &c_rows,
             onto: Onto::Nothing,
@@ -198,6 +196,7 @@ impl PooledGradient<'_> {
         let mut dkernel = Buffer::zeros(N_TAPS * n_in * n_out); // [places, in, out]
         let reversed: Vec<usize> = (0..N_TAPS).rev().collect();
         let kernel = wants_input.then(|| packed(weight, [n_out, n_in], &reversed, Inner::Second)); // [places, out, in]
+        let kernel = kernel.map(|kernel| Panels::new(&kernel, n_in));
         let mut dx = wants_input.then(|| Buffer::new(x.len()));
         let (x_rows, dsum_rows) = (padded_size.places(used, 1, n_in), padded_size.places(used, 1, n_out));
         let (dx_from, dx_rows) = (padded_size.places(size, 1, n_out), size.places(size, 1, n_in));
@@ -229,9 +228,7 @@ impl PooledGradient<'_> {
                     a_rows: &dx_from,
                     a_runs: &padded_size.window_rows(n_out),
                     run: SIDE * n_out,
-                    b: kernel,
-                    b_stride: n_in,
-                    n: n_in,
+                    b: Right::Panels(kernel),
                     c: &mut dx[place * image..][..image],
                     c_rows: &dx_rows,
                     onto: Onto::Nothing,
@@ -308,7 +305,7 @@ impl Transposed<'_> {
             let start = (down * out_size.width + right) * n_out;
             Kind {
                 run: columns.len() * n_in,
-                kernel: packed(weight, [n_in, n_out], &taps, Inner::Second), // [places, in, out]
+                kernel: Panels::new(&packed(weight, [n_in, n_out], &taps, Inner::Second), n_out), // [places, in, out]
                 a_rows: padded_size.places(part, 1, n_in),
                 c_rows: out_size.places(part, 2, n_out).iter().map(|place| place + start).collect(),
                 runs,
@@ -322,9 +319,7 @@ impl Transposed<'_> {
                     a_rows,
                     a_runs: runs,
                     run: *run,
-                    b: kernel,
-                    b_stride: n_out,
-                    n: n_out,
+                    b: Right::Panels(kernel),
                     c: y,
                     c_rows,
                     onto: Onto::Nothing,
@@ -347,6 +342,7 @@ impl Transposed<'_> {
         let mut dkernel = Buffer::zeros(N_TAPS * n_out * n_in); // [places, out, in]
         let taps: Vec<usize> = (0..N_TAPS).collect();
         let kernel = wants_input.then(|| packed(weight, [n_in, n_out], &taps, Inner::First)); // [places, out, in]
+        let kernel = kernel.map(|kernel| Panels::new(&kernel, n_in));
         let mut dx = wants_input.then(|| Buffer::new(x.len()));
         let (windows, x_rows) = (full.places(size, 2, n_out), size.places(size, 1, n_in));
         let (image, out_image) = (size.n_pixels() * n_in, out_size.n_pixels() * n_out);
@@ -374,9 +370,7 @@ impl Transposed<'_> {
                     a_rows: &windows,
                     a_runs: &full.window_rows(n_out),
                     run: SIDE * n_out,
-                    b: kernel,
-                    b_stride: n_in,
-                    n: n_in,
+                    b: Right::Panels(kernel),
                     c: &mut dx[place * image..][..image],
                     c_rows: &x_rows,
                     onto: Onto::Nothing,
@@ -391,7 +385,7 @@ impl Transposed<'_> {
 /// The output pixels that are even or odd in the same way.
 struct Kind {
     run: usize,
-    kernel: Buffer,
+    kernel: Panels,
     a_rows: Places,
     c_rows: Places,
     runs: Vec<usize>,

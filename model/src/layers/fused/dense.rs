@@ -2,7 +2,7 @@
 
 use super::activation::{Activation, activate, slope_times};
 use super::buffers::Buffer;
-use super::product::{Dots, Onto, Outer, Rows, rows};
+use super::product::{Dots, Onto, Outer, Right, Rows, rows};
 use super::transpose::transpose;
 
 /// Inputs from which on dot products over them are the fastest: with fewer, the sums over a vector's lanes are too many.
@@ -28,12 +28,12 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], activation: Activation) 
         }
         .compute();
     } else if weight.len() < x.len() + y.len() {
-        multiply(x, &turned(weight, n_in), n_in, Onto::Nothing, &mut y);
+        multiply(x, Right::Matrix(&turned(weight, n_in), n_out), n_in, Onto::Nothing, &mut y);
     } else {
         // The few images are turned, not the weights.
         let columns = turned(x, n_in); // [in, batch]
         let mut turned_y = Buffer::new(y.len()); // [out, batch]
-        multiply(weight, &columns, n_in, Onto::Nothing, &mut turned_y);
+        multiply(weight, Right::Matrix(&columns, n_samples), n_in, Onto::Nothing, &mut turned_y);
         transpose(&turned_y, n_out, n_samples, &mut y);
     }
     activate(&mut y, bias, activation);
@@ -41,16 +41,15 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], activation: Activation) 
 }
 
 /// `x w`: x [rows, in], w [in, columns], y [rows, columns].
-pub fn multiply(x: &[f32], w: &[f32], n_in: usize, onto: Onto, y: &mut [f32]) {
-    let (n_rows, n_columns) = (x.len() / n_in, w.len() / n_in);
+pub fn multiply(x: &[f32], w: Right, n_in: usize, onto: Onto, y: &mut [f32]) {
+    let n_rows = x.len() / n_in;
+    let n_columns = y.len() / n_rows;
     Rows {
         a: x,
         a_rows: &rows(n_rows, n_in),
         a_runs: &[0],
         run: n_in,
         b: w,
-        b_stride: n_columns,
-        n: n_columns,
         c: y,
         c_rows: &rows(n_rows, n_columns),
         onto,
@@ -91,7 +90,8 @@ pub fn weight_gradient(dz: &[f32], x: &[f32], n_samples: usize, [n_out, n_in]: [
 
 /// Gradient at the inputs from that before the activation: `dz W` → [batch, in].
 pub fn input_gradient(dz: &[f32], weight: &[f32], n_out: usize) -> Buffer {
-    let mut dx = Buffer::new(dz.len() / n_out * (weight.len() / n_out));
-    multiply(dz, weight, n_out, Onto::Nothing, &mut dx);
+    let n_in = weight.len() / n_out;
+    let mut dx = Buffer::new(dz.len() / n_out * n_in);
+    multiply(dz, Right::Matrix(weight, n_in), n_out, Onto::Nothing, &mut dx);
     dx
 }

@@ -1,15 +1,15 @@
 //! A whole LSTM layer over a sequence, forward and through time backward. Values lie step after step, sample after sample:
 //! [steps, batch, features]. So the input is projected at all steps at once, each step's output is where the next one reads it,
-//! and the way back and the weights' gradients take weights and values as they lie. Forward takes copies of the kernels that
-//! are turned round, made once a pass: with a few samples a worker, products along the features are twice to three times as
-//! fast as those along the samples, which need no copy.
+//! and the weights' gradients take values as they lie. Forward takes copies of the kernels that are turned round, made once a
+//! pass: with a few samples a worker, products along the features are twice to three times as fast as those along the samples,
+//! which need no copy. What is taken at every step is packed once a pass as well.
 
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
 
 use super::buffers::Buffer;
 use super::dense::{multiply, turned};
-use super::product::Onto;
+use super::product::{Onto, Panels, Right};
 use crate::arithmetic::{sigmoid, tanh};
 use crate::reduce::add_into;
 
@@ -77,13 +77,13 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> (Buffer,
         Input::Repeated(x) => (x, &mut gates[..n_step]),
     };
     projected.chunks_exact_mut(n_gates).for_each(|row| row.copy_from_slice(bias));
-    multiply(x, &turned(weight_ih, n_in), n_in, Onto::Values, projected);
+    multiply(x, Right::Matrix(&turned(weight_ih, n_in), n_gates), n_in, Onto::Values, projected);
     if let Input::Repeated(_) = input {
         let (first, others) = gates.split_at_mut(n_step);
         others.chunks_exact_mut(n_step).for_each(|step| step.copy_from_slice(first));
     }
 
-    let recurrent = turned(weight_hh, n_hidden);
+    let recurrent = Panels::new(&turned(weight_hh, n_hidden), n_gates);
     let [mut cells, mut cell_tanhs, mut hidden] = [(); 3].map(|()| Buffer::new(extent.n_steps * n_state));
     let zeros = Buffer::zeros(n_state);
     for (step, gates) in gates.chunks_exact_mut(n_step).enumerate() {
@@ -92,7 +92,8 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> (Buffer,
         let before = match step.checked_sub(1) {
             None => &zeros,
             Some(before) => {
-                multiply(part(outputs_before, before, n_state), &recurrent, n_hidden, Onto::Values, gates);
+                let outputs = part(outputs_before, before, n_state);
+                multiply(outputs, Right::Panels(&recurrent), n_hidden, Onto::Values, gates);
                 part(cells_before, before, n_state)
             }
         };
@@ -218,6 +219,7 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
     let Extent { n_steps, n_samples } = unrolled.extent;
     let n_state = unrolled.cells.len() / n_steps;
     let (n_hidden, n_step) = (n_state / n_samples, N_GATES * n_state);
+    let recurrent = Panels::new(weight_hh, n_hidden);
     let mut dgates = Buffer::new(n_steps * n_step);
     // What goes on to the step before: [batch, hidden] each.
     let mut dstate = Buffer::new(n_state);
@@ -234,7 +236,7 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
         let (dstep, dlater) = dgates[step * n_step..].split_at_mut(n_step);
         if step + 1 < n_steps {
             let onto = if given.is_some() { Onto::Values } else { Onto::Nothing };
-            multiply(&dlater[..n_step], weight_hh, N_GATES * n_hidden, onto, &mut dstate);
+            multiply(&dlater[..n_step], Right::Panels(&recurrent), N_GATES * n_hidden, onto, &mut dstate);
         }
         retreat(Retreat {
             n_hidden,

@@ -8,8 +8,11 @@
 
 mod dots;
 mod outer;
+mod panels;
 mod rows;
 mod tiles;
+
+pub use panels::Panels;
 
 use std::ops::Deref;
 
@@ -24,9 +27,9 @@ pub enum Onto {
     Values,
 }
 
-/// `C[i, j] (+)= Σ over r, k of A[a_rows[i] + a_runs[r] + k] · B[(r · run + k) · b_stride + j]`, C's row i beginning at
-/// `c_rows[i]`. The inner dimension is cut into runs that are contiguous in A: one for a matrix, one for each row of the
-/// window for a convolution.
+/// `C[i, j] (+)= Σ over r, k of A[a_rows[i] + a_runs[r] + k] · B[r · run + k, j]`, C's row i beginning at `c_rows[i]`. The
+/// inner dimension is cut into runs that are contiguous in A: one for a matrix, one for each row of the window for a
+/// convolution.
 #[derive(Debug)]
 #[expect(clippy::struct_field_names, reason = "the rows of three matrices")]
 pub struct Rows<'a> {
@@ -38,18 +41,33 @@ pub struct Rows<'a> {
     pub a_runs: &'a [usize],
     /// Length of a run.
     pub run: usize,
-    /// Values of B: [runs · run, `b_stride`].
-    pub b: &'a [f32],
-    /// From one row of B to the next.
-    pub b_stride: usize,
-    /// Columns of B and C.
-    pub n: usize,
+    /// B, of runs · run rows.
+    pub b: Right<'a>,
     /// Values of C.
     pub c: &'a mut [f32],
     /// Where each row of C begins.
     pub c_rows: &'a Places,
     /// What C holds before.
     pub onto: Onto,
+}
+
+/// The right operand of [`Rows`].
+#[derive(Clone, Copy, Debug)]
+pub enum Right<'a> {
+    /// Rows of so many columns, one after the other.
+    Matrix(&'a [f32], usize),
+    /// What was packed, for several products.
+    Panels(&'a Panels),
+}
+
+impl Right<'_> {
+    /// Columns of B and C.
+    fn n_columns(self) -> usize {
+        match self {
+            Self::Matrix(_, n_columns) => n_columns,
+            Self::Panels(panels) => panels.n_columns,
+        }
+    }
 }
 
 /// `C[i, j] (+)= Σ over p of A[a_rows[p] + i] · B[b_rows[p] + j]`.
@@ -133,15 +151,14 @@ fn farthest(places: &[usize]) -> usize {
 
 /// Computes with vectors as wide as the CPU has, or half as wide where those hold all columns: a wide one that is cut has to
 /// be masked with each value of the inner dimension. Sums are taken lane by lane, so that both give the same bits.
-fn dispatch(n_columns: usize, product: impl WithSimd) {
+fn dispatch<P: WithSimd>(n_columns: usize, product: P) -> P::Output {
     #[cfg(target_arch = "x86_64")]
     if (n_columns <= <pulp::x86::V3 as Simd>::F32_LANES || takes_half_vectors())
         && let Some(simd) = pulp::x86::V3::try_new()
     {
-        Simd::vectorize(simd, product);
-        return;
+        return Simd::vectorize(simd, product);
     }
-    Arch::new().dispatch(product);
+    Arch::new().dispatch(product)
 }
 
 #[cfg(test)]

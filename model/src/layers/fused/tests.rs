@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::product::{Dots, Onto, Outer, Rows, rows};
+use super::product::{Dots, Onto, Outer, Panels, Right, Rows, rows};
 use super::*;
 use crate::backend::{ComputeDevice, Operations, reference_device};
 use crate::layers::{self, ConvTranspose, Dense, Initializer, Lstm, Sequence};
@@ -335,9 +335,11 @@ proptest! {
                 Onto::Nothing => product.clone(),
                 Onto::Values => product.iter().zip(&before).map(|(product, before)| product + before).collect(),
             };
-            let mut c = before.clone();
-            Rows { a: &a, a_rows: &rows(m, k), a_runs: &[0], run: k, b: &b, b_stride: n, n, c: &mut c, c_rows: &rows(m, n), onto }.compute();
-            prop_assert_eq!(&c, &expected);
+            for b in [Right::Matrix(&b, n), Right::Panels(&Panels::new(&b, n))] {
+                let mut c = before.clone();
+                Rows { a: &a, a_rows: &rows(m, k), a_runs: &[0], run: k, b, c: &mut c, c_rows: &rows(m, n), onto }.compute();
+                prop_assert_eq!(&c, &expected);
+            }
             let mut c = before.clone();
             Outer { a: &a_columns, a_rows: &rows(k, m), m, b: &b, b_rows: &rows(k, n), n, c: &mut c, c_stride: n, onto }.compute();
             prop_assert_eq!(&c, &expected);
@@ -382,9 +384,7 @@ fn a_product_beyond_an_operand_is_not_begun() {
         a_rows: &rows(2, 3),
         a_runs: &[0],
         run: 3,
-        b: &[0.0; 5],
-        b_stride: 2,
-        n: 2,
+        b: Right::Matrix(&[0.0; 5], 2),
         c: &mut [0.0; 4],
         c_rows: &rows(2, 2),
         onto: Onto::Nothing,

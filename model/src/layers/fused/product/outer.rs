@@ -53,6 +53,15 @@ struct OuterBlock<'a> {
     onto: Onto,
 }
 
+impl OuterBlock<'_> {
+    /// Copies the factors of `MR` rows, whose number is known when this is compiled: not value by value.
+    fn pack_rows<const MR: usize>(&self, row: usize, into: &mut [f32]) {
+        for (into, &start) in into.as_chunks_mut::<MR>().0.iter_mut().zip(self.a_rows) {
+            into.copy_from_slice(&self.a[start + row..][..MR]);
+        }
+    }
+}
+
 impl Tiled for OuterBlock<'_> {
     fn size(&self) -> [usize; 3] {
         [self.m, self.n, self.a_rows.len()]
@@ -71,16 +80,17 @@ impl Tiled for OuterBlock<'_> {
         let mut packed = Buffer::new((self.m + HEIGHT_MAX) * depth);
         for (row, height) in tiles::<S>(self.m, n_vectors) {
             let into = &mut packed[row * depth..][..height * depth];
-            if height == HEIGHT_MAX && row + height <= self.m {
-                for (into, &start) in into.as_chunks_mut::<HEIGHT_MAX>().0.iter_mut().zip(self.a_rows.iter()) {
-                    into.copy_from_slice(&self.a[start + row..][..HEIGHT_MAX]);
+            match height {
+                _ if row + height > self.m => {
+                    for (into, &start) in into.chunks_exact_mut(height).zip(self.a_rows) {
+                        for (i, into) in into.iter_mut().enumerate() {
+                            *into = self.a[start + (row + i).min(self.m - 1)]; // a row beyond the last one is that one again
+                        }
+                    }
                 }
-                continue;
-            }
-            for (into, &start) in into.chunks_exact_mut(height).zip(self.a_rows.iter()) {
-                for (i, into) in into.iter_mut().enumerate() {
-                    *into = self.a[start + (row + i).min(self.m - 1)]; // a row beyond the last one is that one again
-                }
+                8 => self.pack_rows::<8>(row, into),
+                6 => self.pack_rows::<6>(row, into),
+                _ => self.pack_rows::<4>(row, into),
             }
         }
         Some(packed)

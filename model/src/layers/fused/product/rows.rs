@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::tiles::{Tile, Tiled, begin, compute_tiles, load, store};
-use super::{Rows, dispatch, farthest};
+use super::{Right, Rows, dispatch, farthest};
 
 /// Rows of C from which on [`Rows`] has B packed: each panel is then read by eight tiles or more.
 const N_ROWS_PACKED_MIN: usize = 64;
@@ -14,30 +14,44 @@ impl Rows<'_> {
     /// # Panics
     /// If an operand is too short.
     pub fn compute(self) {
-        let (m, k) = (self.a_rows.len(), self.run * self.a_runs.len());
+        let (m, k, n) = (self.a_rows.len(), self.run * self.a_runs.len(), self.b.n_columns());
         assert_eq!(m, self.c_rows.len(), "A and C have the same rows");
-        if m == 0 || self.n == 0 {
+        if m == 0 || n == 0 {
             return;
         }
         assert!(k > 0, "a product has an inner dimension");
         assert!(self.a_rows.farthest + farthest(self.a_runs) + self.run <= self.a.len(), "A holds its rows");
-        assert!((k - 1) * self.b_stride + self.n <= self.b.len(), "B holds its rows");
-        assert!(self.c_rows.farthest + self.n <= self.c.len(), "C holds its rows");
-        dispatch(self.n, self);
+        match self.b {
+            Right::Matrix(values, _) => assert!(k * n <= values.len(), "B holds its rows"),
+            Right::Panels(panels) => assert_eq!(k, panels.n_places(), "B holds its rows"),
+        }
+        assert!(self.c_rows.farthest + n <= self.c.len(), "C holds its rows");
+        dispatch(n, self);
     }
 }
 
 impl Tiled for Rows<'_> {
     fn size(&self) -> [usize; 3] {
-        [self.a_rows.len(), self.n, self.run * self.a_runs.len()]
+        [self.a_rows.len(), self.b.n_columns(), self.run * self.a_runs.len()]
     }
 
     fn is_worth_packing(&self) -> bool {
-        self.a_rows.len() >= N_ROWS_PACKED_MIN
+        matches!(self.b, Right::Matrix(..)) && self.a_rows.len() >= N_ROWS_PACKED_MIN
     }
 
     fn row_of_b(&self, place: usize) -> &[f32] {
-        &self.b[place * self.b_stride..][..self.n]
+        match self.b {
+            Right::Matrix(values, n) => &values[place * n..][..n],
+            Right::Panels(_) => unreachable!("what is packed is not packed again"),
+        }
+    }
+
+    #[inline(always)]
+    fn panel<S: Simd>(&self, first: usize, width: usize) -> Option<&[f32]> {
+        match self.b {
+            Right::Matrix(..) => None,
+            Right::Panels(panels) => Some(panels.panel::<S>(first, width)),
+        }
     }
 
     #[inline(always)]
@@ -50,9 +64,10 @@ impl Tiled for Rows<'_> {
         unsafe {
             let a: [*const f32; MR] = std::array::from_fn(|i| self.a.as_ptr().add(self.a_rows[row_of(i)]));
             let c: [*mut f32; MR] = std::array::from_fn(|i| tile.c.add(self.c_rows[row_of(i)] + tile.first));
-            let (mut b, b_stride) = match &tile.packed {
-                Some(packed) => (packed.b.as_ptr(), NV * S::F32_LANES),
-                None => (self.b.as_ptr().add(tile.first), self.b_stride),
+            let (mut b, b_stride) = match (&tile.packed, self.b) {
+                (Some(packed), _) => (packed.b.as_ptr(), NV * S::F32_LANES),
+                (None, Right::Matrix(values, n)) => (values.as_ptr().add(tile.first), n),
+                (None, Right::Panels(_)) => unreachable!("a tile is given its panel"),
             };
             let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
             for &start in self.a_runs {

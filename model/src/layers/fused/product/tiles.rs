@@ -23,6 +23,11 @@ pub(super) trait Tiled {
     /// A row of B.
     fn row_of_b(&self, place: usize) -> &[f32];
 
+    /// The panel of so many columns that begins with `first`, if B was packed before.
+    fn panel<S: Simd>(&self, _first: usize, _width: usize) -> Option<&[f32]> {
+        None
+    }
+
     /// A, tile by tile of C, if it does not lie well: [rows, places, rows of a tile], for panels of so many vectors at most.
     fn packed_a<S: Simd>(&self, _n_vectors: usize) -> Option<Buffer> {
         None
@@ -66,7 +71,8 @@ pub(super) fn compute_tiles<S: Simd>(product: &impl Tiled, simd: S, c: *mut f32)
         for (row, height) in tiles::<S>(n_rows, n_vectors) {
             for (first, n_vectors) in panels::<S>(n_columns) {
                 let edge = Edge::new(simd, n_columns - first, n_vectors);
-                compute_tile(product, simd, height, n_vectors, &Tile { c, row, first, edge, packed: None });
+                let packed = product.panel::<S>(first, n_vectors * S::F32_LANES).map(|b| Packed { a: &[], b });
+                compute_tile(product, simd, height, n_vectors, &Tile { c, row, first, edge, packed });
             }
         }
         return;
@@ -76,10 +82,15 @@ pub(super) fn compute_tiles<S: Simd>(product: &impl Tiled, simd: S, c: *mut f32)
     let mut b = Buffer::new(if is_packed { depth * n_vectors * S::F32_LANES } else { 0 });
     for (first, n_vectors_here) in panels::<S>(n_columns) {
         let edge = Edge::new(simd, n_columns - first, n_vectors_here);
-        let packed = is_packed.then(|| {
-            let b = pack(product, first, n_columns, n_vectors_here * S::F32_LANES, &mut b);
-            Packed { a: a.as_deref().unwrap_or(&[]), b }
-        });
+        let width = n_vectors_here * S::F32_LANES;
+        let packed = if is_packed {
+            let n_there = width.min(n_columns - first);
+            let rows = (0..depth).map(|place| &product.row_of_b(place)[first..][..n_there]);
+            pack::<S>(rows, n_vectors_here, &mut b[..depth * width]);
+            Some(Packed { a: a.as_deref().unwrap_or(&[]), b: &b })
+        } else {
+            product.panel::<S>(first, width).map(|b| Packed { a: &[], b })
+        };
         for (row, height) in tiles::<S>(n_rows, n_vectors) {
             compute_tile(product, simd, height, n_vectors_here, &Tile { c, row, first, edge, packed });
         }
@@ -88,7 +99,7 @@ pub(super) fn compute_tiles<S: Simd>(product: &impl Tiled, simd: S, c: *mut f32)
 
 /// Where panels begin and how many vectors each has: as many as there are registers for, the widest first.
 #[inline(always)]
-fn panels<S: Simd>(n_columns: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn panels<S: Simd>(n_columns: usize) -> impl Iterator<Item = (usize, usize)> {
     let n_widest = if S::REGISTER_COUNT >= N_REGISTERS_MANY { 3 } else { 2 };
     let n_vectors = n_columns.div_ceil(S::F32_LANES);
     let n_panels = n_vectors.div_ceil(n_widest);
@@ -120,17 +131,29 @@ pub(super) fn tiles<S: Simd>(n_rows: usize, n_vectors: usize) -> impl Iterator<I
     })
 }
 
-/// Copies a panel of B: rows of so many values, zeros beyond B's end.
+/// Copies the rows of a panel, each to so many vectors: zeros beyond its end.
 #[inline(always)]
-fn pack<'a>(product: &impl Tiled, first: usize, n_columns: usize, width: usize, into: &'a mut [f32]) -> &'a [f32] {
-    let [_, _, depth] = product.size();
-    let n_there = width.min(n_columns - first);
-    for (place, into) in into.chunks_exact_mut(width).take(depth).enumerate() {
-        let (there, beyond) = into.split_at_mut(n_there);
-        there.copy_from_slice(&product.row_of_b(place)[first..][..n_there]);
-        beyond.fill(0.0);
+pub(super) fn pack<'a, S: Simd>(rows: impl Iterator<Item = &'a [f32]>, n_vectors: usize, into: &mut [f32]) {
+    match n_vectors {
+        3 => pack_vectors::<S, 3>(rows, into),
+        2 => pack_vectors::<S, 2>(rows, into),
+        _ => pack_vectors::<S, 1>(rows, into),
     }
-    into
+}
+
+/// Whole rows as vectors: to copy a number of values that is not known when this is compiled takes a call.
+#[inline(always)]
+fn pack_vectors<'a, S: Simd, const NV: usize>(rows: impl Iterator<Item = &'a [f32]>, into: &mut [f32]) {
+    for (row, into) in rows.zip(into.chunks_exact_mut(NV * S::F32_LANES)) {
+        let from = S::as_simd_f32s(row).0.first_chunk::<NV>();
+        if let (Some(from), Some(into)) = (from, S::as_mut_simd_f32s(into).0.first_chunk_mut()) {
+            *into = *from;
+        } else {
+            let (there, beyond) = into.split_at_mut(row.len());
+            there.copy_from_slice(row);
+            beyond.fill(0.0);
+        }
+    }
 }
 
 #[inline(always)]
