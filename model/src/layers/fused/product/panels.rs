@@ -10,7 +10,8 @@ use crate::layers::fused::buffers::Buffer;
 #[derive(Debug)]
 pub struct Panels {
     values: Buffer,
-    n_places: usize,
+    /// Rows of B.
+    pub(super) n_places: usize,
     pub(super) n_columns: usize,
     /// Lanes of the vectors that it was packed for.
     n_lanes: usize,
@@ -20,11 +21,6 @@ impl Panels {
     /// Packs a matrix of rows that lie one after the other.
     pub fn new(matrix: &[f32], n_columns: usize) -> Self {
         dispatch(n_columns, Packing { matrix, n_columns })
-    }
-
-    /// Rows of B.
-    pub(super) fn n_places(&self) -> usize {
-        self.n_places
     }
 
     /// The panel that begins with a column, which has so many columns.

@@ -23,7 +23,7 @@ impl Rows<'_> {
         assert!(self.a_rows.farthest + farthest(self.a_runs) + self.run <= self.a.len(), "A holds its rows");
         match self.b {
             Right::Matrix(values, _) => assert!(k * n <= values.len(), "B holds its rows"),
-            Right::Panels(panels) => assert_eq!(k, panels.n_places(), "B holds its rows"),
+            Right::Panels(panels) => assert_eq!(k, panels.n_places, "B holds its rows"),
         }
         assert!(self.c_rows.farthest + n <= self.c.len(), "C holds its rows");
         dispatch(n, self);
