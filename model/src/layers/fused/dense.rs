@@ -43,7 +43,7 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], activation: Activation) 
 /// `x w`: x [rows, in], w [in, columns], y [rows, columns].
 pub fn multiply(x: &[f32], w: Right, n_in: usize, onto: Onto, y: &mut [f32]) {
     let n_rows = x.len() / n_in;
-    let n_columns = y.len() / n_rows;
+    let n_columns = w.n_columns();
     Rows {
         a: x,
         a_rows: &rows(n_rows, n_in),

@@ -62,7 +62,7 @@ pub enum Right<'a> {
 
 impl Right<'_> {
     /// Columns of B and C.
-    fn n_columns(self) -> usize {
+    pub fn n_columns(self) -> usize {
         match self {
             Self::Matrix(_, n_columns) => n_columns,
             Self::Panels(panels) => panels.n_columns,

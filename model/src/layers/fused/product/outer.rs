@@ -88,9 +88,10 @@ impl Tiled for OuterBlock<'_> {
                         }
                     }
                 }
-                8 => self.pack_rows::<8>(row, into),
+                HEIGHT_MAX => self.pack_rows::<HEIGHT_MAX>(row, into),
                 6 => self.pack_rows::<6>(row, into),
-                _ => self.pack_rows::<4>(row, into),
+                4 => self.pack_rows::<4>(row, into),
+                _ => unreachable!("there is no tile of {height} rows"),
             }
         }
         Some(packed)
