@@ -212,8 +212,7 @@ fn check_silent(launch: &str) {
         signal("STOP", process);
     }
     let asked = Instant::now();
-    coordinator.signal("TERM");
-    let end = coordinator.end();
+    let end = coordinator.terminated();
     let waited = asked.elapsed();
     assert!(waited < END_MAX, "it took {waited:?} to end");
     assert_eq!(end["outcome"], "stopped");

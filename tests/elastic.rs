@@ -41,8 +41,7 @@ impl Workers<'_> {
     fn end(&mut self, place: usize, how: Move) {
         let worker = self.running.swap_remove(place);
         if matches!(how, Move::Dismiss) && !worker.lines(Stream::Err, "joined the run").is_empty() {
-            worker.signal("TERM");
-            worker.succeed();
+            worker.terminate();
         } else {
             worker.kill();
         }

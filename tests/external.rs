@@ -81,8 +81,7 @@ fn a_worker_that_is_asked_to_end_does_and_the_others_go_on() {
     let [leaver, other] = ["leaver", "other"].map(|name| place.worker(name, &address));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.wait_for_checkpoint(20);
-    leaver.signal("TERM");
-    leaver.succeed();
+    leaver.terminate();
     let left = coordinator.wait_for_line(Stream::Err, "worker left");
     assert!(left.contains("it wanted to leave") && left.contains("n_handed_on=0"), "{left}");
     place.run("run", &coordinator.end()).assert_same_bits(&expected);

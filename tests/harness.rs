@@ -20,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use network::{COORDINATOR, Network};
-pub use process::{Line, Process, Stream, field};
+pub use process::{Line, Process, Stream, TERMINATED, field};
 pub use proxy::{Byte, Held, Message, Proxy};
 pub use run::Run;
 pub use small_data::SMALL_DATA;

@@ -14,6 +14,7 @@ mod exactly_once;
 mod external;
 mod faults;
 mod golden;
+mod health;
 mod output;
 mod partition;
 mod programs;

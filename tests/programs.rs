@@ -10,7 +10,7 @@ use model::params::params_blake3;
 use model::weights::Weights;
 use serde_json::Value;
 
-use crate::harness::{Place, Process, SHORT_RUN, Stream, field, is_alive, signal, wait_until};
+use crate::harness::{Place, Process, SHORT_RUN, Stream, TERMINATED, field, is_alive, signal, wait_until};
 
 /// How long a worker may outlive its coordinator.
 const AFTERLIFE_MAX: Duration = Duration::from_secs(1);
@@ -50,7 +50,9 @@ fn a_run_that_is_complete_leaves_no_process() {
 
 #[test]
 fn a_run_that_is_terminated_leaves_no_process() {
-    assert_eq!(check_nothing_stays("TERM").end()["outcome"], "stopped");
+    let coordinator = check_nothing_stays("TERM");
+    coordinator.check_end(TERMINATED, &[]);
+    assert_eq!(coordinator.last_json()["outcome"], "stopped");
 }
 
 #[test]
@@ -243,6 +245,5 @@ fn a_run_goes_on_while_one_of_its_workers_dies_at_once_again_and_again() {
     }
     let step = coordinator.wait_for_checkpoint(100);
     coordinator.wait_for_checkpoint(step + 1_000);
-    coordinator.signal("TERM");
-    assert_eq!(coordinator.end()["outcome"], "stopped");
+    assert_eq!(coordinator.terminated()["outcome"], "stopped");
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::harness::{N_SHORT_STEPS, Place, Process, Run, SHORT_RUN, Stream};
+use crate::harness::{N_SHORT_STEPS, Place, Process, Run, SHORT_RUN, Stream, TERMINATED};
 
 /// Ends a local run of four workers in the middle of its first epoch, and gives the process that was.
 fn interrupt(place: &Place, flags: &str, signal: &str) -> Process {
@@ -19,7 +19,9 @@ fn interrupt(place: &Place, flags: &str, signal: &str) -> Process {
 
 /// Ends a run in the middle as a user would: its last line.
 fn stop(place: &Place, flags: &str) -> Value {
-    let end = interrupt(place, flags, "TERM").end();
+    let coordinator = interrupt(place, flags, "TERM");
+    coordinator.check_end(TERMINATED, &[]);
+    let end = coordinator.last_json();
     assert_eq!(end["outcome"], "stopped");
     end
 }
@@ -40,11 +42,13 @@ fn checkpoints(place: &Place) -> Vec<PathBuf> {
     paths
 }
 
-fn check_stopped(signal: &str, arch: &str, resume_flags: &str) {
+fn check_stopped((signal, exit_code): (&str, i32), arch: &str, resume_flags: &str) {
     let place = Place::new();
     let flags = format!("{arch} {SHORT_RUN}");
     let expected = place.reference(&flags);
-    let end = interrupt(&place, &flags, signal).end();
+    let coordinator = interrupt(&place, &flags, signal);
+    coordinator.check_end(exit_code, &[]);
+    let end = coordinator.last_json();
     assert_eq!(end["outcome"], "stopped");
     let step = end["step"].as_u64().expect("a step");
     assert!((100..N_SHORT_STEPS).contains(&step), "{end}");
@@ -60,23 +64,23 @@ fn check_stopped(signal: &str, arch: &str, resume_flags: &str) {
 
 #[test]
 fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
-    check_stopped("TERM", "--arch denoising", "");
+    check_stopped(("TERM", TERMINATED), "--arch denoising", "");
 }
 
 #[test]
 fn ctrl_c_stops_a_run_as_a_terminate_does() {
-    check_stopped("INT", "--arch conv", "");
+    check_stopped(("INT", 0), "--arch conv", "");
 }
 
 #[test]
 fn momentum_goes_on_with_its_velocity() {
-    check_stopped("TERM", "--arch denoising --momentum 0.9 --nesterov --learning-rate 0.1", "");
+    check_stopped(("TERM", TERMINATED), "--arch denoising --momentum 0.9 --nesterov --learning-rate 0.1", "");
 }
 
 /// What is given again and is as it was is no other run.
 #[test]
 fn flags_may_be_given_again() {
-    check_stopped("TERM", "--arch denoising", "--arch denoising --batch-size 16 --shards 4 --epochs 2");
+    check_stopped(("TERM", TERMINATED), "--arch denoising", "--arch denoising --batch-size 16 --shards 4 --epochs 2");
 }
 
 #[test]
@@ -209,4 +213,85 @@ fn a_run_whose_coordinator_was_killed_before_its_first_step_goes_on() {
     coordinator.kill();
     let end = place.coordinator("--resume run --data small --workers 2 --hash-steps").end();
     place.run("run", &end).assert_same_bits(&expected);
+}
+
+/// What a supervisor does: the same command again after each death, until one ends with 0.
+#[test]
+fn same_command_begins_resumes_and_ends() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let again = format!("{flags} --workers 2 --checkpoint-every 50 --run-dir run --resume auto");
+    let first = place.coordinator(&again);
+    first.wait_for_checkpoint(50);
+    first.kill();
+    let second = place.coordinator(&again);
+    assert!(second.begin()["step"].as_u64().expect("a step") >= 50, "it begins where the first one was killed");
+    second.wait_for_checkpoint(150);
+    second.terminate();
+    let third = place.coordinator(&again);
+    let run = place.run("run", &third.end());
+    run.assert_same_bits(&expected);
+    assert_eq!(run.description["incarnation"], 3);
+
+    // Once more after the end, as where a machine failed before it could say so.
+    let end = place.coordinator(&again).end();
+    assert_eq!((&end["outcome"], &end["params_blake3"]), (&"completed".into(), &run.params_blake3.clone().into()));
+}
+
+#[test]
+fn run_killed_before_its_first_checkpoint_is_begun_again() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let begun = place.coordinator(&format!("{flags} --workers 2 --run-dir run"));
+    begun.wait_for_checkpoint(0);
+    begun.kill();
+    for path in checkpoints(&place) {
+        fs::remove_file(path).expect("a file");
+    }
+    let end = place.coordinator(&format!("{flags} --workers 2 --run-dir run --resume auto")).end();
+    place.run("run", &end).assert_same_bits(&expected);
+}
+
+#[test]
+fn auto_resume_never_overwrites_what_it_cannot_resume() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let auto = format!("{flags} --workers 2 --run-dir run --resume auto");
+    stop(&place, &flags);
+    for path in checkpoints(&place) {
+        fs::write(path, b"torn").expect("a file");
+    }
+    place.fail("coordinator", &auto, 65, &["found only damaged ones"]);
+    // A run of one process has no checkpoints, and is worth as much.
+    place.start("autoencoder", place.command("autoencoder", &format!("train {flags} --run-dir alone"))).succeed();
+    place.fail("coordinator", &auto.replace("--run-dir run", "--run-dir alone"), 73, &["it holds a run already"]);
+    let weights = fs::read(place.path("alone/model.safetensors"));
+    assert!(weights.is_ok(), "its weights are gone");
+}
+
+/// The goal: a network that is there at one start and not at the next one changes no run's data set.
+#[test]
+fn resumed_run_keeps_its_data_set() {
+    let place = Place::new();
+    let offline = |flags: &str| {
+        let mut command =
+            place.command("coordinator", &format!("--arch denoising --workers 2 --json --run-dir run {flags}"));
+        for name in ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy"] {
+            command.env(name, "http://127.0.0.1:9"); // no proxy listens there
+        }
+        place.start("coordinator", command)
+    };
+    let first = offline("--max-steps 3");
+    first.wait_for_line(Stream::Err, "NOT FASHION-MNIST");
+    first.succeed();
+    let again = offline("--max-steps 5 --resume auto");
+    assert_eq!(again.end()["step"], 5);
+    assert!(again.lines(Stream::Err, "NOT FASHION-MNIST").is_empty(), "the garments are what the run is about");
+
+    let description = fs::read_to_string(place.path("run/run.json")).expect("a file");
+    fs::write(place.path("run/run.json"), description.replace("synthetic garments", "/cache/fashion-mnist"))
+        .expect("a file");
+    offline("--max-steps 7 --resume auto").check_end(69, &["could not be downloaded"]);
 }

@@ -93,8 +93,7 @@ fn a_run_goes_on_with_gradients_that_travel_in_another_way() {
         let flags = format!("{flags} --wire {before} --workers 3 --checkpoint-every 20 --run-dir {before}");
         let coordinator = place.coordinator(&flags);
         coordinator.wait_for_checkpoint(40);
-        coordinator.signal("TERM");
-        assert_eq!(coordinator.end()["outcome"], "stopped");
+        assert_eq!(coordinator.terminated()["outcome"], "stopped");
         let coordinator = place.coordinator(&format!("--resume {before} --data small --workers 2 --wire {after}"));
         place.run(before, &coordinator.end()).assert_same_bits(&expected);
         assert_eq!(n_ways(&coordinator), ways);
@@ -137,8 +136,7 @@ fn a_resumed_run_has_the_same_bits_as_bf16() {
     let whole = place.train(&format!("{flags} --workers 1"), "whole");
     let coordinator = place.coordinator(&format!("{flags} --workers 3 --checkpoint-every 50 --run-dir cut"));
     coordinator.wait_for_checkpoint(100);
-    coordinator.signal("TERM");
-    assert_eq!(coordinator.end()["outcome"], "stopped");
+    assert_eq!(coordinator.terminated()["outcome"], "stopped");
     let end = place.coordinator("--resume cut --data small --workers 2 --wire grpc-bf16 --hash-steps").end();
     place.run("cut", &end).assert_same_bits(&whole);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use proto::limits::{FIRST_MESSAGE_WAIT_MAX, WORKERS_MAX};
+use proto::limits::FIRST_MESSAGE_WAIT_MAX;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -21,9 +21,6 @@ use tracing::{debug, warn};
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long to wait after the system could not give a connection, as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the workers: health checks, reflection, data sets.
-const CONNECTIONS_MAX: usize = WORKERS_MAX + 64;
-
 /// Where connections come from.
 #[derive(Debug)]
 pub enum Listener {
@@ -55,13 +52,15 @@ impl Listener {
     }
 }
 
-/// Accepts connections until `shutdown`, and gives each to `accepted` once it has begun to speak.
+/// Accepts connections until `shutdown`, at most `n_connections_max` at a time, and gives each to `accepted` once it has
+/// begun to speak.
 pub async fn accept(
     listener: Listener,
+    n_connections_max: usize,
     accepted: mpsc::Sender<std::io::Result<Connection>>,
     shutdown: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(n_connections_max));
     let greetings = TaskTracker::new();
     // Ends with the shutdown.
     loop {

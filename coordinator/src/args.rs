@@ -16,7 +16,7 @@ use serde::Serialize;
         coordinator --launch external --listen 0.0.0.0:7187 --workers 4 --arch conv\n  \
         worker --coordinator http://HOST:7187            (on each of them)\n\n\
         The first Ctrl-C or SIGTERM ends the run with a checkpoint, from which --resume goes on; a second one ends it at \
-        once.\nEvery flag --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file \
+        once.\nThe exit code is 0 after Ctrl-C and 143 after SIGTERM, which supervisors take for unfinished work.\nEvery flag --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file \
         given with\n--config; the flag counts first, then the variable, then the file."
 )]
 pub struct Args {
@@ -42,6 +42,14 @@ pub struct Args {
     /// Where to wait for workers that others start: HOST:PORT or unix:PATH [default: 127.0.0.1:7187]
     #[arg(long, env = "TELAR_LISTEN", value_name = "ADDRESS", help_heading = "Who computes")]
     pub listen: Option<String>,
+    /// Where to answer the probes of an orchestrator, HOST:PORT: grpc.health.v1 and nothing else, with the services liveness
+    /// and readiness, unencrypted
+    #[arg(long, env = "TELAR_HEALTH", value_name = "ADDRESS", help_heading = "Who computes")]
+    pub health: Option<String>,
+    /// Ask the coordinator at ADDRESS (HOST:PORT or unix:PATH) whether workers can join, and end: with 0 if they can, else
+    /// with 69
+    #[arg(long, value_name = "ADDRESS", help_heading = "Who computes")]
+    pub check: Option<String>,
     /// How long to wait for the first worker, for each one to open its data set, and for an answer
     #[arg(
         long,
@@ -90,8 +98,9 @@ pub struct Args {
     /// Folder for what comes out [default: the next free runs/ARCH-NNN]
     #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
     pub run_dir: Option<PathBuf>,
-    /// Go on from the newest whole checkpoint of the run in DIR [default: --run-dir, or else the newest run in runs/]
-    #[arg(long, env = "TELAR_RESUME", value_name = "DIR", num_args = 0..=1, help_heading = "What comes out")]
+    /// Go on from the newest whole checkpoint of the run in DIR [default: --run-dir, or else the newest run in runs/]; with
+    /// `auto`, begin a run where there is none
+    #[arg(long, env = "TELAR_RESUME", value_name = "DIR|auto", num_args = 0..=1, help_heading = "What comes out")]
     pub resume: Option<Option<PathBuf>>,
     /// When to keep a checkpoint: after each epoch, or after every so many steps
     #[arg(

@@ -297,6 +297,11 @@ impl Checkpoints {
         Err(NoCheckpoint { folder: self.folder.clone(), damaged })
     }
 
+    /// Whether there is no checkpoint at all.
+    pub fn is_empty(&self) -> bool {
+        self.by_age().is_empty()
+    }
+
     /// Steps and files, the newest first.
     fn by_age(&self) -> Vec<(u64, PathBuf)> {
         let step = |path: &Path| {

@@ -24,6 +24,8 @@ pub struct Config {
     pub n_workers: NonZeroU32,
     /// Who starts them, and where they find the coordinator.
     pub workers: Workers,
+    /// Where probes are answered, as `HOST:PORT`.
+    pub health: Option<String>,
     /// How long to wait for the first one.
     pub join_wait_max: Duration,
     /// How long one may be silent.
@@ -83,6 +85,8 @@ pub enum RunChoice {
     New(Option<PathBuf>),
     /// On with the run of a folder, or with the newest.
     Resume(Option<PathBuf>),
+    /// On with the run of a folder, or with the newest; where there is none, as [`RunChoice::New`].
+    ResumeOrNew(Option<PathBuf>),
 }
 
 /// Whether each step reaches the disk before the next one ends.
@@ -141,6 +145,18 @@ pub enum ConfigError {
         /// What was given.
         found: String,
     },
+    /// No address for probes.
+    #[error("expected --health as HOST:PORT, found `{found}`; write for example `0.0.0.0:7189`")]
+    Health {
+        /// What was given.
+        found: String,
+    },
+    /// No address to check.
+    #[error("expected --check as HOST:PORT or unix:PATH, found `{found}`; write for example `127.0.0.1:7187`")]
+    Check {
+        /// What was given.
+        found: String,
+    },
     /// An address for workers that get theirs by themselves.
     #[error("--listen is for workers that others start; write `--launch external --listen {found}`, or leave it out")]
     ListenLocally {
@@ -196,6 +212,7 @@ impl TryFrom<Args> for Config {
             return Err(range("--keep", "above 0", 0, "3"));
         }
         let run = run_choice(args.resume, args.run_dir)?;
+        let health = args.health.map(health_address).transpose()?;
         let workers = match args.launch {
             Launch::Local => {
                 if let Some(found) = args.listen {
@@ -216,6 +233,7 @@ impl TryFrom<Args> for Config {
             shards: args.shards,
             n_workers,
             workers,
+            health,
             join_wait_max,
             silence_max,
             audit,
@@ -293,6 +311,9 @@ fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
 #[expect(clippy::option_option, reason = "clap's form of a flag that may stand alone")]
 fn run_choice(resume: Option<Option<PathBuf>>, run_dir: Option<PathBuf>) -> Result<RunChoice, ConfigError> {
     let Some(folder) = resume else { return Ok(RunChoice::New(run_dir)) };
+    if folder.as_ref().is_some_and(|folder| folder.as_os_str() == "auto") {
+        return Ok(RunChoice::ResumeOrNew(run_dir));
+    }
     match (&folder, &run_dir) {
         (Some(folder), Some(run_dir)) if folder != run_dir => Err(ConfigError::TwoFolders),
         _ => Ok(RunChoice::Resume(folder.or(run_dir))),
@@ -343,13 +364,31 @@ fn with_threads(backend: BackendArgs, n_workers: NonZeroU32) -> BackendArgs {
 }
 
 fn listen_address(text: &str) -> Result<ListenAddress, ConfigError> {
-    let error = || ConfigError::Listen { found: text.to_owned() };
-    if let Some(path) = text.strip_prefix("unix:") {
-        return if path.is_empty() { Err(error()) } else { Ok(ListenAddress::Unix(PathBuf::from(path))) };
+    address(text).ok_or_else(|| ConfigError::Listen { found: text.to_owned() })
+}
+
+/// The address to ask with `--check`, also as a worker has it.
+///
+/// # Errors
+/// If it is none.
+pub fn check_address(text: &str) -> Result<ListenAddress, ConfigError> {
+    address(text.strip_prefix("http://").unwrap_or(text)).ok_or_else(|| ConfigError::Check { found: text.to_owned() })
+}
+
+fn health_address(found: String) -> Result<String, ConfigError> {
+    match address(&found) {
+        Some(ListenAddress::Tcp(place)) => Ok(place),
+        Some(ListenAddress::Unix(_)) | None => Err(ConfigError::Health { found }),
     }
-    let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
+}
+
+fn address(text: &str) -> Option<ListenAddress> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return (!path.is_empty()).then(|| ListenAddress::Unix(PathBuf::from(path)));
+    }
+    let (host, port) = text.rsplit_once(':')?;
     let is_address = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
-    if is_address { Ok(ListenAddress::Tcp(text.to_owned())) } else { Err(error()) }
+    is_address.then(|| ListenAddress::Tcp(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -385,6 +424,8 @@ mod tests {
         check("--launch external --listen http://localhost:7187", "HOST:PORT or unix:PATH");
         check("--launch external --listen localhost:70000", "found `localhost:70000`");
         check("--launch external --worker-program x", "--launch local");
+        check("--health 7189", "expected --health as HOST:PORT, found `7189`");
+        check("--health unix:socket", "write for example `0.0.0.0:7189`");
         check("--launch external --threads 2", "--threads is for local workers");
         check("--resume a --run-dir b", "name the same folder");
     }
@@ -397,6 +438,9 @@ mod tests {
         check("--resume", RunChoice::Resume(None));
         check("--resume a", RunChoice::Resume(Some("a".into())));
         check("--resume --run-dir a", RunChoice::Resume(Some("a".into())));
+        check("--resume auto", RunChoice::ResumeOrNew(None));
+        check("--resume auto --run-dir a", RunChoice::ResumeOrNew(Some("a".into())));
+        check("--resume ./auto", RunChoice::Resume(Some("./auto".into())));
     }
 
     #[test]

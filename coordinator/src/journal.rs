@@ -71,18 +71,26 @@ impl Journal {
         file.sync_data().map_err(WriteError::at(path))
     }
 
+    /// Whether anything was written to the journal of the run in a folder.
+    pub fn is_begun(run_folder: &Path) -> bool {
+        paths(run_folder).iter().any(|path| has_bytes(path))
+    }
+
     /// The newest state in the journal of the run in a folder, if there is a whole one.
     pub fn newest(run_folder: &Path) -> Option<(PathBuf, Checkpoint)> {
         let paths = paths(run_folder);
         let read = |path: &PathBuf| Some((path.clone(), Checkpoint::read(path).ok()?));
         // One of them is not whole where a process has ended while it wrote.
         let newest = paths.iter().filter_map(read).max_by_key(|(_, checkpoint)| checkpoint.age());
-        let is_begun = |path: &PathBuf| path.metadata().is_ok_and(|found| found.len() > 0);
-        if newest.is_none() && paths.iter().all(is_begun) {
+        if newest.is_none() && paths.iter().all(|path| has_bytes(path)) {
             warn!(folder = %run_folder.join(FOLDER).display(), "journal skipped: both of its files are damaged");
         }
         newest
     }
+}
+
+fn has_bytes(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.len() > 0)
 }
 
 #[cfg(test)]

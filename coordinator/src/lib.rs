@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod description;
 pub mod driver;
+pub mod health;
 pub mod journal;
 pub mod launch;
 pub mod observe;
@@ -13,6 +14,7 @@ pub mod place;
 mod run;
 pub mod saver;
 pub mod server;
+pub mod shutdown;
 pub mod start;
 pub mod training;
 

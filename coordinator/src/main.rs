@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use coordinator::args::Args;
-use coordinator::config::Config;
+use coordinator::config::{Config, check_address};
+use coordinator::health::check;
 use model::report::{LogGuard, check_output, init_log, write_stderr_line};
+use model::say;
 
 /// Under glibc's own allocator a buffer the size of a gradient goes back to the system each time it is freed, and is
 /// page-faulted in anew.
@@ -17,7 +19,7 @@ fn main() -> ExitCode {
     // Kept until all is told.
     let mut log = None;
     match run(&mut log) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             write_stderr_line(&format!("error: {error}"));
             ExitCode::from(coordinator::exit_code(&error))
@@ -25,10 +27,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
+fn run(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
     let args: Args = model::configuration::parse()?;
     let log_format = args.log.log_format;
     *log = Some(init_log(log_format, "info"));
+    if let Some(address) = &args.check {
+        return check_coordinator(address, args.json);
+    }
     let config = Config::try_from(args)?;
     // Sessions and the driver wake one another in every step, which on one thread costs nothing, and one session has nothing
     // to do beside itself; workers of this machine want its CPUs too.
@@ -38,6 +43,20 @@ fn run(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     let ended = runtime.block_on(coordinator::run(config, log_format));
     // What still waits for a peer is not waited for.
     runtime.shutdown_background();
-    ended?;
-    Ok(check_output()?)
+    let code = ended?;
+    check_output()?;
+    Ok(code)
+}
+
+fn check_coordinator(address: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let address = check_address(address)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(check(&address))?;
+    if json {
+        say!("{}", serde_json::json!({ "event": "check", "status": "serving" }));
+    } else {
+        say!("serving: workers can join at {address}");
+    }
+    check_output()?;
+    Ok(ExitCode::SUCCESS)
 }

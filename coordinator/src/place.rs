@@ -48,7 +48,7 @@ impl Place {
             Workers::Local { .. } => (ListenAddress::Unix(private.path().join("socket")), true),
             Workers::External { listen } => (listen.clone(), false),
         };
-        let error = |source| ClusterError::Listen { address: listen.to_string(), source };
+        let error = |source| ClusterError::Listen { flag: "--listen", address: listen.to_string(), source };
         let (listener, words) = match &listen {
             ListenAddress::Tcp(address) => {
                 let listener = TcpListener::bind(address).await.map_err(error)?;

@@ -1,10 +1,11 @@
 //! A coordinator's life: begin or resume the run, listen, start workers, train, tell, end.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use model::args::DataArgs;
 use model::backend::reference_device;
 use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
 use model::exit;
@@ -14,13 +15,12 @@ use model::params::ParamLayout;
 use model::recipe::Recipe;
 use model::report::{DownloadBar, LogFormat, Screen};
 use proto::buffers::Buffers;
+use proto::limits::WORKERS_MAX;
 use proto::shared::Updates;
 use proto::v1::{self, Encoding};
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -33,17 +33,21 @@ use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
 use crate::description::Description;
 use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
+use crate::health::{HealthPort, NotServing};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
 use crate::observe::{History, Observer};
 use crate::place::Place;
 use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
-use crate::start::{ResumeError, Start, rounding};
+use crate::shutdown::Signals;
+use crate::start::{ResumeError, Start, data_choice, rounding};
 use crate::training::{AfterStop, Event, Outcome, Rules, Training};
 
 /// How long sessions may take to end when the run is over.
 const GRACE: Duration = Duration::from_secs(2);
+/// Connections beyond the workers': health checks, reflection, data sets.
+const CONNECTIONS_MAX: usize = WORKERS_MAX + 64;
 /// Connections that wait to be served.
 const CONNECTIONS_WAITING_MAX: usize = 64;
 
@@ -51,8 +55,10 @@ const CONNECTIONS_WAITING_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The address cannot be listened at.
-    #[error("cannot listen at {address}: {source}; name another address with --listen")]
+    #[error("cannot listen at {address}: {source}; name another address with {flag}")]
     Listen {
+        /// The flag that names it.
+        flag: &'static str,
         /// The address.
         address: String,
         /// What the system says.
@@ -87,17 +93,21 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(LaunchError::Configuration { .. }) = cause.downcast_ref() {
             return Some(exit::CONFIGURATION);
         }
-        (cause.is::<ClusterError>() || cause.is::<LaunchError>()).then_some(exit::UNAVAILABLE)
+        let is_unavailable = cause.is::<ClusterError>() || cause.is::<LaunchError>() || cause.is::<NotServing>();
+        is_unavailable.then_some(exit::UNAVAILABLE)
     });
     code.unwrap_or_else(|| exit::code(error))
 }
 
-/// Runs a coordinator to its end.
+/// Runs a coordinator to its end, and gives the exit code that says whether the run is over.
 ///
 /// # Errors
 /// If it cannot begin, or ends otherwise than completed or stopped.
-pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
-    let data = Arc::new(config.data.open()?);
+pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCode> {
+    let signals = Signals::register()?;
+    let shutdown = CancellationToken::new();
+    let health = open_health(&config, &shutdown).await?;
+    let data = Arc::new(DataArgs { data: data_choice(&config) }.open()?);
     let data_fingerprint = data.fingerprint();
     // Before the run's folder is made: an address that is in use is no reason for a run that never began.
     let mut place = Place::open(&config).await?;
@@ -116,7 +126,6 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         // A full channel is no reason to block; whoever fills it is told to stop by the next signal.
         move || drop(inputs.try_send(Input::Happened(Event::Stop)))
     };
-    let shutdown = CancellationToken::new();
     let facts = Arc::new(Facts {
         fence: v1::Fence { run_id: run_id.clone(), incarnation },
         recipe: recipe_message(&recipe),
@@ -133,8 +142,11 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let listener = place.listener.take().expect("it was opened and not taken yet");
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
-    let acceptor = tokio::spawn(accept(listener, accepted, shutdown.clone()).instrument(span.clone()));
-    let signals = tokio::spawn(mind_signals(inputs)?);
+    let acceptor = tokio::spawn(accept(listener, CONNECTIONS_MAX, accepted, shutdown.clone()).instrument(span.clone()));
+    let stopper = tokio::spawn(signals.stop_run(inputs)?);
+    if let Some(health) = &health {
+        health.set_ready().await;
+    }
 
     let run_facts =
         RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
@@ -181,7 +193,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         None => Ok(()),
     };
     shutdown.cancel();
-    signals.abort();
+    stopper.abort();
     let closed = close(acceptor, server).await;
     let failed = kept.err().or(closed.err()).or_else(|| {
         let (address, waited) = (place.words.clone(), config.join_wait_max);
@@ -189,7 +201,18 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     });
     let ended = described.end(&config, &place, &outcome, &training, told, failed);
     drop(lock);
-    ended
+    ended?;
+    // A supervisor takes 0 for work that is done, and would not start the coordinator again.
+    let is_unfinished = outcome == Outcome::Stopped && signals.is_terminated();
+    Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
+}
+
+/// The port for probes, if one is asked for.
+async fn open_health(config: &Config, shutdown: &CancellationToken) -> Result<Option<HealthPort>, ClusterError> {
+    let Some(address) = &config.health else { return Ok(None) };
+    let opened = HealthPort::open(address, shutdown.clone()).await;
+    let error = |source| ClusterError::Listen { flag: "--health", address: address.clone(), source };
+    opened.map(Some).map_err(error)
 }
 
 /// Where averaged gradients lie for workers of this machine, if that was chosen and can be had.
@@ -259,26 +282,6 @@ fn recipe_message(recipe: &Recipe) -> v1::Recipe {
         shuffle: recipe.shuffle,
         seed: recipe.seed,
     }
-}
-
-/// The first SIGINT or SIGTERM ends the run with a checkpoint, the second one ends the process.
-fn mind_signals(inputs: mpsc::Sender<Input>) -> std::io::Result<impl Future<Output = ()> + Send> {
-    let is_second = Arc::new(AtomicBool::new(false));
-    for number in [SIGINT, SIGTERM] {
-        // In this order: the first signal finds the flag down and raises it, the second one finds it up, and ends the process
-        // from within, whatever its threads wait for. Local workers end with their standard input, a pipe to this process.
-        signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&is_second))?;
-        signal_hook::flag::register(number, Arc::clone(&is_second))?;
-    }
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        // A driver that is gone has ended the run already.
-        let _ = inputs.send(Input::Happened(Event::Stop)).await;
-    })
 }
 
 fn launcher(config: &Config, address: String, private: &TempDir, log_format: LogFormat) -> Option<Launcher> {

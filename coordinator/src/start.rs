@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use model::data::DataChoice;
 use model::files::WriteError;
 use model::recipe::{Recipe, RecipeError};
 use model::report::RunFolder;
@@ -85,24 +86,40 @@ impl Start {
         match &config.run {
             RunChoice::New(folder) => Self::begin(config, folder.as_deref()),
             RunChoice::Resume(folder) => Self::resume(config, folder.as_deref(), data_fingerprint),
+            RunChoice::ResumeOrNew(folder) => match existing_run(config) {
+                Some(run) if has_state(&run, config.n_checkpoints_kept) => {
+                    Self::resume(config, Some(&run), data_fingerprint)
+                }
+                Some(run) if is_before_first_checkpoint(&run) => Self::begin_again(config, &run),
+                Some(_) | None => Self::begin(config, folder.as_deref()),
+            },
         }
     }
 
     fn begin(config: &Config, folder: Option<&Path>) -> anyhow::Result<Self> {
-        let recipe = Recipe::new(config.recipe.clone(), config.shards.unwrap_or(config.n_workers.get()))?;
-        let weights = initial_weights(&recipe)?;
+        let recipe = new_recipe(config)?;
         let folder = RunFolder::create(folder, recipe.architecture.name())?;
         let lock = lock(folder.path())?;
+        Self::new_run(config, recipe, folder, lock)
+    }
+
+    /// Begins a run in the folder of one that a coordinator began, and did not bring to its first checkpoint.
+    fn begin_again(config: &Config, folder: &Path) -> anyhow::Result<Self> {
+        let recipe = new_recipe(config)?;
+        let lock = lock(folder)?;
+        info!(folder = %folder.display(), "the run here has no checkpoint yet; it is begun again");
+        Self::new_run(config, recipe, RunFolder::reopen(folder, 0, 0)?, lock)
+    }
+
+    fn new_run(config: &Config, recipe: Recipe, folder: RunFolder, lock: File) -> anyhow::Result<Self> {
+        let weights = initial_weights(&recipe)?;
         let wire = config.wire.unwrap_or(Wire::Auto);
         let state = State::new(&recipe, rounding(wire.encoding()), weights.params);
         Ok(Self { recipe, wire, state, run_id: new_run_id(&folder), folder, incarnation: 1, resumed_from: None, lock })
     }
 
     fn resume(config: &Config, folder: Option<&Path>, data_fingerprint: &str) -> anyhow::Result<Self> {
-        let path = match folder {
-            Some(folder) => folder.to_owned(),
-            None => newest_run(config).ok_or(ResumeError::NoRun)?,
-        };
+        let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
         let Checkpoint { run_id, recipe, data_fingerprint: expected, state } = checkpoint;
@@ -132,6 +149,48 @@ impl Start {
         let (incarnation, resumed_from) = (incarnation + 1, Some(from));
         Ok(Self { recipe, wire, state, folder, run_id, incarnation, resumed_from, lock })
     }
+}
+
+/// The data set to open: for `auto` and a run that is resumed, the kind that the run was begun with. Otherwise a network that
+/// comes or goes between two starts would change it, and the run could not go on.
+pub fn data_choice(config: &Config) -> DataChoice {
+    let choice = &config.data.data;
+    let name = existing_run(config)
+        .and_then(|run| RunFolder::read_description(&run))
+        .and_then(|description| Some(description["data"]["name"].as_str()?.to_owned()));
+    name.map_or_else(|| choice.clone(), |name| choice.as_in_run(&name))
+}
+
+/// The folder of the run to go on with, if there is one.
+fn existing_run(config: &Config) -> Option<PathBuf> {
+    match &config.run {
+        RunChoice::New(_) => None,
+        RunChoice::Resume(Some(folder)) | RunChoice::ResumeOrNew(Some(folder)) => {
+            folder.is_dir().then(|| folder.clone())
+        }
+        RunChoice::Resume(None) | RunChoice::ResumeOrNew(None) => newest_run(config),
+    }
+}
+
+/// Whether there is anything that a run could go on from, be it damaged.
+fn has_state(folder: &Path, n_kept: usize) -> bool {
+    !Checkpoints::of(folder, n_kept).is_empty() || Journal::is_begun(folder)
+}
+
+/// Whether a coordinator's run ended in a folder before there was a checkpoint: no epoch and no weights can be there then.
+fn is_before_first_checkpoint(folder: &Path) -> bool {
+    let description = RunFolder::read_description(folder);
+    let is_ours = match description {
+        Some(description) => description["program"] == "coordinator",
+        // Killed before it was written: the lines are there, and empty.
+        None => !folder.join("run.json").exists() && folder.join("steps.jsonl").is_file(),
+    };
+    let is_empty = |name| folder.join(name).metadata().is_ok_and(|found| found.len() == 0);
+    is_ours && is_empty("history.jsonl") && !folder.join("model.safetensors").exists()
+}
+
+fn new_recipe(config: &Config) -> Result<Recipe, RecipeError> {
+    Recipe::new(config.recipe.clone(), config.shards.unwrap_or(config.n_workers.get()))
 }
 
 /// The newest state of a run that is whole, and where it is: a checkpoint, or what the journal has after it.

@@ -274,7 +274,7 @@ impl Training {
     fn handle_leaving(&mut self, now: Duration, worker_id: WorkerId) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         if member.standing == Standing::Preparing {
-            return self.dismiss(now, worker_id, Farewell::End, "it wanted to leave".to_owned());
+            return self.dismiss(now, worker_id, Farewell::ComeBack, "it wanted to leave".to_owned());
         }
         member.standing = Standing::Leaving;
         self.release_leavers(now);
@@ -511,7 +511,7 @@ impl Training {
         for worker_id in self.roster.leaving() {
             let has_work = self.phase.round().is_some_and(|round| round.tasks.of(worker_id).next().is_some());
             if !has_work {
-                self.dismiss(now, worker_id, Farewell::End, "it wanted to leave".to_owned());
+                self.dismiss(now, worker_id, Farewell::ComeBack, "it wanted to leave".to_owned());
             }
         }
     }

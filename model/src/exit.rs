@@ -22,6 +22,9 @@ pub const EVICTED: u8 = 71;
 pub const CANNOT_WRITE: u8 = 73;
 /// The run diverged.
 pub const DIVERGED: u8 = 74;
+/// SIGTERM ended the program before its work was done: 128 + 15, as a shell has it. What was done is saved, but is not a
+/// success: a supervisor that counts successes has to start the program again.
+pub const TERMINATED: u8 = 143;
 
 /// The exit code of an error, by the first of its causes that is known.
 pub fn code(error: &anyhow::Error) -> u8 {

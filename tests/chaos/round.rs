@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::plan::{Draws, Plan};
-use crate::harness::{Line, Place, Process, Run, Stream, field, is_alive, signal};
+use crate::harness::{Line, Place, Process, Run, Stream, TERMINATED, field, is_alive, signal};
 
 /// How long faults come, from the beginning of a round; then it may end.
 const FAULTS_TIME: Duration = Duration::from_secs(8);
@@ -293,8 +293,9 @@ impl<'a> Round<'a> {
                 coordinator.signal_if_running("TERM");
                 assert!(coordinator.ends_within(END_MAX), "a coordinator that was asked to end takes too long");
                 let status = coordinator.wait_exit();
-                // It may not have had its signals in place yet.
-                assert!(status.success() || status.signal() == Some(15), "it ended with {status}");
+                // It may have ended by itself, or not have had its signals in place yet.
+                let is_expected = status.success() || status.code() == Some(TERMINATED) || status.signal() == Some(15);
+                assert!(is_expected, "it ended with {status}");
             }
             _ => {
                 coordinator.signal_if_running("KILL");

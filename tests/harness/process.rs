@@ -16,6 +16,8 @@ use super::signal;
 const LINE_WAIT_MAX: Duration = Duration::from_mins(1);
 /// How long a process may take to end.
 const END_WAIT_MAX: Duration = Duration::from_mins(2);
+/// The exit code after SIGTERM before the work is done: 128 + 15.
+pub const TERMINATED: i32 = 143;
 /// Lines of each process that a test that fails shows.
 const N_LAST_LINES: usize = 30;
 
@@ -257,6 +259,23 @@ impl Process {
     /// Waits for a good end of a program that prints JSON; its last line.
     pub fn end(&self) -> Value {
         self.succeed();
+        self.last_json()
+    }
+
+    /// Sends SIGTERM, and waits for an end with the exit code of unfinished work.
+    pub fn terminate(&self) {
+        self.signal("TERM");
+        self.check_end(TERMINATED, &[]);
+    }
+
+    /// As [`Process::terminate`], of a program that prints JSON; its last line.
+    pub fn terminated(&self) -> Value {
+        self.terminate();
+        self.last_json()
+    }
+
+    /// The last line of a program that prints JSON.
+    pub fn last_json(&self) -> Value {
         let line = self.lines(Stream::Out, "").pop().expect("a last line");
         serde_json::from_str(&line).expect("JSON")
     }

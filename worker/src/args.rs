@@ -13,7 +13,8 @@ use model::args::{BackendArgs, DataArgs, LogArgs};
     version,
     after_help = "Example:\n  worker --coordinator http://192.168.0.10:7187 --threads 4\n\nEach flag is also a variable, \
     such as TELAR_THREADS, and a key of the file named by --config. The first Ctrl-C or SIGTERM lets the worker \
-    finish what it computes, for at most 5 seconds; a second one ends it at once."
+    finish what it computes, for at most 5 seconds; a second one ends it at once. The exit code is 0 when the run is over or \
+    after Ctrl-C, and 143 after SIGTERM."
 )]
 pub struct Cli {
     /// Where the coordinator listens: http://HOST:PORT, HOST:PORT, or unix:PATH on this machine

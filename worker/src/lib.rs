@@ -15,4 +15,4 @@ mod session;
 mod common;
 
 pub use config::Config;
-pub use run::{WorkerError, exit_code, run};
+pub use run::{Outcome, WorkerError, exit_code, run};

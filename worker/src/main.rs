@@ -1,5 +1,6 @@
 //! The worker as a program: flags, log, runtime, signals, exit code.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::process::ExitCode;
 
@@ -7,9 +8,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use model::exit;
 use model::report::{LogGuard, init_log, write_stderr_line};
 use worker::args::Cli;
-use worker::{Config, exit_code, run};
+use worker::{Config, Outcome, exit_code, run};
 
 /// The C library's own gives every block of a gradient's size back to the system, and the next one is paged in anew.
 #[global_allocator]
@@ -19,7 +21,7 @@ fn main() -> ExitCode {
     // Kept until all is told.
     let mut log = None;
     match start(&mut log) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             write_stderr_line(&format!("error: {error}"));
             ExitCode::from(exit_code(&error))
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
+fn start(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
     let cli: Cli = model::configuration::parse()?;
     *log = Some(init_log(cli.log.log_format, "info"));
     if cli.supervised {
@@ -37,17 +39,20 @@ fn start(log: &mut Option<LogGuard>) -> anyhow::Result<()> {
     // One thread for messages, this one: handing them from thread to thread would cost a step more than reading them does.
     // Tensors have their own, and so have files.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let first_signal = Cell::new(None);
     let ended = runtime.block_on(async {
         let signals = Signals::new()?;
         let shutdown = CancellationToken::new();
         tokio::select! {
-            ended = run(&config, &shutdown) => Ok(ended?),
-            never = signals.heed(&shutdown) => match never {},
+            ended = run(&config, &shutdown) => anyhow::Ok(ended?),
+            never = signals.heed(&first_signal, &shutdown) => match never {},
         }
     });
     // What still reads or writes a data set is not waited for.
     runtime.shutdown_background();
-    ended
+    // Only a run that is over is a success to a supervisor; with Ctrl-C a person has what was asked for.
+    let is_terminated = ended? == Outcome::Stopped && first_signal.get() == Some(SignalKind::terminate());
+    Ok(if is_terminated { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
 }
 
 /// Those that ask a program to end.
@@ -62,8 +67,9 @@ impl Signals {
     }
 
     /// The first signal lets the worker finish what it has, the second one ends it.
-    async fn heed(mut self, shutdown: &CancellationToken) -> Infallible {
+    async fn heed(mut self, first_signal: &Cell<Option<SignalKind>>, shutdown: &CancellationToken) -> Infallible {
         let first = self.next().await;
+        first_signal.set(Some(first));
         info!(signal = first.as_raw_value(), "asked to end; a second signal ends this worker at once");
         shutdown.cancel();
         let second = self.next().await;

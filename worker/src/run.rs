@@ -84,11 +84,20 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// How a worker's work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The coordinator said that the run is over.
+    RunOver,
+    /// This worker was asked to end before that.
+    Stopped,
+}
+
 /// Works until the coordinator dismisses this worker for good, or `shutdown` is cancelled.
 ///
 /// # Errors
 /// If no coordinator takes it in for as long as the configuration says, or one refuses it for good.
-pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), WorkerError> {
+pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<Outcome, WorkerError> {
     let compute = Compute::start(config.backend.clone()).map_err(WorkerError::Thread)?;
     let mut datasets = Shelf::new(config.data.clone());
     let mut search = Search::begin(&config.coordinator, config.connect_timeout, Instant::now());
@@ -96,7 +105,7 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), Wo
         // Ends with a session that ends for good, with `shutdown`, or when the search has gone on for too long.
         let joined = tokio::select! {
             joined = join(config, search.time_left(Instant::now())) => joined,
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => return Ok(Outcome::Stopped),
         };
         let dismissed = match joined {
             Ok(Admission::Admitted(session)) => {
@@ -109,11 +118,11 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), Wo
             Err(error) => Err(error),
         };
         let reason = match dismissed {
-            Ok(End::Left) => return Ok(()),
+            Ok(End::Left) => return Ok(Outcome::Stopped),
             Ok(End::Dismissed(dismissal)) => match dismissal.farewell() {
                 Farewell::End => {
                     info!(reason = dismissal.reason, "dismissed");
-                    return Ok(());
+                    return Ok(Outcome::RunOver);
                 }
                 Farewell::Refused => return Err(WorkerError::Refused { reason: dismissal.reason }),
                 Farewell::Evicted => return Err(WorkerError::Evicted { reason: dismissal.reason }),
@@ -123,12 +132,12 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<(), Wo
             Err(error) => error.to_string(),
         };
         if shutdown.is_cancelled() {
-            return Ok(()); // the coordinator let go of a worker that had asked for it
+            return Ok(Outcome::Stopped); // the coordinator let go of a worker that had asked for it
         }
         let pause = search.go_on(Instant::now(), reason)?;
         tokio::select! {
             () = sleep(pause) => {}
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => return Ok(Outcome::Stopped),
         }
     }
 }

@@ -423,7 +423,7 @@ async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
     let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
     assert_eq!(done.shard, 1);
     drop(peer); // and with it the stream
-    check_end(&end(child).await, 0, "asked to end");
+    check_end(&end(child).await, 128 + 15, "asked to end");
 }
 
 #[tokio::test]

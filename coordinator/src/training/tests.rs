@@ -285,9 +285,9 @@ fn one_who_leaves_finishes_what_it_has_and_gets_nothing_new() {
         ("leaving 1", ""),
         (
             "shard 1 of 0 by 1",
-            "end 1: it wanted to leave; left 1, 0 handed on; update 1 2: shards 0+1 of 1; step 1 by 1+1",
+            "close 1: it wanted to leave; left 1, 0 handed on; update 1 2: shards 0+1 of 1; step 1 by 1+1",
         ),
-        ("join 3, leaving 3", "welcome 3; end 3: it wanted to leave"),
+        ("join 3, leaving 3", "welcome 3; close 3: it wanted to leave"),
     ]);
 }
 

@@ -15,6 +15,9 @@ const VARIABLE: &str = "TELAR_DATA";
 /// The project's own folder for data, looked at from where the program is started.
 const LOCAL_FOLDER: &str = "data";
 
+/// [`Dataset::name`] of the garments that the program draws itself.
+const GARMENTS: &str = "synthetic garments";
+
 /// [`Dataset::fingerprint`] of Fashion-MNIST.
 const FASHION_MNIST_FINGERPRINT: &str = "319dd7f74074e4b97c7a5f0093ca1678ee5378f839ac640d036896edfa00f870";
 
@@ -29,6 +32,19 @@ pub enum DataChoice {
     Synthetic,
     /// The files in a folder.
     Folder(PathBuf),
+}
+
+impl DataChoice {
+    /// What is meant where a run goes on that was begun on the data set of this [name](Dataset::name): with `auto`, garments
+    /// for garments, and never garments for anything else.
+    #[must_use]
+    pub fn as_in_run(&self, name: &str) -> Self {
+        match self {
+            Self::Auto if name == GARMENTS => Self::Synthetic,
+            Self::Auto => Self::FashionMnist,
+            choice => choice.clone(),
+        }
+    }
 }
 
 impl FromStr for DataChoice {
@@ -142,7 +158,7 @@ fn synthetic_garments() -> Dataset {
         labels: labels.split_off(n_training),
     };
     let training_file = Labelled { pixels: Pixels::from_vec(pixels), labels };
-    Dataset { name: "synthetic garments".to_owned(), training_file, test_file }
+    Dataset { name: GARMENTS.to_owned(), training_file, test_file }
 }
 
 /// The files' names where they are not compressed: images and labels for training, images and labels for the test.
@@ -224,6 +240,16 @@ pub(super) mod tests {
         check("found 12 images");
         std::fs::copy(folder.path().join(NAMES[1][0]), folder.path().join(NAMES[0][0])).expect("a copy");
         check("expected at least 12 images");
+    }
+
+    #[test]
+    fn auto_data_set_stays_as_in_resumed_run() {
+        let folder = DataChoice::Folder(PathBuf::from("elsewhere"));
+        let check = |choice: &DataChoice, name: &str, expected| assert_eq!(choice.as_in_run(name), expected);
+        check(&DataChoice::Auto, synthetic_garments().name(), DataChoice::Synthetic);
+        check(&DataChoice::Auto, "/cache/fashion-mnist", DataChoice::FashionMnist);
+        check(&DataChoice::FashionMnist, GARMENTS, DataChoice::FashionMnist);
+        check(&folder, GARMENTS, folder.clone());
     }
 
     #[test]

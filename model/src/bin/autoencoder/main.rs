@@ -16,9 +16,9 @@ use model::say;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let _log = init_log(LogFormat::Text, "warn");
-    let ended = run(cli.command).and_then(|()| Ok(check_output()?));
+    let ended = run(cli.command).and_then(|code| Ok(check_output().map(|()| code)?));
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             write_stderr_line(&format!("error: {error}"));
             ExitCode::from(model::exit::code(&error))
@@ -26,18 +26,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Summary(args) => {
-            print_summary(&args);
-            Ok(())
-        }
-        Command::Train(args) => train::run(*args),
-        Command::Evaluate(args) => trained::evaluate(&args),
-        Command::Reconstruct(args) => trained::reconstruct(&args),
-        Command::Encode(args) => trained::encode(&args),
-        Command::Data(args) => data::run(args.command),
+        Command::Summary(args) => print_summary(&args),
+        Command::Train(args) => return train::run(*args),
+        Command::Evaluate(args) => trained::evaluate(&args)?,
+        Command::Reconstruct(args) => trained::reconstruct(&args)?,
+        Command::Encode(args) => trained::encode(&args)?,
+        Command::Data(args) => data::run(args.command)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_summary(args: &SummaryArgs) {

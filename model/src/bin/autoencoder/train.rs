@@ -1,5 +1,6 @@
 //! `train`: follows the recipe, keeps the run folder, shows how it goes.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use model::args::OpenBackend;
 use model::data::{Dataset, Split};
 use model::evaluation::Evaluator;
+use model::exit;
 use model::params::{ParamLayout, params_blake3};
 use model::recipe::Recipe;
 use model::report::{RunFolder, Screen, split_picture};
@@ -16,7 +18,7 @@ use model::training::{Event, Next, TrainingError, initial_weights, train};
 
 use crate::args::TrainArgs;
 
-pub fn run(args: TrainArgs) -> anyhow::Result<()> {
+pub fn run(args: TrainArgs) -> anyhow::Result<ExitCode> {
     let recipe = Recipe::new(args.recipe, args.shards)?;
     let backend = args.backend.open()?;
     let initial = initial_weights(&recipe)?;
@@ -25,7 +27,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let mut folder = RunFolder::create(args.run_dir.as_deref(), recipe.architecture.name())?;
     folder.write_description(&description)?;
 
-    let stop = stop_on_signal()?;
+    let signals = Signals::register()?;
     let n_steps_max = recipe.n_steps(data.n_images(Split::Train) as u64);
     let mut screen = Screen::new(n_steps_max, recipe.epochs.get(), args.json);
     screen.begin(&[
@@ -52,7 +54,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                 last_epoch = Some(record);
             }
         }
-        Ok::<_, TrainingError>(if stop.load(Ordering::Relaxed) { Next::Stop } else { Next::GoOn })
+        Ok::<_, TrainingError>(if signals.stop.load(Ordering::Relaxed) { Next::Stop } else { Next::GoOn })
     });
     let trained = trained.inspect_err(|error| {
         description["result"] = json!({ "step": n_steps, "error": error.to_string() });
@@ -68,7 +70,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     folder.write_description(&description)?;
     screen.finish();
     tell_end(&screen, &folder, n_steps, is_interrupted, &hash);
-    Ok(())
+    let is_terminated = is_interrupted && signals.is_terminated.load(Ordering::Relaxed);
+    Ok(if is_terminated { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
 }
 
 fn tell_end(screen: &Screen, folder: &RunFolder, n_steps: u64, is_interrupted: bool, hash: &str) {
@@ -99,13 +102,23 @@ fn describe(recipe: &Recipe, backend: &OpenBackend, data: &Dataset) -> Value {
     })
 }
 
-/// A flag that the first SIGINT or SIGTERM raises. A second one ends the program at once.
-fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: the first signal finds the flag down and raises it, the second finds it up.
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+/// Flags that signals raise.
+struct Signals {
+    /// Raised by the first SIGINT or SIGTERM. A second one ends the program at once.
+    stop: Arc<AtomicBool>,
+    /// Raised by SIGTERM.
+    is_terminated: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn register() -> anyhow::Result<Self> {
+        let signals = Self { stop: Arc::default(), is_terminated: Arc::default() };
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the first signal finds the flag down and raises it, the second finds it up.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signals.stop))?;
+            signal_hook::flag::register(signal, Arc::clone(&signals.stop))?;
+        }
+        signal_hook::flag::register(SIGTERM, Arc::clone(&signals.is_terminated))?;
+        Ok(signals)
     }
-    Ok(stop)
 }
