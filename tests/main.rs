@@ -8,6 +8,7 @@ mod common;
 mod harness;
 
 mod chaos;
+mod compose;
 mod deaths;
 mod elastic;
 mod exactly_once;

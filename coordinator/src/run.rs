@@ -88,6 +88,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
                 ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } => exit::DATA,
                 ResumeError::NoRun | ResumeError::Recipe(_) | ResumeError::OtherWire { .. } => exit::CONFIGURATION,
                 ResumeError::InUse { .. } => exit::CANNOT_WRITE,
+                ResumeError::Diverged { .. } => exit::DIVERGED,
             });
         }
         if let Some(LaunchError::Configuration { .. }) = cause.downcast_ref() {

@@ -68,6 +68,17 @@ pub enum ResumeError {
         /// The run's folder.
         folder: PathBuf,
     },
+    /// It would diverge again, since the same numbers come out.
+    #[error(
+        "expected a run that can go on in {folder}, found one that ended with: {error}; begin another one with --run-dir, or \
+         try this one again with `--resume {folder}`", folder = folder.display()
+    )]
+    Diverged {
+        /// The run's folder.
+        folder: PathBuf,
+        /// How it ended.
+        error: String,
+    },
     /// Its gradients were rounded in another way.
     #[error("expected {expected} as in the run that is resumed; leave --wire as it was, or start a new run")]
     OtherWire {
@@ -88,6 +99,7 @@ impl Start {
             RunChoice::Resume(folder) => Self::resume(config, folder.as_deref(), data_fingerprint),
             RunChoice::ResumeOrNew(folder) => match existing_run(config) {
                 Some(run) if has_state(&run, config.n_checkpoints_kept) => {
+                    check_can_go_on(&run)?;
                     Self::resume(config, Some(&run), data_fingerprint)
                 }
                 Some(run) if is_before_first_checkpoint(&run) => Self::begin_again(config, &run),
@@ -175,6 +187,18 @@ fn existing_run(config: &Config) -> Option<PathBuf> {
 /// Whether there is anything that a run could go on from, be it damaged.
 fn has_state(folder: &Path, n_kept: usize) -> bool {
     !Checkpoints::of(folder, n_kept).is_empty() || Journal::is_begun(folder)
+}
+
+/// A supervisor that starts a diverged run again and again would get no further.
+fn check_can_go_on(folder: &Path) -> Result<(), ResumeError> {
+    let result = RunFolder::read_description(folder).map(|description| description["result"].clone());
+    match result {
+        Some(result) if result["outcome"] == "diverged" => {
+            let error = result["error"].as_str().unwrap_or("diverged").to_owned();
+            Err(ResumeError::Diverged { folder: folder.to_owned(), error })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Whether a coordinator's run ended in a folder before there was a checkpoint: no epoch and no weights can be there then.

@@ -50,8 +50,8 @@ pub struct SummaryArgs {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  autoencoder train --arch conv --epochs 2 --run-dir runs/quick\n\nThe first \
-    Ctrl-C ends the run after its step and keeps what is trained; a second one ends it at once. SIGTERM does so too, and the exit
-    code is then 143.")]
+    Ctrl-C ends the run after its step and keeps what is trained; a second one ends it at once. SIGTERM does so too, and the \
+    exit code is then 143.")]
 pub struct TrainArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
