@@ -15,6 +15,10 @@ lint:
 test:
     .ci/run test
 
+# The manifests of deploy/, rendered, validated and compared with the programs
+manifests:
+    .ci/run manifests
+
 # The golden tests with LibTorch
 test-tch:
     .ci/run test-tch
