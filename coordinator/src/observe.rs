@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use model::files::WriteError;
-use model::report::{EpochRecord, Screen, StepRecord};
+use model::report::{EpochRecord, StepRecord};
 use model::weights::Weights;
 use tokio::task::block_in_place;
 use tracing::Span;
@@ -86,18 +86,16 @@ pub struct Told {
 }
 
 impl Observer {
-    /// Starts the threads, which log in `span`. When a file cannot be written, `give_up` is called, once.
+    /// Starts the thread, which logs in `span`. When a file cannot be written, `give_up` is called, once.
     pub fn start(
         history: History,
         saver: Saver,
         journal: Option<(Journal, RunFacts)>,
-        screen: Screen,
-        n_expected: u32,
+        view: View,
         span: Span,
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (happenings, inbox) = sync_channel(HAPPENINGS_MAX);
-        let view = View::start(screen, n_expected, span.clone());
         let costs = CostTotals::default();
         let told = Told { history, saver, journal, costs, last_epoch: None, failure: None, view };
         let thread = std::thread::Builder::new().name("observer".to_owned());

@@ -36,7 +36,7 @@ use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
 use crate::health::{HealthPort, NotServing};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
-use crate::observe::{History, Observer};
+use crate::observe::{History, Observer, View};
 use crate::place::Place;
 use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
@@ -162,6 +162,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
         JournalSteps::Yes => Some((Journal::open(history.folder.path())?, run_facts)),
         JournalSteps::No => None,
     };
+    let view = View::start(screen, config.n_workers.get(), span.clone());
     let driver = Driver {
         training: Training::new(rules(&config, wire.encoding(), &recipe, &data), state, Duration::ZERO),
         recipe,
@@ -169,7 +170,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
         facts,
         buffers,
         updates,
-        observer: Observer::start(history, saver, journal, screen, config.n_workers.get(), span.clone(), stop.clone()),
+        observer: Observer::start(history, saver, journal, view, span.clone(), stop.clone()),
         desk,
         journal: config.journal,
         hash_steps: config.hash_steps,
