@@ -17,7 +17,11 @@ use serde::Serialize;
         worker --coordinator http://HOST:7187            (on each of them)\n\n\
         The first Ctrl-C or SIGTERM ends the run with a checkpoint, from which --resume goes on; a second one ends it at \
         once.\nThe exit code is 0 after Ctrl-C and 143 after SIGTERM, which supervisors take for unfinished work.\nEvery flag --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file \
-        given with\n--config; the flag counts first, then the variable, then the file."
+        given with\n--config; the flag counts first, then the variable, then the file.\n\n\
+        In a TrainJob of Kubeflow Trainer, which sets KUBEFLOW_TRAINER_SERVER_URL, _CA_CERT and _TOKEN, the coordinator \
+        posts to status.trainerStatus: the percentage of the steps, the time left, and the metrics loss and \
+        rounded_accuracy (of the newest step), val_loss and val_rounded_accuracy (of the newest validation), \
+        images_per_second (over the last minute), current_step, total_steps, current_epoch and total_epochs."
 )]
 pub struct Args {
     /// File of settings (TOML)

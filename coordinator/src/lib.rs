@@ -17,5 +17,6 @@ pub mod server;
 pub mod shutdown;
 pub mod start;
 pub mod training;
+pub mod trainjob;
 
 pub use run::{ClusterError, exit_code, run};

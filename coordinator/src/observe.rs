@@ -1,10 +1,12 @@
 //! What happened, for those who watch. The run folder's files miss nothing, and are written on a thread of their own; the
-//! screen and the log come after them, on another, and may miss something where nobody reads them. None can slow a step.
+//! screen and the log come after them, on another, and may miss something where nobody reads them; what is posted to
+//! Kubeflow Trainer leaves on a third. None can slow a step.
 
 mod costs;
 mod history;
 mod view;
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
@@ -21,6 +23,7 @@ pub use view::View;
 use crate::journal::Journal;
 use crate::saver::{Offer, RunFacts, Saver};
 use crate::training::{Report, State, WorkerId};
+use crate::trainjob::Latest;
 use view::Sight;
 
 /// Happenings that wait to be written: a minute of the shortest steps.
@@ -83,6 +86,8 @@ pub struct Told {
     pub failure: Option<WriteError>,
     /// What people see.
     pub view: View,
+    /// What is posted to Kubeflow Trainer, if anything is.
+    latest: Option<Arc<Latest>>,
 }
 
 impl Observer {
@@ -92,12 +97,13 @@ impl Observer {
         saver: Saver,
         journal: Option<(Journal, RunFacts)>,
         view: View,
+        latest: Option<Arc<Latest>>,
         span: Span,
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (happenings, inbox) = sync_channel(HAPPENINGS_MAX);
         let costs = CostTotals::default();
-        let told = Told { history, saver, journal, costs, last_epoch: None, failure: None, view };
+        let told = Told { history, saver, journal, costs, last_epoch: None, failure: None, view, latest };
         let thread = std::thread::Builder::new().name("observer".to_owned());
         let thread = thread.spawn(move || span.in_scope(|| told.tell_all(&inbox, give_up)));
         Self { happenings, thread: thread.expect("the system has a thread to give") }
@@ -141,11 +147,17 @@ impl Told {
         match happening {
             Happening::Step { record, costs, workers, n_active } => {
                 self.costs.add(&record, &costs);
+                if let Some(latest) = &self.latest {
+                    latest.add_step(&record);
+                }
                 self.view.show(Sight::Step(record.clone(), n_active));
                 self.history.add_step(record, costs, workers)
             }
             Happening::Epoch { record, weights } => {
                 self.view.show(Sight::Epoch(record.clone()));
+                if let Some(latest) = &self.latest {
+                    latest.add_epoch(&record);
+                }
                 let written = self.history.add_epoch(&record, &weights);
                 self.last_epoch = Some(record);
                 written

@@ -42,7 +42,8 @@ use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
 use crate::shutdown::Signals;
 use crate::start::{ResumeError, Start, data_choice, rounding};
-use crate::training::{AfterStop, Event, Outcome, Rules, Training};
+use crate::training::{AfterStop, Event, Outcome, Rules, State, Training};
+use crate::trainjob::{Progress, RunEnd, TrainJob};
 
 /// How long sessions may take to end when the run is over.
 const GRACE: Duration = Duration::from_secs(2);
@@ -163,6 +164,8 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
         JournalSteps::No => None,
     };
     let view = View::start(screen, config.n_workers.get(), span.clone());
+    let trainjob = TrainJob::start(progress(&recipe, &data, &state), &span);
+    let latest = trainjob.as_ref().map(TrainJob::latest);
     let driver = Driver {
         training: Training::new(rules(&config, wire.encoding(), &recipe, &data), state, Duration::ZERO),
         recipe,
@@ -170,7 +173,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
         facts,
         buffers,
         updates,
-        observer: Observer::start(history, saver, journal, view, span.clone(), stop.clone()),
+        observer: Observer::start(history, saver, journal, view, latest, span.clone(), stop.clone()),
         desk,
         journal: config.journal,
         hash_steps: config.hash_steps,
@@ -202,6 +205,9 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
     });
     let ended = described.end(&config, &place, &outcome, &training, told, failed);
+    // While the lock is held, so that the process that resumes the run posts later than this one.
+    let is_completed = outcome == Outcome::Completed && ended.is_ok();
+    post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
     drop(lock);
     ended?;
     // A supervisor takes 0 for work that is done, and would not start the coordinator again.
@@ -215,6 +221,19 @@ async fn open_health(config: &Config, shutdown: &CancellationToken) -> Result<Op
     let opened = HealthPort::open(address, shutdown.clone()).await;
     let error = |source| ClusterError::Listen { flag: "--health", address: address.clone(), source };
     opened.map(Some).map_err(error)
+}
+
+/// How far a run is at its start, as it is posted to Kubeflow Trainer.
+fn progress(recipe: &Recipe, data: &Dataset, state: &State) -> Progress {
+    let n_steps = recipe.n_steps(data.n_images(Split::Train) as u64);
+    Progress::new(n_steps, recipe.epochs.get(), state.step)
+}
+
+/// Posts how the run has ended, where anything is posted.
+async fn post_end(trainjob: Option<TrainJob>, end: RunEnd) {
+    let Some(trainjob) = trainjob else { return };
+    // Whatever becomes of it, the run has ended as it has.
+    let _ = tokio::task::spawn_blocking(move || trainjob.finish(end)).await;
 }
 
 /// Where averaged gradients lie for workers of this machine, if that was chosen and can be had.
