@@ -22,4 +22,5 @@ mod programs;
 mod resume;
 mod same_bits;
 mod straggler;
+mod trainjob;
 mod wire;

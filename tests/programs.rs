@@ -217,6 +217,7 @@ fn help_holds_an_example_and_says_what_each_flag_is_about() {
             "What comes out:",
             "What is told:",
             "TELAR_WORKERS",
+            "KUBEFLOW_TRAINER_SERVER_URL",
         ],
     );
     check(
