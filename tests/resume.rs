@@ -277,7 +277,12 @@ fn diverged_run_is_not_begun_again_and_again() {
     let flags =
         "--arch denoising --shards 4 --batch-size 16 --data small --learning-rate 1e9 --workers 2 --run-dir run";
     place.fail("coordinator", flags, 74, &["diverged: at step"]);
-    place.fail("coordinator", &format!("{flags} --resume auto"), 74, &["found one that ended with: the run diverged: at step"]);
+    place.fail(
+        "coordinator",
+        &format!("{flags} --resume auto"),
+        74,
+        &["found one that ended with: the run diverged: at step"],
+    );
 }
 
 /// The goal: a network that is there at one start and not at the next one changes no run's data set.

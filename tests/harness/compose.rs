@@ -16,7 +16,7 @@ pub struct Compose {
     project: String,
     /// Variables that deploy/compose.yaml reads.
     settings: Vec<(String, String)>,
-    /// Where a `docker` that can build with BuildKit comes first.
+    /// Where a `docker` that can build with `BuildKit` comes first.
     path: OsString,
 }
 
@@ -122,7 +122,7 @@ fn compose_program() -> Command {
     Command::new("docker-compose")
 }
 
-/// $PATH, with the folder first whose `docker` has BuildKit: a newer client without its plug-in has not, and may hide an older
+/// $PATH, with the folder first whose `docker` has `BuildKit`: a newer client without its plug-in has not, and may hide an older
 /// one that has.
 fn path_with_buildkit() -> OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
