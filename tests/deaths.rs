@@ -13,8 +13,11 @@ use crate::harness::{Place, Process, SHORT_RUN, SmallDisk, Stream, field, is_ali
 
 /// Of the instants at which coordinators die.
 const SEED: u64 = 20;
-/// Forty epochs of 138 steps: more than all lives that end before their time come to.
-const LONG_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 40 --data small";
+/// A run that no coordinator comes to the end of before it is killed, however slow the disk is; the last one is given fewer
+/// epochs.
+const ENDLESS_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 1000000 --data small";
+/// Steps of an epoch of it.
+const N_EPOCH_STEPS: u64 = 138;
 /// How long a run that was asked to end may take, whoever is silent.
 const END_MAX: Duration = Duration::from_secs(5);
 
@@ -50,6 +53,14 @@ fn kill(coordinator: &Process, plan: &mut ChaCha8Rng, n_checkpoints: &[usize], p
     check_nothing_skipped(coordinator);
 }
 
+/// Epochs with which a run ends soon after its newest checkpoint.
+fn n_epochs_to_end(run: &Path) -> u64 {
+    let entries = fs::read_dir(run.join("checkpoints")).expect("a folder");
+    let names = entries.map(|entry| entry.expect("a file").file_name().to_string_lossy().into_owned());
+    let step = |name: String| name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse::<u64>().ok();
+    names.filter_map(step).max().expect("a checkpoint") / N_EPOCH_STEPS + 2
+}
+
 fn check_nothing_skipped(coordinator: &Process) {
     let skipped = coordinator.lines(Stream::Err, "checkpoint skipped");
     assert!(skipped.is_empty(), "{skipped:?}");
@@ -69,22 +80,25 @@ fn twenty_deaths_of_the_coordinator_change_no_bit_and_end_no_worker() {
     eprintln!("the instants of seed {SEED}");
     let mut plan = ChaCha8Rng::seed_from_u64(SEED);
     let place = Place::new();
-    let expected = place.reference(LONG_RUN);
     let others = "--checkpoint-every 5 --hash-steps --launch external --listen unix:socket";
-    let mut coordinator = place.coordinator(&format!("{LONG_RUN} --run-dir run {others}"));
+    let mut coordinator = place.coordinator(&format!("{ENDLESS_RUN} --run-dir run {others}"));
     let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
     // Before it there is nothing to resume.
     coordinator.wait_for_checkpoint(0);
-    for _ in 1..=20 {
+    for death in 1..=20 {
         kill(&coordinator, &mut plan, &[0, 0, 0, 0, 1, 2, 4, 8], Duration::from_millis(200));
         check_checkpoints(&place.path("run"));
-        coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+        if death < 20 {
+            coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+        }
     }
+    let n_epochs = n_epochs_to_end(&place.path("run"));
+    coordinator = place.coordinator(&format!("--resume run --data small --epochs {n_epochs} {others}"));
     coordinator.begin();
     assert!(workers.iter().all(Process::is_running));
     let run = place.run("run", &coordinator.end());
     check_nothing_skipped(&coordinator);
-    run.assert_same_bits(&expected);
+    run.assert_same_bits(&place.reference(&ENDLESS_RUN.replace("1000000", &n_epochs.to_string())));
     assert_eq!(run.description["incarnation"], 21);
     for worker in workers {
         worker.succeed();
@@ -97,9 +111,8 @@ fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
     eprintln!("the instants of seed {SEED}");
     let mut plan = ChaCha8Rng::seed_from_u64(SEED);
     let place = Place::new();
-    let expected = place.reference(LONG_RUN);
     let others = "--checkpoint-every 1 --workers 1 --hash-steps";
-    let mut coordinator = place.coordinator(&format!("{LONG_RUN} --run-dir run {others}"));
+    let mut coordinator = place.coordinator(&format!("{ENDLESS_RUN} --run-dir run {others}"));
     coordinator.wait_for_checkpoint(0);
     let mut n_torn = 0;
     for death in 1..=50 {
@@ -107,13 +120,17 @@ fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
         let n_unfinished = check_checkpoints(&place.path("run"));
         assert!(n_unfinished <= 1, "{n_unfinished} unfinished files after death {death}");
         n_torn += n_unfinished;
-        coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+        if death < 50 {
+            coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+        }
     }
     eprintln!("{n_torn} of 50 deaths were in the middle of a file");
     assert!(n_torn > 0, "no death was in the middle of a file: this shows nothing");
-    let end = coordinator.end();
+    let n_epochs = n_epochs_to_end(&place.path("run"));
+    coordinator = place.coordinator(&format!("--resume run --data small --epochs {n_epochs} {others}"));
+    let run = place.run("run", &coordinator.end());
     check_nothing_skipped(&coordinator);
-    place.run("run", &end).assert_same_bits(&expected);
+    run.assert_same_bits(&place.reference(&ENDLESS_RUN.replace("1000000", &n_epochs.to_string())));
     assert_eq!(unfinished(&place.path("run")), [""; 0]);
 }
 
@@ -195,6 +212,26 @@ fn a_folder_that_becomes_read_only_is_told_and_loses_nothing() {
             "make this one writable",
         ],
     );
+}
+
+/// The goal: what is lost with the disk at the very end is computed again by the workers that are there.
+#[test]
+fn workers_of_run_without_its_last_files_look_for_the_next_coordinator() {
+    let place = Place::new();
+    let recipe = "--arch denoising --shards 4 --batch-size 16 --epochs 1 --data small --max-steps 60";
+    let expected = place.reference(recipe);
+    let Some(disk) = SmallDisk::new(&place, 2_050) else { return };
+    let external = "--launch external --listen unix:socket";
+    let flags = format!("{recipe} --checkpoint-every 20 --run-dir disk/run --json {external}");
+    let coordinator = place.start("coordinator", disk.inside(&place.command("coordinator", &flags)));
+    let worker = place.worker("worker", "unix:socket");
+    coordinator.check_end(73, &["error: cannot write disk/run/model.safetensors"]);
+    worker.wait_for_line(Stream::Err, "could not write the run's last files");
+
+    disk.copy("run", &place.path("run"));
+    let end = place.coordinator(&format!("--resume run --data small {external}")).end();
+    place.run("run", &end).assert_same_bits(&expected);
+    worker.succeed();
 }
 
 /// Asks a run of two workers to end when both have gone silent. Local ones are gone when it has ended.

@@ -212,7 +212,8 @@ FIELDS = [
         "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}}),
     *rows(EVERY, "NetworkPolicy/dns", {
         "spec podSelector matchLabels": {"app.kubernetes.io/name": "telar"}, "spec policyTypes": ["Egress"],
-        "spec egress": [{"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}]}),
+        "spec egress": [{"ports": [
+            {"protocol": protocol, "port": port} for port in (53, 5353, 8053) for protocol in ("UDP", "TCP")]}]}),
     *rows(EVERY, "NetworkPolicy/coordinator", {
         "spec podSelector matchLabels": labels("coordinator"), "spec policyTypes": ["Ingress", "Egress"],
         "spec ingress": [{"from": [{"podSelector": WORKER_LABELS}], "ports": [TO_COORDINATOR]}],

@@ -271,6 +271,32 @@ fn auto_resume_never_overwrites_what_it_cannot_resume() {
     assert!(weights.is_ok(), "its weights are gone");
 }
 
+/// A supervisor that started workers with a run that was complete already sees them end.
+#[test]
+fn complete_run_tells_the_workers_that_look_for_it() {
+    let place = Place::new();
+    place.train(&format!("--arch denoising {SHORT_RUN} --workers 2"), "run");
+    let again = "--resume auto --run-dir run --workers 2 --launch external --listen unix:socket";
+    let coordinator = place.coordinator(&format!("--arch denoising {SHORT_RUN} {again}"));
+    let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
+    assert_eq!(coordinator.end()["outcome"], "completed");
+    for worker in workers {
+        worker.succeed();
+        assert!(!worker.lines(Stream::Err, "the run is complete").is_empty());
+    }
+}
+
+#[test]
+fn run_folder_left_with_one_file_is_begun_again() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3 --workers 2 --resume auto");
+    for name in ["history.jsonl", "steps.jsonl"] {
+        fs::create_dir(place.path(name)).expect("a folder");
+        fs::write(place.path(name).join(name), "").expect("a file");
+        assert_eq!(place.coordinator(&format!("{flags} --run-dir {name}")).end()["step"], 3);
+    }
+}
+
 #[test]
 fn diverged_run_is_not_begun_again_and_again() {
     let place = Place::new();

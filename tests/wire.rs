@@ -90,11 +90,11 @@ fn a_run_goes_on_with_gradients_that_travel_in_another_way() {
     let flags = format!("--arch denoising {RUN}");
     let expected = place.reference(&flags);
     for (before, after, ways) in [("auto", "grpc", [0, 2]), ("grpc", "auto", [2, 0])] {
-        let flags = format!("{flags} --wire {before} --workers 3 --checkpoint-every 20 --run-dir {before}");
+        let flags = format!("{flags} --wire {before} --workers 3 --checkpoint-every 20 --run-dir ./{before}");
         let coordinator = place.coordinator(&flags);
         coordinator.wait_for_checkpoint(40);
         assert_eq!(coordinator.terminated()["outcome"], "stopped");
-        let coordinator = place.coordinator(&format!("--resume {before} --data small --workers 2 --wire {after}"));
+        let coordinator = place.coordinator(&format!("--resume ./{before} --data small --workers 2 --wire {after}"));
         place.run(before, &coordinator.end()).assert_same_bits(&expected);
         assert_eq!(n_ways(&coordinator), ways);
     }

@@ -372,7 +372,8 @@ fn listen_address(text: &str) -> Result<ListenAddress, ConfigError> {
 /// # Errors
 /// If it is none.
 pub fn check_address(text: &str) -> Result<ListenAddress, ConfigError> {
-    address(text.strip_prefix("http://").unwrap_or(text)).ok_or_else(|| ConfigError::Check { found: text.to_owned() })
+    let place = text.strip_prefix("http://").map_or(text, |rest| rest.strip_suffix('/').unwrap_or(rest));
+    address(place).ok_or_else(|| ConfigError::Check { found: text.to_owned() })
 }
 
 fn health_address(found: String) -> Result<String, ConfigError> {
@@ -387,7 +388,9 @@ fn address(text: &str) -> Option<ListenAddress> {
         return (!path.is_empty()).then(|| ListenAddress::Unix(PathBuf::from(path)));
     }
     let (host, port) = text.rsplit_once(':')?;
-    let is_address = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
+    // The address of an IPv6 host stands in brackets.
+    let is_host = !host.is_empty() && !host.contains('/') && (!host.contains(':') || host.ends_with(']'));
+    let is_address = is_host && port.parse::<u16>().is_ok();
     is_address.then(|| ListenAddress::Tcp(text.to_owned()))
 }
 
@@ -424,10 +427,21 @@ mod tests {
         check("--launch external --listen http://localhost:7187", "HOST:PORT or unix:PATH");
         check("--launch external --listen localhost:70000", "found `localhost:70000`");
         check("--launch external --worker-program x", "--launch local");
+        check("--launch external --listen ::1:7187", "found `::1:7187`");
         check("--health 7189", "expected --health as HOST:PORT, found `7189`");
         check("--health unix:socket", "write for example `0.0.0.0:7189`");
         check("--launch external --threads 2", "--threads is for local workers");
         check("--resume a --run-dir b", "name the same folder");
+    }
+
+    #[test]
+    fn address_to_check_is_read_as_workers_have_it() {
+        for text in ["localhost:7187", "http://localhost:7187", "http://localhost:7187/"] {
+            assert_eq!(check_address(text), Ok(ListenAddress::Tcp("localhost:7187".to_owned())));
+        }
+        assert_eq!(check_address("unix:a/b"), Ok(ListenAddress::Unix("a/b".into())));
+        assert_eq!(check_address("[::1]:7187"), Ok(ListenAddress::Tcp("[::1]:7187".to_owned())));
+        assert_eq!(check_address("::1:7187"), Err(ConfigError::Check { found: "::1:7187".to_owned() }));
     }
 
     #[test]

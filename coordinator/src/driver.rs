@@ -24,6 +24,7 @@ use tokio::task::{block_in_place, yield_now};
 use tokio::time::timeout_at;
 
 use crate::config::{HashSteps, JournalSteps};
+use crate::dismissal::Audience;
 use crate::observe::{Happening, Observer, StepCosts};
 use crate::saver::Desk;
 use crate::server::{Facts, GradientPath, Outbox};
@@ -86,6 +87,10 @@ pub struct Ended {
     pub training: Training,
     /// Who watched.
     pub observer: Observer,
+    /// The workers that are still there.
+    pub audience: Audience,
+    /// Why they are not needed any more, for people.
+    pub reason: String,
 }
 
 impl Driver {
@@ -106,6 +111,7 @@ impl Driver {
             hash_steps,
             watches,
             outboxes: BTreeMap::new(),
+            end_reason: String::new(),
             clock: Clock::start(),
             costs: StepCosts::default(),
         };
@@ -135,6 +141,8 @@ struct Running {
     hash_steps: HashSteps,
     watches: bool,
     outboxes: BTreeMap<WorkerId, Outbox>,
+    /// Why the workers are to end, when they are.
+    end_reason: String,
     clock: Clock,
     costs: StepCosts,
 }
@@ -182,7 +190,8 @@ impl Running {
                     continue;
                 }
                 Some(Pause::End(outcome)) => {
-                    return Ended { outcome, training: self.training, observer: self.observer };
+                    let Self { training, observer, outboxes, end_reason: reason, .. } = self;
+                    return Ended { outcome, training, observer, audience: Audience::new(inputs, outboxes), reason };
                 }
             }
             if self.journal == JournalSteps::Yes {
@@ -272,7 +281,11 @@ impl Running {
                 Action::Dismiss(worker_id, farewell, reason) => {
                     let farewell = match farewell {
                         Farewell::ComeBack => v1::Farewell::ComeBack,
-                        Farewell::End => v1::Farewell::End,
+                        // Not before the last files are on the disk: see `dismissal`.
+                        Farewell::End => {
+                            self.end_reason = reason;
+                            continue;
+                        }
                         Farewell::Refused => v1::Farewell::Refused,
                         Farewell::Evicted => v1::Farewell::Evicted,
                     };

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use proto::limits::FIRST_MESSAGE_WAIT_MAX;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -27,7 +26,9 @@ pub const READINESS: &str = "readiness";
 
 /// Connections of probes at a time; the kubelet has one for each of its three probes.
 const CONNECTIONS_MAX: usize = 16;
-/// How long a check may take from its first byte on.
+/// How long one of them may stay.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(10);
+/// How long a check may take.
 const CHECK_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The port for probes.
@@ -50,7 +51,13 @@ impl HealthPort {
         }
         let (accepted, connections) = mpsc::channel(CONNECTIONS_MAX);
         tokio::spawn(accept(listener, CONNECTIONS_MAX, accepted, shutdown.clone()));
-        let server = Server::builder().timeout(FIRST_MESSAGE_WAIT_MAX).add_service(service);
+        // A probe has a connection of its own, and is soon done: who stays would keep the next one out.
+        let server = Server::builder()
+            .timeout(CHECK_WAIT_MAX)
+            .max_connection_age(CONNECTION_AGE_MAX)
+            .concurrency_limit_per_connection(1)
+            .max_concurrent_streams(1)
+            .add_service(service);
         tokio::spawn(async move {
             let served =
                 server.serve_with_incoming_shutdown(ReceiverStream::new(connections), shutdown.cancelled_owned());

@@ -5,6 +5,7 @@ pub mod args;
 pub mod checkpoint;
 pub mod config;
 pub mod description;
+pub mod dismissal;
 pub mod driver;
 pub mod health;
 pub mod journal;

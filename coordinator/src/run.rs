@@ -21,7 +21,7 @@ use proto::v1::{self, Encoding};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ use crate::args::Wire;
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
 use crate::description::Description;
+use crate::dismissal::Verdict;
 use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
 use crate::health::{HealthPort, NotServing};
 use crate::journal::Journal;
@@ -120,6 +121,7 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
     start.folder.write_description(&described.json)?;
     let screen = begin_screen(&config, &start, updates.is_some(), &data, &place);
 
+    let first_step = start.state.step;
     let Start { recipe, wire, state, folder, run_id, incarnation, lock, .. } = start;
     let span = info_span!("run", id = run_id, incarnation);
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
@@ -188,19 +190,30 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
         spawn_or_stop(launch(launcher, data, data_fingerprint, n_workers, local), stop, &span)
     });
-    let Ended { outcome, training, observer } = tokio::spawn(driver.run()).await?;
+    let Ended { outcome, training, observer, audience, reason } = tokio::spawn(driver.run()).await?;
 
-    // The workers know by now. What they are sent is still on its way, and so is what is to be written.
+    let (verdict, heard) = oneshot::channel();
+    let dismissing = tokio::spawn(audience.dismiss(heard).instrument(span.clone()));
+    // Local workers end with this process in any case; others only when all is on the disk.
+    let mut verdict = Some(verdict);
+    let mut dismiss = |farewell, reason, n_latecomers| {
+        if let Some(verdict) = verdict.take() {
+            // The task waits for it.
+            let _ = verdict.send(Verdict { farewell, reason, n_latecomers });
+        }
+    };
+    if matches!(config.workers, Workers::Local { .. }) {
+        dismiss(v1::Farewell::End, reason.clone(), 0);
+    }
     local.cancel();
     let told = tokio::task::spawn_blocking(move || observer.finish()).await?;
     let kept = match launched {
         Some(keeper) => keeper.await?,
         None => Ok(()),
     };
-    shutdown.cancel();
-    stopper.abort();
-    let closed = close(acceptor, server).await;
-    let failed = kept.err().or(closed.err()).or_else(|| {
+    // A server that has ended by itself has failed, and the run with it.
+    let (served, server) = if server.is_finished() { (server.await?, None) } else { (Ok(()), Some(server)) };
+    let failed = kept.err().or(served.err()).or_else(|| {
         let (address, waited) = (place.words.clone(), config.join_wait_max);
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
     });
@@ -208,8 +221,24 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
     // While the lock is held, so that the process that resumes the run posts later than this one.
     let is_completed = outcome == Outcome::Completed && ended.is_ok();
     post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
+    let come_back = |reason: &str| (v1::Farewell::ComeBack, reason.to_owned(), 0);
+    let (farewell, reason, n_latecomers) = match &outcome {
+        Outcome::Completed if ended.is_err() => come_back("the coordinator could not write the run's last files"),
+        Outcome::Stopped => come_back("the coordinator is stopped; the run may be resumed"),
+        // A run that was complete when it was resumed has no workers yet, and those that look for it would look for long.
+        Outcome::Completed if training.state().step == first_step => {
+            (v1::Farewell::End, "the run is complete".to_owned(), config.n_workers.get() as usize)
+        }
+        Outcome::Completed | Outcome::NobodyCame | Outcome::Diverged { .. } => (v1::Farewell::End, reason, 0),
+    };
+    dismiss(farewell, reason, n_latecomers);
+    dismissing.await?;
+    shutdown.cancel();
+    stopper.abort();
+    let closed = close(acceptor, server).await;
     drop(lock);
     ended?;
+    closed?;
     // A supervisor takes 0 for work that is done, and would not start the coordinator again.
     let is_unfinished = outcome == Outcome::Stopped && signals.is_terminated();
     Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
@@ -256,10 +285,13 @@ fn spawn_or_stop(
 }
 
 /// Waits for the end of what serves, but not for peers that do not close their connections.
-async fn close(acceptor: JoinHandle<()>, server: JoinHandle<anyhow::Result<()>>) -> anyhow::Result<()> {
+async fn close(acceptor: JoinHandle<()>, server: Option<JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
     let ends = async {
         acceptor.await?;
-        server.await?
+        match server {
+            Some(server) => server.await?,
+            None => Ok(()),
+        }
     };
     timeout(GRACE, ends).await.unwrap_or_else(|_| {
         warn!("some peers did not close their connections in time");

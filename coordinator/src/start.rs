@@ -206,11 +206,14 @@ fn is_before_first_checkpoint(folder: &Path) -> bool {
     let description = RunFolder::read_description(folder);
     let is_ours = match description {
         Some(description) => description["program"] == "coordinator",
-        // Killed before it was written: the lines are there, and empty.
-        None => !folder.join("run.json").exists() && folder.join("steps.jsonl").is_file(),
+        // Killed before it was written: there is a file for lines, and no line in it.
+        None => {
+            let has = |name| folder.join(name).exists();
+            !has("run.json") && (has("history.jsonl") || has("steps.jsonl"))
+        }
     };
-    let is_empty = |name| folder.join(name).metadata().is_ok_and(|found| found.len() == 0);
-    is_ours && is_empty("history.jsonl") && !folder.join("model.safetensors").exists()
+    let has_bytes = |name| folder.join(name).metadata().is_ok_and(|found| found.len() > 0);
+    is_ours && !has_bytes("history.jsonl") && !folder.join("model.safetensors").exists()
 }
 
 fn new_recipe(config: &Config) -> Result<Recipe, RecipeError> {

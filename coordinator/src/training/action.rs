@@ -38,7 +38,7 @@ pub enum Action {
 /// Whether a worker that is dismissed should come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Farewell {
-    /// It should end.
+    /// It should end, as soon as what the run came to is kept.
     End,
     /// It may join anew.
     ComeBack,
