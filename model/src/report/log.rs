@@ -43,8 +43,8 @@ pub struct LogGuard {
     _thread: WorkerGuard,
 }
 
-/// Sends events to standard error: those that `$RUST_LOG` lets through, else those of the level named, such as `warn`. To
-/// be kept until the program's end.
+/// Sends events to standard error: those that `$RUST_LOG` lets through, else those that `default_level` does, such as
+/// `warn`. To be kept until the program's end.
 ///
 /// # Panics
 /// If a log was set up before.

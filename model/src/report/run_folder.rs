@@ -12,7 +12,7 @@ use crate::files::{WriteError, read_bounded, remove_unfinished, write_whole};
 use crate::weights::Weights;
 
 /// Bytes at most of a file that is read again: a line has some 200, so that this is millions of steps.
-const READ_BYTES_MAX: u64 = 1 << 30;
+pub const LINES_BYTES_MAX: u64 = 1 << 30;
 
 /// A run's folder and its open files. Lines reach the disk at least once an epoch.
 #[derive(Debug)]
@@ -23,6 +23,20 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
+    /// Makes an empty folder for a run, the first free one of `runs/NAME-001`, `runs/NAME-002`, …
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn reserve(name: &str) -> Result<PathBuf, WriteError> {
+        make_next(Path::new("runs"), name)
+    }
+
+    /// Whether a folder holds any file of a run.
+    pub fn holds_run(path: &Path) -> bool {
+        let names = ["run.json", "history.jsonl", "steps.jsonl", "model.safetensors"];
+        names.iter().any(|name| path.join(name).exists())
+    }
+
     /// Makes the folder named, or the first free one of `runs/NAME-001`, `runs/NAME-002`, …
     ///
     /// # Errors
@@ -30,10 +44,9 @@ impl RunFolder {
     pub fn create(path: Option<&Path>, name: &str) -> Result<Self, WriteError> {
         let path = match path {
             Some(path) => path.to_owned(),
-            None => make_next(Path::new("runs"), name)?,
+            None => Self::reserve(name)?,
         };
-        let names = ["run.json", "history.jsonl", "steps.jsonl", "model.safetensors"];
-        if names.iter().any(|name| path.join(name).exists()) {
+        if Self::holds_run(&path) {
             return Err(WriteError::at(&path)(std::io::Error::new(ErrorKind::AlreadyExists, "it holds a run already")));
         }
         fs::create_dir_all(path.join("reconstructions")).map_err(WriteError::at(&path))?;
@@ -68,7 +81,7 @@ impl RunFolder {
 
     /// What was last written by [`RunFolder::write_description`] in a folder, if it can be read.
     pub fn read_description(path: &Path) -> Option<Value> {
-        serde_json::from_slice(&read_bounded(&path.join("run.json"), READ_BYTES_MAX).ok()?).ok()
+        serde_json::from_slice(&read_bounded(&path.join("run.json"), LINES_BYTES_MAX).ok()?).ok()
     }
 
     /// Where it is.
@@ -104,8 +117,7 @@ impl RunFolder {
     /// If something cannot be written.
     pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights, picture: &[u8]) -> Result<(), WriteError> {
         self.write_weights(weights)?;
-        let name = format!("epoch-{:02}.png", record.epoch);
-        write_whole(&self.path.join("reconstructions").join(name), picture)?;
+        write_whole(&self.path.join("reconstructions").join(picture_name(record.epoch)), picture)?;
         let added = add_line(&mut self.history, record);
         added.map_err(WriteError::at(&self.path.join("history.jsonl")))?;
         self.sync_lines()
@@ -138,6 +150,16 @@ impl RunFolder {
     }
 }
 
+/// The name of an epoch's picture in its folder.
+pub fn picture_name(epoch: u32) -> String {
+    format!("epoch-{epoch:02}.png")
+}
+
+/// The epoch of a picture by its name.
+pub fn picture_number(name: &str) -> Option<u32> {
+    name.strip_prefix("epoch-")?.strip_suffix(".png")?.parse().ok()
+}
+
 /// What every line has, whatever else.
 #[derive(Deserialize)]
 struct Numbered {
@@ -146,7 +168,7 @@ struct Numbered {
 
 /// Rewrites a file with its whole lines up to a step; makes an empty one if there is none.
 fn keep_lines(path: &Path, step: u64) -> Result<(), WriteError> {
-    let bytes = match read_bounded(path, READ_BYTES_MAX) {
+    let bytes = match read_bounded(path, LINES_BYTES_MAX) {
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
         read => read.map_err(WriteError::at(path))?,
     };
