@@ -103,9 +103,14 @@ pub struct Args {
     #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
     pub run_dir: Option<PathBuf>,
     /// Go on from the newest whole checkpoint of the run in DIR [default: --run-dir, or else the newest run in runs/]; with
-    /// `auto`, begin a run where there is none
-    #[arg(long, env = "TELAR_RESUME", value_name = "DIR|auto", num_args = 0..=1, help_heading = "What comes out")]
+    /// the URL of a mirror, download it into --run-dir first, or into the next free runs/ARCH-NNN; with `auto`, take the run
+    /// in --run-dir or else that at --mirror, and begin one where there is none
+    #[arg(long, env = "TELAR_RESUME", value_name = "DIR|URL|auto", num_args = 0..=1, help_heading = "What comes out")]
     pub resume: Option<Option<PathBuf>>,
+    /// Copy what comes out to an object store, behind the training: `s3://BUCKET/PREFIX`, `gs://…`, `az://…`, `abfs://…` or
+    /// `file:///DIR`, with credentials and endpoint from the environment [default: the URL of --resume]
+    #[arg(long, env = "TELAR_MIRROR", value_name = "URL", help_heading = "What comes out")]
+    pub mirror: Option<String>,
     /// When to keep a checkpoint: after each epoch, or after every so many steps
     #[arg(
         long,

@@ -16,7 +16,7 @@ use crate::training::State;
 
 const FORMAT: &str = "telar-checkpoint-1";
 /// Parameters, velocity and residual, each at most of the largest layout, and room for the header.
-const FILE_BYTES_MAX: u64 = 3 * 4 * PARAMS_MAX as u64 + (1 << 20);
+pub(crate) const FILE_BYTES_MAX: u64 = 3 * 4 * PARAMS_MAX as u64 + (1 << 20);
 const HASH_KEY: &str = "blake3";
 
 /// A state of a run, with what it is a state of.
@@ -263,7 +263,7 @@ impl Checkpoints {
     /// If it cannot be written; older ones stay then.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, WriteError> {
         std::fs::create_dir_all(&self.folder).map_err(WriteError::at(&self.folder))?;
-        let path = self.folder.join(format!("step-{:08}.safetensors", checkpoint.state.step));
+        let path = self.folder.join(file_name(checkpoint.state.step));
         write_whole(&path, &checkpoint.to_bytes())?;
         for (_, old) in self.by_age().into_iter().skip(self.n_kept) {
             if old != path {
@@ -303,17 +303,24 @@ impl Checkpoints {
     }
 
     /// Steps and files, the newest first.
-    fn by_age(&self) -> Vec<(u64, PathBuf)> {
-        let step = |path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
-        };
+    pub(crate) fn by_age(&self) -> Vec<(u64, PathBuf)> {
+        let step = |path: &Path| step_of(path.file_name()?.to_str()?);
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let files = entries.map(|entry| entry.path());
         let mut found: Vec<(u64, PathBuf)> = files.filter_map(|path| Some((step(&path)?, path))).collect();
         found.sort_unstable_by(|a, b| b.cmp(a));
         found
     }
+}
+
+/// The name of a step's checkpoint in its folder.
+pub(crate) fn file_name(step: u64) -> String {
+    format!("step-{step:08}.safetensors")
+}
+
+/// The step of a checkpoint by its name.
+pub(crate) fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
 use proto::v1::Encoding;
 
 use crate::args::{Args, Launch, Wire};
+use crate::mirror::{Location, LocationError};
 use crate::training::CheckpointEvery;
 
 /// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.
@@ -38,6 +39,10 @@ pub struct Config {
     pub data: DataArgs,
     /// Where the run goes.
     pub run: RunChoice,
+    /// A run to download into the folder of `run` before it is resumed there.
+    pub download: Option<Location>,
+    /// Where the run's files are copied to.
+    pub mirror: Option<Location>,
     /// When checkpoints are due.
     pub checkpoint_every: CheckpointEvery,
     /// How many stay.
@@ -181,6 +186,9 @@ pub enum ConfigError {
         /// Workers.
         found: NonZeroU32,
     },
+    /// No object store.
+    #[error(transparent)]
+    Location(#[from] LocationError),
     /// Two folders for one run.
     #[error("--resume goes on in the folder of the run; leave --run-dir out, or name the same folder")]
     TwoFolders,
@@ -211,7 +219,8 @@ impl TryFrom<Args> for Config {
         if args.keep == 0 {
             return Err(range("--keep", "above 0", 0, "3"));
         }
-        let run = run_choice(args.resume, args.run_dir)?;
+        let (run, download) = run_choice(args.resume, args.run_dir)?;
+        let mirror = args.mirror.map(|url| Location::parse("--mirror", &url)).transpose()?;
         let health = args.health.map(health_address).transpose()?;
         let workers = match args.launch {
             Launch::Local => {
@@ -240,6 +249,8 @@ impl TryFrom<Args> for Config {
             wire: args.wire,
             data: args.data,
             run,
+            download,
+            mirror,
             checkpoint_every,
             n_checkpoints_kept: args.keep as usize,
             journal: if args.journal { JournalSteps::Yes } else { JournalSteps::No },
@@ -308,15 +319,23 @@ fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
     checked.ok_or_else(|| range("--workers", format!("from 1 to {WORKERS_MAX}"), n_workers, "4"))
 }
 
+/// Where the run goes, and what is downloaded there first.
 #[expect(clippy::option_option, reason = "clap's form of a flag that may stand alone")]
-fn run_choice(resume: Option<Option<PathBuf>>, run_dir: Option<PathBuf>) -> Result<RunChoice, ConfigError> {
-    let Some(folder) = resume else { return Ok(RunChoice::New(run_dir)) };
-    if folder.as_ref().is_some_and(|folder| folder.as_os_str() == "auto") {
-        return Ok(RunChoice::ResumeOrNew(run_dir));
+fn run_choice(
+    resume: Option<Option<PathBuf>>,
+    run_dir: Option<PathBuf>,
+) -> Result<(RunChoice, Option<Location>), ConfigError> {
+    let Some(resume) = resume else { return Ok((RunChoice::New(run_dir), None)) };
+    let text = resume.as_ref().and_then(|resume| resume.to_str());
+    if let Some(url) = text.filter(|text| Location::is_url(text)) {
+        return Ok((RunChoice::Resume(run_dir), Some(Location::parse("--resume", url)?)));
     }
-    match (&folder, &run_dir) {
+    if text == Some("auto") {
+        return Ok((RunChoice::ResumeOrNew(run_dir), None));
+    }
+    match (&resume, &run_dir) {
         (Some(folder), Some(run_dir)) if folder != run_dir => Err(ConfigError::TwoFolders),
-        _ => Ok(RunChoice::Resume(folder.or(run_dir))),
+        _ => Ok((RunChoice::Resume(resume.or(run_dir)), None)),
     }
 }
 
@@ -432,6 +451,8 @@ mod tests {
         check("--health unix:socket", "write for example `0.0.0.0:7189`");
         check("--launch external --threads 2", "--threads is for local workers");
         check("--resume a --run-dir b", "name the same folder");
+        check("--mirror bucket/prefix", "expected the URL of an object store as --mirror, found `bucket/prefix`");
+        check("--resume http://localhost/run", "expected the URL of an object store as --resume");
     }
 
     #[test]
@@ -455,6 +476,23 @@ mod tests {
         check("--resume auto", RunChoice::ResumeOrNew(None));
         check("--resume auto --run-dir a", RunChoice::ResumeOrNew(Some("a".into())));
         check("--resume ./auto", RunChoice::Resume(Some("./auto".into())));
+    }
+
+    #[test]
+    fn run_of_a_mirror_is_downloaded_and_then_resumed() {
+        let check = |flags: &str, run, download: Option<&str>, mirror: Option<&str>| {
+            let found = config(flags).expect(flags);
+            let urls = [&found.download, &found.mirror].map(|location| location.as_ref().map(ToString::to_string));
+            assert_eq!(found.run, run, "{flags}");
+            assert_eq!(urls, [download, mirror].map(|url| url.map(str::to_owned)), "{flags}");
+        };
+        let url = "s3://bucket/a";
+        check("--mirror s3://bucket/a", RunChoice::New(None), None, Some(url));
+        check("--resume s3://bucket/a", RunChoice::Resume(None), Some(url), None);
+        check("--resume s3://bucket/a --run-dir b", RunChoice::Resume(Some("b".into())), Some(url), None);
+        let elsewhere = "--resume s3://bucket/a --mirror gs://bucket/b";
+        check(elsewhere, RunChoice::Resume(None), Some(url), Some("gs://bucket/b"));
+        check("--resume auto --mirror s3://bucket/a", RunChoice::ResumeOrNew(None), None, Some(url));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What `run.json` says of a run, and what the coordinator says last.
 
 use model::data::{DataChoice, Dataset};
+use model::files::WriteError;
 use model::params::{ParamLayout, params_blake3};
 use model::report::RunFolder;
 use model::training::TrainingError;
@@ -9,16 +10,19 @@ use serde_json::{Value, json};
 
 use crate::args::Wire;
 use crate::config::{Config, JournalSteps, Workers};
+use crate::mirror::{Mirror, MirrorReport, RunFile};
 use crate::observe::{History, Told};
 use crate::place::Place;
 use crate::start::Start;
 use crate::training::{Outcome, State, Training};
 
-/// What `run.json` says.
+/// What `run.json` says, and the mirror, to which it goes as the last file of a run.
 #[derive(Debug)]
 pub struct Description {
     /// An object.
     pub json: Value,
+    /// The mirror, once it is started.
+    pub mirror: Option<Mirror>,
 }
 
 impl Description {
@@ -47,17 +51,18 @@ impl Description {
             "heartbeat_timeout_seconds": config.silence_max.as_secs_f64(),
             "audit": config.audit,
             "journal": config.journal == JournalSteps::Yes,
+            "mirror": config.mirror.as_ref().map(|location| json!({ "url": location.to_string() })),
             "data": { "name": data.name(), "fingerprint": data_fingerprint },
             "n_params": layout.n_params(),
             "layout_fingerprint": layout.fingerprint().to_string(),
         });
-        Self { json }
+        Self { json, mirror: None }
     }
 
-    /// Writes the last files and says the last words, unless the run has failed.
+    /// Writes the last files, waits for the mirror, and says the last words, unless the run has failed.
     ///
     /// # Errors
-    /// What the run has failed with, or what could not be written.
+    /// What the run has failed with, what could not be written, or what the mirror lacks.
     pub fn end(
         mut self,
         config: &Config,
@@ -88,24 +93,26 @@ impl Description {
             "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch, "params_blake3": hash,
             "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
-        let described = folder.write_description(&self.json);
+        let has_weights = error.is_none() && *step > 0;
+        let trained = Weights { architecture: recipe.architecture, params: params.clone() };
+        let has_written = if has_weights { folder.write_weights(&trained) } else { Ok(()) };
+        let (described, mirrored) = self.write(&folder, has_weights);
         let screen = view.finish();
         if let Some(error) = error {
             return Err(error);
         }
         described?;
         let checkpoint = saved?;
-        if *step > 0 {
-            folder.write_weights(&Weights { architecture: recipe.architecture, params: params.clone() })?;
-        }
-        let Some(mut screen) = screen else { return Ok(()) };
+        has_written?;
+        let incomplete = mirrored.as_ref().and_then(MirrorReport::error).map_or(Ok(()), |error| Err(error.into()));
+        let Some(mut screen) = screen else { return incomplete };
         screen.finish();
         let weights = folder.weights_path();
         screen.json_line(&json!({
             "event": "end", "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch,
             "weights": weights.display().to_string(), "params_blake3": hash,
             "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()), "faults": training.tally(),
-            "milliseconds_per_step": costs.means(),
+            "milliseconds_per_step": costs.means(), "mirror": mirrored.as_ref().map(MirrorReport::json),
         }));
         if *outcome == Outcome::Stopped {
             let command = resume_command(config, place, &folder);
@@ -130,7 +137,25 @@ impl Description {
             screen.tell(&format!("weights: {}", weights.display()));
             screen.tell(&format!("parameters blake3: {hash}"));
         }
-        Ok(())
+        if let Some(MirrorReport { url, step: Some(step), missing, .. }) = &mirrored
+            && missing.is_empty()
+        {
+            screen.tell(&format!("mirror: {url}, complete up to step {step}"));
+        }
+        incomplete
+    }
+
+    /// Writes the description for the last time, with what the mirror has by then, and mirrors it as the last file.
+    fn write(&mut self, folder: &RunFolder, has_weights: bool) -> (Result<(), WriteError>, Option<MirrorReport>) {
+        let mirror = self.mirror.take();
+        if let Some(mirror) = &mirror {
+            if has_weights {
+                mirror.handle().written(RunFile::Weights);
+            }
+            self.json["mirror"] = mirror.drain().json();
+        }
+        let described = folder.write_description(&self.json);
+        (described, mirror.map(Mirror::finish))
     }
 }
 
@@ -149,6 +174,7 @@ fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String 
     let audit = if config.audit > 0.0 { format!(" --audit {}", config.audit) } else { String::new() };
     let journal = if config.journal == JournalSteps::Yes { " --journal" } else { "" };
     let wire = if config.wire == Some(Wire::Grpc) { " --wire grpc" } else { "" };
+    let mirror = config.mirror.as_ref().map(|location| format!(" --mirror {location}")).unwrap_or_default();
     let folder = folder.path().display();
-    format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}", config.n_workers)
+    format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}{mirror}", config.n_workers)
 }

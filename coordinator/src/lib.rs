@@ -10,6 +10,7 @@ pub mod driver;
 pub mod health;
 pub mod journal;
 pub mod launch;
+pub mod mirror;
 pub mod observe;
 pub mod place;
 mod run;

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
 fn run(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
     let args: Args = model::configuration::parse()?;
     let log_format = args.log.log_format;
-    *log = Some(init_log(log_format, "info"));
+    // The mirror says itself, once, that a store does not answer.
+    *log = Some(init_log(log_format, "info,object_store=warn"));
     if let Some(address) = &args.check {
         return check_coordinator(address, args.json);
     }

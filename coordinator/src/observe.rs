@@ -18,7 +18,7 @@ use tracing::Span;
 
 pub use costs::{CostTotals, StepCosts};
 pub use history::{ClusterStepRecord, History};
-pub use view::View;
+pub use view::{Teller, View};
 
 use crate::journal::Journal;
 use crate::saver::{Offer, RunFacts, Saver};

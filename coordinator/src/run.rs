@@ -37,6 +37,7 @@ use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
 use crate::health::{HealthPort, NotServing};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
+use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
 use crate::observe::{History, Observer, View};
 use crate::place::Place;
 use crate::saver::{RunFacts, Saver};
@@ -96,6 +97,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(LaunchError::Configuration { .. }) = cause.downcast_ref() {
             return Some(exit::CONFIGURATION);
         }
+        if let Some(error) = cause.downcast_ref::<MirrorError>() {
+            return Some(error.exit_code());
+        }
         let is_unavailable = cause.is::<ClusterError>() || cause.is::<LaunchError>() || cause.is::<NotServing>();
         is_unavailable.then_some(exit::UNAVAILABLE)
     });
@@ -106,39 +110,36 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 ///
 /// # Errors
 /// If it cannot begin, or ends otherwise than completed or stopped.
-pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCode> {
+pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<ExitCode> {
     let signals = Signals::register()?;
     let shutdown = CancellationToken::new();
     let health = open_health(&config, &shutdown).await?;
+    let mirror_plan = mirror::prepare(&mut config)?;
     let data = Arc::new(DataArgs { data: data_choice(&config) }.open()?);
     let data_fingerprint = data.fingerprint();
     // Before the run's folder is made: an address that is in use is no reason for a run that never began.
     let mut place = Place::open(&config).await?;
-    let start = Start::new(&config, &data_fingerprint)?;
+    let mut start = Start::new(&config, &data_fingerprint)?;
+    start.incarnation = start.incarnation.max(mirror_plan.as_ref().map_or(1, |plan| plan.incarnation_min));
     let layout = ParamLayout::of(start.recipe.architecture);
     let updates = shared_updates(start.wire, &layout);
-    let described = Description::new(&config, &start, updates.is_some(), &data, &data_fingerprint);
+    let mut described = Description::new(&config, &start, updates.is_some(), &data, &data_fingerprint);
     start.folder.write_description(&described.json)?;
     let screen = begin_screen(&config, &start, updates.is_some(), &data, &place);
 
     let first_step = start.state.step;
-    let Start { recipe, wire, state, folder, run_id, incarnation, lock, .. } = start;
-    let span = info_span!("run", id = run_id, incarnation);
+    let span = info_span!("run", id = start.run_id, incarnation = start.incarnation);
+    let view = View::start(screen, config.n_workers.get(), span.clone());
+    described.mirror = start_mirror(mirror_plan, &config, &start, &view, &span)?;
+    let mirror = described.mirror.as_ref().map(Mirror::handle).unwrap_or_default();
+    let facts = Arc::new(session_facts(&config, &start, &layout, &data_fingerprint, updates.as_ref()));
+    let Start { recipe, wire, state, folder, run_id, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let stop = {
         let inputs = inputs.clone();
         // A full channel is no reason to block; whoever fills it is told to stop by the next signal.
         move || drop(inputs.try_send(Input::Happened(Event::Stop)))
     };
-    let facts = Arc::new(Facts {
-        fence: v1::Fence { run_id: run_id.clone(), incarnation },
-        recipe: recipe_message(&recipe),
-        data_fingerprint: data_fingerprint.clone(),
-        layout_fingerprint: layout.fingerprint().0,
-        encoding: wire.encoding(),
-        updates: updates.as_ref().map(Updates::message),
-        silence_max: config.silence_max,
-    });
     // A vector for each shard's result, each one's message in decoding, and the averaged gradient.
     let buffers = Arc::new(Buffers::new(layout.n_params(), 2 * recipe.shards.get() as usize + 1));
     let service =
@@ -147,25 +148,27 @@ pub async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<ExitCo
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
     let acceptor = tokio::spawn(accept(listener, CONNECTIONS_MAX, accepted, shutdown.clone()).instrument(span.clone()));
-    let stopper = tokio::spawn(signals.stop_run(inputs)?);
+    let stopper = tokio::spawn(signals.stop_run(inputs, mirror.clone())?);
     if let Some(health) = &health {
         health.set_ready().await;
     }
 
     let run_facts =
         RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
-    let history = History { folder, data: Arc::clone(&data), device: reference_device(), recipe: recipe.clone() };
-    let saver = Saver::start(
-        Checkpoints::of(history.folder.path(), config.n_checkpoints_kept),
-        run_facts.clone(),
-        span.clone(),
-    );
+    let history = History {
+        folder,
+        data: Arc::clone(&data),
+        device: reference_device(),
+        recipe: recipe.clone(),
+        mirror: mirror.clone(),
+    };
+    let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept);
+    let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());
     let desk = saver.desk();
     let journal = match config.journal {
         JournalSteps::Yes => Some((Journal::open(history.folder.path())?, run_facts)),
         JournalSteps::No => None,
     };
-    let view = View::start(screen, config.n_workers.get(), span.clone());
     let trainjob = TrainJob::start(progress(&recipe, &data, &state), &span);
     let latest = trainjob.as_ref().map(TrainJob::latest);
     let driver = Driver {
@@ -263,6 +266,45 @@ async fn post_end(trainjob: Option<TrainJob>, end: RunEnd) {
     let Some(trainjob) = trainjob else { return };
     // Whatever becomes of it, the run has ended as it has.
     let _ = tokio::task::spawn_blocking(move || trainjob.finish(end)).await;
+}
+
+/// What every session has to know of the run.
+fn session_facts(
+    config: &Config,
+    start: &Start,
+    layout: &ParamLayout,
+    data_fingerprint: &str,
+    updates: Option<&Updates>,
+) -> Facts {
+    Facts {
+        fence: v1::Fence { run_id: start.run_id.clone(), incarnation: start.incarnation },
+        recipe: recipe_message(&start.recipe),
+        data_fingerprint: data_fingerprint.to_owned(),
+        layout_fingerprint: layout.fingerprint().0,
+        encoding: start.wire.encoding(),
+        updates: updates.map(Updates::message),
+        silence_max: config.silence_max,
+    }
+}
+
+/// The mirror, if there is to be one, with the files that are in the run folder by now.
+fn start_mirror(
+    plan: Option<MirrorPlan>,
+    config: &Config,
+    start: &Start,
+    view: &View,
+    span: &Span,
+) -> Result<Option<Mirror>, MirrorError> {
+    let Some(plan) = plan else { return Ok(None) };
+    let run = MirroredRun {
+        folder: start.folder.path().to_owned(),
+        run_id: start.run_id.clone(),
+        incarnation: start.incarnation,
+        n_checkpoints_kept: config.n_checkpoints_kept,
+        replaces: plan.replaces,
+    };
+    let teller = view.teller();
+    Mirror::start(plan.location, run, move |event| teller.mirror(event), span.clone()).map(Some)
 }
 
 /// Where averaged gradients lie for workers of this machine, if that was chosen and can be had.
@@ -398,6 +440,9 @@ fn begin_screen(config: &Config, start: &Start, is_shared: bool, data: &Dataset,
         config.checkpoint_every,
         config.n_checkpoints_kept
     ));
+    if let Some(mirror) = &config.mirror {
+        lines.push(format!("mirror: {mirror}, uploaded to behind the training"));
+    }
     if let Some(from) = &start.resumed_from {
         lines.push(format!("resumed at step {} from {}", start.state.step, from.display()));
         screen.set_position(start.state.step);

@@ -11,6 +11,7 @@ use model::recipe::Recipe;
 use tracing::{Span, debug, info, warn};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::mirror::MirrorHandle;
 use crate::training::State;
 
 /// The thread that writes.
@@ -59,12 +60,12 @@ struct States {
 }
 
 impl Saver {
-    /// Starts the thread, which logs in `span`.
-    pub fn start(checkpoints: Checkpoints, run: RunFacts, span: Span) -> Self {
+    /// Starts the thread, which logs in `span` and tells the mirror of each checkpoint that is whole.
+    pub fn start(checkpoints: Checkpoints, run: RunFacts, mirror: MirrorHandle, span: Span) -> Self {
         let desk = Arc::new(Desk::default());
         let thread = {
             let desk = Arc::clone(&desk);
-            let write = move || span.in_scope(|| desk.write_all(&checkpoints, &run));
+            let write = move || span.in_scope(|| desk.write_all(&checkpoints, &run, &mirror));
             std::thread::Builder::new().name("saver".to_owned()).spawn(write)
         };
         Self { desk, thread: thread.expect("the system has a thread to give") }
@@ -112,7 +113,12 @@ impl Desk {
     }
 
     /// Writes what is released, until the last one; what became of that.
-    fn write_all(&self, checkpoints: &Checkpoints, run: &RunFacts) -> Result<Option<PathBuf>, WriteError> {
+    fn write_all(
+        &self,
+        checkpoints: &Checkpoints,
+        run: &RunFacts,
+        mirror: &MirrorHandle,
+    ) -> Result<Option<PathBuf>, WriteError> {
         let mut last = Ok(None);
         while let Some(state) = self.take() {
             let checkpoint = run.checkpoint(state);
@@ -120,6 +126,7 @@ impl Desk {
             last = match checkpoints.save(&checkpoint) {
                 Ok(path) => {
                     info!(step, path = %path.display(), "checkpoint saved");
+                    mirror.checkpoint_saved(step);
                     Ok(Some(path))
                 }
                 Err(error) => {
@@ -159,7 +166,7 @@ mod tests {
         let state = |step| State { step, ..State::new(&recipe, Rounding::None, params.clone()) };
         let run = RunFacts { run_id: "1".to_owned(), recipe: recipe.clone(), data_fingerprint: String::new() };
         let checkpoints = Checkpoints::of(folder.path(), 9);
-        let saver = Saver::start(checkpoints.clone(), run, Span::none());
+        let saver = Saver::start(checkpoints.clone(), run, MirrorHandle::default(), Span::none());
         let desk = saver.desk();
         let [first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));
         saver.release(first);

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::driver::Input;
+use crate::mirror::MirrorHandle;
 use crate::training::Event;
 
 /// The handlers of both signals.
@@ -37,11 +38,16 @@ impl Signals {
         Ok(signals)
     }
 
-    /// From now on the first signal stops the run, by way of `inputs`. Runs for as long as the future is polled.
+    /// From now on the first signal stops the run, by way of `inputs`; one that comes after the run's end ends the wait for
+    /// the mirror. Runs for as long as the future is polled.
     ///
     /// # Errors
     /// If the system refuses a handler.
-    pub fn stop_run(&self, inputs: mpsc::Sender<Input>) -> std::io::Result<impl Future<Output = ()> + Send + use<>> {
+    pub fn stop_run(
+        &self,
+        inputs: mpsc::Sender<Input>,
+        mirror: MirrorHandle,
+    ) -> std::io::Result<impl Future<Output = ()> + Send + use<>> {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         self.is_final.store(false, Ordering::Relaxed);
         Ok(async move {
@@ -49,6 +55,7 @@ impl Signals {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
+            mirror.end_wait();
             // A driver that is gone has ended the run already.
             let _ = inputs.send(Input::Happened(Event::Stop)).await;
         })

@@ -174,7 +174,7 @@ pub fn data_choice(config: &Config) -> DataChoice {
 }
 
 /// The folder of the run to go on with, if there is one.
-fn existing_run(config: &Config) -> Option<PathBuf> {
+pub(crate) fn existing_run(config: &Config) -> Option<PathBuf> {
     match &config.run {
         RunChoice::New(_) => None,
         RunChoice::Resume(Some(folder)) | RunChoice::ResumeOrNew(Some(folder)) => {
@@ -185,7 +185,7 @@ fn existing_run(config: &Config) -> Option<PathBuf> {
 }
 
 /// Whether there is anything that a run could go on from, be it damaged.
-fn has_state(folder: &Path, n_kept: usize) -> bool {
+pub(crate) fn has_state(folder: &Path, n_kept: usize) -> bool {
     !Checkpoints::of(folder, n_kept).is_empty() || Journal::is_begun(folder)
 }
 
@@ -255,7 +255,7 @@ fn newest_run(config: &Config) -> Option<PathBuf> {
 }
 
 /// A folder has one coordinator at a time.
-fn lock(folder: &Path) -> anyhow::Result<File> {
+pub(crate) fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join(".lock");
     let file = File::create(&path).map_err(WriteError::at(&path))?;
     match file.try_lock() {

@@ -12,6 +12,7 @@ use model::weights::Weights;
 use serde::Serialize;
 
 use super::StepCosts;
+use crate::mirror::MirrorHandle;
 use crate::training::WorkerId;
 
 /// Images of an epoch's picture.
@@ -28,6 +29,8 @@ pub struct History {
     pub device: ComputeDevice,
     /// What is trained.
     pub recipe: Recipe,
+    /// Who copies the files.
+    pub mirror: MirrorHandle,
 }
 
 /// A line of `steps.jsonl`.
@@ -60,6 +63,8 @@ impl History {
         let evaluator = Evaluator::new(weights, &self.device);
         let Recipe { noise, seed, .. } = self.recipe;
         let png = split_picture(&evaluator, &self.data, Split::Valid, N_IMAGES, noise, seed);
-        self.folder.add_epoch(record, weights, &png)
+        self.folder.add_epoch(record, weights, &png)?;
+        self.mirror.epoch_written(record.epoch);
+        Ok(())
     }
 }

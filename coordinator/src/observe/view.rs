@@ -1,12 +1,14 @@
 //! What people see while it happens: the screen, and the log.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use model::report::{EpochRecord, Screen, StepRecord};
 use serde_json::json;
 use tracing::{Span, debug, info, warn};
 
+use crate::mirror::MirrorEvent;
 use crate::training::Report;
 
 /// Sights that wait to be shown. Where nobody takes them from the screen, more are lost.
@@ -23,12 +25,28 @@ pub enum Sight {
     Epoch(EpochRecord),
     /// Something about the workers.
     Told(Report),
+    /// Something about the mirror.
+    Mirror(MirrorEvent),
+}
+
+/// Shows what others than the observer have to show, until the view's end is waited for.
+#[derive(Clone, Debug)]
+pub struct Teller(Weak<SyncSender<Sight>>);
+
+impl Teller {
+    /// Shows something about the mirror, unless too much waits to be shown.
+    pub fn mirror(&self, event: MirrorEvent) {
+        if let Some(sights) = self.0.upgrade() {
+            let _ = sights.try_send(Sight::Mirror(event));
+        }
+    }
 }
 
 /// The thread that shows.
 #[derive(Debug)]
 pub struct View {
-    sights: SyncSender<Sight>,
+    /// Its only owner, so that the thread ends when this is dropped.
+    sights: Arc<SyncSender<Sight>>,
     screen: Receiver<Screen>,
 }
 
@@ -48,12 +66,17 @@ impl View {
         };
         // Nobody waits for its end: it may never come, where nobody reads what it prints.
         std::thread::Builder::new().name("view".to_owned()).spawn(show_all).expect("the system has a thread to give");
-        Self { sights, screen: back }
+        Self { sights: Arc::new(sights), screen: back }
     }
 
     /// Shows something, unless too much waits to be shown.
     pub fn show(&self, sight: Sight) {
         let _ = self.sights.try_send(sight);
+    }
+
+    /// What others may show something with.
+    pub fn teller(&self) -> Teller {
+        Teller(Arc::downgrade(&self.sights))
     }
 
     /// The screen, when all is shown; None if nobody takes it.
@@ -87,6 +110,10 @@ fn show(screen: &mut Screen, sight: Sight, n_expected: u32) {
             screen.json_line(&json!({ "event": "disputed", "step": step + 1, "task": task }));
         }
         Sight::Told(report) => log(&report),
+        Sight::Mirror(event) => {
+            screen.tell(&event.to_string());
+            screen.json_line(&event.json());
+        }
     }
 }
 

@@ -1,0 +1,314 @@
+//! A run's files from a mirror into a run folder: the newest checkpoint that is whole, and all that a run needs besides.
+//! They are downloaded beside their places and moved there when all are whole, the checkpoint last: a folder without a
+//! checkpoint holds no run, so a process that is killed meanwhile leaves nothing that looks like one.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::files::WriteError;
+use model::report::{LINES_BYTES_MAX, RunFolder};
+use proto::limits::PARAMS_MAX;
+use serde_json::Value;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::store::LINE_BYTES_MAX;
+use super::survey::{DESCRIPTION_BYTES_MAX, on_own_runtime};
+use super::{Location, MirrorError, RunFile, Store, StoreError, Survey};
+use crate::checkpoint::{Checkpoint, FILE_BYTES_MAX};
+
+/// Where files are until all are whole.
+const STAGING: &str = ".telar-download";
+/// Bytes at most of a picture.
+const PICTURE_BYTES_MAX: u64 = 1 << 24;
+/// Attempts at each file, each with the store's own deadlines.
+const N_ATTEMPTS: u32 = 5;
+/// The pause after the first attempt; each one more doubles it.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+
+/// Downloads a run into a folder that holds none, and that nobody else is at work in.
+///
+/// # Errors
+/// If there is no whole checkpoint, the store does not answer, or the folder cannot be written.
+pub fn download(location: &Location, survey: &Survey, folder: &Path) -> Result<(), MirrorError> {
+    let store = Store::open(location).map_err(|error| MirrorError::of(location, error))?;
+    let download = Download { location, store, survey, staging: folder.join(STAGING) };
+    let moved = on_own_runtime(download.stage()).and_then(|()| download.move_to(folder));
+    if moved.is_err() {
+        // What cannot be removed now is when the next attempt begins.
+        let _ = fs::remove_dir_all(&download.staging);
+    }
+    moved?;
+    info!(from = %location, to = %folder.display(), n_files = survey.files.len(), "run downloaded");
+    Ok(())
+}
+
+struct Download<'a> {
+    location: &'a Location,
+    store: Store,
+    survey: &'a Survey,
+    staging: PathBuf,
+}
+
+impl Download<'_> {
+    /// Downloads all files. The lines first: those of all checkpoints that were listed are there by now.
+    async fn stage(&self) -> Result<(), MirrorError> {
+        if self.staging.exists() {
+            fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
+        }
+        for name in ["checkpoints", "reconstructions"] {
+            let folder = self.staging.join(name);
+            fs::create_dir_all(&folder).map_err(WriteError::at(&folder))?;
+        }
+        for file in self.survey.files.keys().filter(|file| file.checkpoint_step().is_none()) {
+            match self.fetch(*file).await {
+                // Pictures and weights are not needed to go on.
+                Err(StoreError::NotFound(reason)) => warn!(reason, "file skipped"),
+                fetched => fetched.map_err(|error| MirrorError::of(self.location, error))?,
+            }
+        }
+        let run_id = self.stage_checkpoint().await?;
+        // Without it, the next process would take itself for the run's second one.
+        let description = RunFolder::read_description(&self.staging);
+        match description.as_ref().and_then(|description| description["run_id"].as_str()) {
+            Some(found) if found == run_id => Ok(()),
+            found => Err(self.no_run(format!(
+                "a checkpoint of run {run_id}, and run.json of {}",
+                found.map_or("none".to_owned(), |found| format!("run {found}"))
+            ))),
+        }
+    }
+
+    /// Downloads the newest checkpoint that is whole and has its lines, else the newest that is whole; gives its run.
+    async fn stage_checkpoint(&self) -> Result<String, MirrorError> {
+        let lines_step = last_step(&self.staging.join(RunFile::Steps.path()));
+        let (mut skipped, mut without_lines) = (Vec::new(), None);
+        for file in self.survey.files.keys().copied().filter(|file| file.checkpoint_step().is_some()) {
+            match self.fetch_checkpoint(file).await? {
+                Ok(checkpoint) if checkpoint.state.step <= lines_step => return Ok(checkpoint.run_id),
+                Ok(checkpoint) => {
+                    // Two coordinators that were at work there together can bring this about, for a moment.
+                    let step = checkpoint.state.step;
+                    warn!(from = %self.location, step, lines_step, "checkpoint skipped: its lines are not there");
+                    without_lines.get_or_insert(file);
+                }
+                Err(reason) => {
+                    warn!(from = %self.location, reason, "checkpoint skipped");
+                    skipped.push(reason);
+                }
+            }
+            let path = self.staging.join(file.path());
+            fs::remove_file(&path).or_else(ignore_missing).map_err(WriteError::at(&path))?;
+        }
+        if let Some(file) = without_lines
+            && let Ok(checkpoint) = self.fetch_checkpoint(file).await?
+        {
+            return Ok(checkpoint.run_id);
+        }
+        Err(self.no_run(if skipped.is_empty() {
+            "no checkpoint".to_owned()
+        } else {
+            format!("only damaged checkpoints: {}", skipped.join("; "))
+        }))
+    }
+
+    /// A checkpoint that was downloaded, or why it cannot be used.
+    async fn fetch_checkpoint(&self, file: RunFile) -> Result<Result<Checkpoint, String>, MirrorError> {
+        match self.fetch(file).await {
+            Ok(()) => Ok(Checkpoint::read(&self.staging.join(file.path())).map_err(|error| error.to_string())),
+            // Too old by now, or too large for a checkpoint.
+            Err(StoreError::NotFound(reason) | StoreError::TooLarge(reason)) => Ok(Err(reason)),
+            Err(error) => Err(MirrorError::of(self.location, error)),
+        }
+    }
+
+    async fn fetch(&self, file: RunFile) -> Result<(), StoreError> {
+        let mut pause = PAUSE_MIN;
+        let path = self.staging.join(file.path());
+        for attempt in 1.. {
+            match self.store.download(file, &path, n_bytes_max(file)).await {
+                Err(error @ StoreError::Unreachable(_)) if attempt < N_ATTEMPTS => {
+                    warn!(%error, "download: trying again");
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                done => return done,
+            }
+        }
+        unreachable!("the last attempt is returned")
+    }
+
+    /// Gives the files their names in the run folder.
+    fn move_to(&self, folder: &Path) -> Result<(), MirrorError> {
+        let pictures = folder.join("reconstructions");
+        fs::create_dir_all(&pictures).map_err(WriteError::at(&pictures))?;
+        let others = self.survey.files.keys().filter(|file| file.checkpoint_step().is_none()).map(|file| file.path());
+        for name in others.filter(|name| self.staging.join(name).exists()).chain(["checkpoints".to_owned()]) {
+            let to = folder.join(&name);
+            if name == "checkpoints" {
+                // The other names are on the disk before this one, which makes the folder a run.
+                for folder in [&pictures, folder] {
+                    sync_folder(folder)?;
+                }
+                sync_folder(&self.staging.join(&name))?;
+            }
+            fs::rename(self.staging.join(&name), &to).map_err(WriteError::at(&to))?;
+        }
+        sync_folder(folder)?;
+        fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
+        Ok(())
+    }
+
+    fn no_run(&self, found: String) -> MirrorError {
+        MirrorError::NoRun { url: self.location.to_string(), found }
+    }
+}
+
+fn ignore_missing(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// The step of the last line of a file of steps; 0 if there is none.
+fn last_step(path: &Path) -> u64 {
+    let read = || {
+        let mut file = File::open(path)?;
+        let n_bytes = file.metadata()?.len();
+        file.seek(SeekFrom::Start(n_bytes.saturating_sub(LINE_BYTES_MAX)))?;
+        let mut end = Vec::new();
+        file.take(LINE_BYTES_MAX).read_to_end(&mut end).map(|_| end)
+    };
+    let step = |line: &[u8]| serde_json::from_slice::<Value>(line).ok()?["step"].as_u64();
+    read().unwrap_or_default().rsplit(|&byte| byte == b'\n').find_map(step).unwrap_or(0)
+}
+
+fn sync_folder(folder: &Path) -> Result<(), WriteError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(WriteError::at(folder))
+}
+
+fn n_bytes_max(file: RunFile) -> u64 {
+    match file {
+        RunFile::Description => DESCRIPTION_BYTES_MAX,
+        RunFile::Picture(_) => PICTURE_BYTES_MAX,
+        RunFile::Weights => 4 * PARAMS_MAX as u64 + (1 << 20),
+        RunFile::History | RunFile::Steps => LINES_BYTES_MAX,
+        RunFile::Checkpoint(_) => FILE_BYTES_MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoints;
+    use crate::checkpoint::tests::checkpoint;
+    use crate::mirror::survey;
+
+    /// A mirror in a folder with checkpoints of steps 3 and 4.
+    fn mirror() -> (tempfile::TempDir, Location) {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let folder = root.path().join("mirror");
+        let checkpoints = Checkpoints::of(&folder, 9);
+        for step in [3, 4] {
+            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
+        }
+        fs::create_dir(folder.join("reconstructions")).expect("a folder");
+        let description = r#"{"run_id":"0123","incarnation":2,"recipe":{"architecture":"denoising"}}"#;
+        for (name, content) in [
+            ("run.json", description),
+            ("history.jsonl", "{}\n"),
+            ("steps.jsonl", "{\"step\":3}\n{\"step\":4}\n"),
+            ("reconstructions/epoch-01.png", "a picture"),
+        ] {
+            fs::write(folder.join(name), content).expect("a file");
+        }
+        let location = Location::parse("--resume", &format!("file://{}", folder.display())).expect("a URL");
+        (root, location)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn fetch(location: &Location, into: &Path) -> Result<(), MirrorError> {
+        fs::create_dir_all(into).expect("a folder");
+        download(location, &survey(location).expect("a folder can be listed"), into)
+    }
+
+    #[test]
+    fn newest_checkpoint_and_all_other_files_arrive() {
+        let (root, location) = mirror();
+        let run = root.path().join("run");
+        // What a process has left that was killed while it downloaded.
+        fs::create_dir_all(run.join(STAGING).join("checkpoints/torn")).expect("a folder");
+        fs::write(run.join("run.json"), "{}").expect("a file");
+        fetch(&location, &run).expect("a whole run");
+        let expected = ["checkpoints", "history.jsonl", "reconstructions", "run.json", "steps.jsonl"];
+        assert_eq!(names(&run), expected);
+        assert_eq!(names(&run.join("checkpoints")), ["step-00000004.safetensors"]);
+        assert_eq!(fs::read_to_string(run.join("history.jsonl")).expect("a file"), "{}\n");
+        assert_eq!(fs::read(run.join("reconstructions/epoch-01.png")).expect("a file"), b"a picture");
+        assert_eq!(RunFolder::read_description(&run).expect("a description")["incarnation"], 2);
+    }
+
+    #[test]
+    fn damaged_checkpoint_is_skipped() {
+        let (root, location) = mirror();
+        let newest = root.path().join("mirror/checkpoints/step-00000004.safetensors");
+        fs::write(&newest, b"torn").expect("a file");
+        let run = root.path().join("run");
+        fetch(&location, &run).expect("one is whole");
+        assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
+    }
+
+    #[test]
+    fn checkpoint_with_its_lines_comes_before_one_without() {
+        let check = |lines: &str, expected: &str| {
+            let (root, location) = mirror();
+            fs::write(root.path().join("mirror/steps.jsonl"), lines).expect("a file");
+            let run = root.path().join("run");
+            fetch(&location, &run).expect("two are whole");
+            assert_eq!(names(&run.join("checkpoints")), [expected]);
+        };
+        check("{\"step\":4}\n", "step-00000004.safetensors");
+        check("{\"step\":3}\n", "step-00000003.safetensors");
+        check("{\"step\":3}\n{\"step\":", "step-00000003.safetensors");
+        // Without the lines of any, the newest one is worth most.
+        check("", "step-00000004.safetensors");
+    }
+
+    #[test]
+    fn run_that_is_not_whole_leaves_no_run() {
+        let check = |change: fn(&Path), part: &str| {
+            let (root, location) = mirror();
+            change(&root.path().join("mirror"));
+            let run = root.path().join("run");
+            let error = fetch(&location, &run).expect_err(part).to_string();
+            assert!(error.contains(part), "`{error}` does not contain `{part}`");
+            assert!(names(&run).is_empty(), "{:?}", names(&run));
+        };
+        let remove = |path: PathBuf| fs::remove_file(path).expect("a file");
+        check(|mirror| remove_all(&mirror.join("checkpoints")), "found no checkpoint");
+        check(
+            |mirror| {
+                remove_all(&mirror.join("checkpoints"));
+                fs::create_dir(mirror.join("checkpoints")).expect("a folder");
+                fs::write(mirror.join("checkpoints/step-00000009.safetensors"), b"torn").expect("a file");
+            },
+            "found only damaged checkpoints",
+        );
+        let (root, location) = mirror();
+        remove(root.path().join("mirror/run.json"));
+        let error = fetch(&location, &root.path().join("run")).expect_err("no description").to_string();
+        assert!(error.contains("a checkpoint of run 0123, and run.json of none"), "{error}");
+    }
+
+    fn remove_all(folder: &Path) {
+        fs::remove_dir_all(folder).expect("a folder");
+    }
+}

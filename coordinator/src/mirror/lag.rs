@@ -1,0 +1,221 @@
+//! How far the mirror is behind the run folder, and when that is worth a message: each state once, not each retry. A
+//! function of its events; time is an argument.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long a checkpoint may be missing at the mirror before the mirror is called late.
+pub const LAG_MAX: Duration = Duration::from_mins(1);
+
+/// What is known of the mirror's checkpoints.
+#[derive(Debug, Default)]
+pub struct Lag {
+    newest_local: Option<u64>,
+    newest_mirrored: Option<u64>,
+    /// Since when a checkpoint is missing at the mirror.
+    due_since: Option<Instant>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    InTime,
+    Failing,
+    Behind,
+}
+
+/// A message about the mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MirrorEvent {
+    /// An upload has failed, and is tried again until it succeeds.
+    Failing {
+        /// What the store says.
+        reason: String,
+    },
+    /// The newest checkpoint has been missing at the mirror for too long.
+    Behind {
+        /// The step of the newest checkpoint in the run folder.
+        local: Option<u64>,
+        /// The step of the newest one at the mirror.
+        mirrored: Option<u64>,
+    },
+    /// After one of the former: the mirror is in time again.
+    CaughtUp {
+        /// The step of its newest checkpoint.
+        mirrored: Option<u64>,
+    },
+    /// The mirror has a later checkpoint of this run than the run folder.
+    Ahead {
+        /// Its step.
+        mirrored: u64,
+    },
+    /// Nothing is uploaded any more.
+    GivenUp {
+        /// Why.
+        reason: String,
+    },
+    /// The run is over, and the mirror is still missing files.
+    Finishing {
+        /// How many.
+        n_files: usize,
+    },
+}
+
+impl fmt::Display for MirrorEvent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let checkpoint = |step: &Option<u64>| step.map_or("no checkpoint".to_owned(), |step| format!("step {step}"));
+        match self {
+            Self::Failing { reason } => {
+                write!(out, "mirror: an upload failed, and is tried again until it succeeds: {reason}")
+            }
+            Self::Behind { local, mirrored } => write!(
+                out,
+                "mirror: behind for more than {} s: it has {}, the run folder {}",
+                LAG_MAX.as_secs(),
+                checkpoint(mirrored),
+                checkpoint(local)
+            ),
+            Self::CaughtUp { mirrored } => write!(out, "mirror: caught up; it has {}", checkpoint(mirrored)),
+            Self::Ahead { mirrored } => write!(
+                out,
+                "mirror: it has a later checkpoint of this run, of step {mirrored}; files are uploaded when the run is as far"
+            ),
+            Self::GivenUp { reason } => write!(out, "mirror: nothing more is uploaded: {reason}"),
+            Self::Finishing { n_files } => write!(out, "mirror: {n_files} files to upload; Ctrl-C ends the wait"),
+        }
+    }
+}
+
+impl MirrorEvent {
+    /// As programs read it.
+    pub fn json(&self) -> Value {
+        let (state, fields) = match self {
+            Self::Failing { reason } => ("failing", json!({ "reason": reason })),
+            Self::Behind { local, mirrored } => ("behind", json!({ "step": mirrored, "local_step": local })),
+            Self::CaughtUp { mirrored } => ("caught up", json!({ "step": mirrored })),
+            Self::Ahead { mirrored } => ("ahead", json!({ "step": mirrored })),
+            Self::GivenUp { reason } => ("given up", json!({ "reason": reason })),
+            Self::Finishing { n_files } => ("finishing", json!({ "n_files": n_files })),
+        };
+        let mut event = json!({ "event": "mirror", "state": state });
+        for (key, value) in fields.as_object().into_iter().flatten() {
+            event[key] = value.clone();
+        }
+        event
+    }
+}
+
+impl Lag {
+    /// The step of the newest checkpoint in the run folder.
+    pub fn newest_local(&self) -> Option<u64> {
+        self.newest_local
+    }
+
+    /// The step of the newest checkpoint at the mirror.
+    pub fn newest_mirrored(&self) -> Option<u64> {
+        self.newest_mirrored
+    }
+
+    /// A checkpoint is whole in the run folder.
+    pub fn saved(&mut self, step: u64, now: Instant) {
+        self.newest_local = self.newest_local.max(Some(step));
+        if self.is_missing() {
+            self.due_since.get_or_insert(now);
+        }
+    }
+
+    /// A checkpoint is whole at the mirror: the newest of a batch that was begun at a time.
+    pub fn mirrored(&mut self, step: u64, batch_begun: Instant) {
+        self.newest_mirrored = self.newest_mirrored.max(Some(step));
+        // What is newer was saved after the batch had begun.
+        self.due_since = self.due_since.filter(|_| self.is_missing()).map(|since| since.max(batch_begun));
+    }
+
+    /// An attempt has failed.
+    pub fn failed(&mut self, reason: &str) -> Option<MirrorEvent> {
+        if self.state != State::InTime {
+            return None;
+        }
+        self.state = State::Failing;
+        Some(MirrorEvent::Failing { reason: reason.to_owned() })
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) -> Option<MirrorEvent> {
+        if !self.is_late(now) || self.state == State::Behind {
+            return None;
+        }
+        self.state = State::Behind;
+        Some(MirrorEvent::Behind { local: self.newest_local, mirrored: self.newest_mirrored })
+    }
+
+    /// All files of a batch are at the mirror. Others may have changed since, or been added: that is no lag yet.
+    pub fn batch_done(&mut self, now: Instant) -> Option<MirrorEvent> {
+        if self.state == State::InTime || self.is_late(now) {
+            return None;
+        }
+        self.state = State::InTime;
+        Some(MirrorEvent::CaughtUp { mirrored: self.newest_mirrored })
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.due_since.is_some_and(|since| now.saturating_duration_since(since) >= LAG_MAX)
+    }
+
+    fn is_missing(&self) -> bool {
+        self.newest_local > self.newest_mirrored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn failure_is_told_once_and_its_end_too() {
+        let (mut lag, now) = (Lag::default(), Instant::now());
+        assert_eq!(lag.failed("no route"), Some(MirrorEvent::Failing { reason: "no route".to_owned() }));
+        assert_eq!(lag.failed("no route"), None);
+        assert_eq!(lag.batch_done(now), Some(MirrorEvent::CaughtUp { mirrored: None }));
+        assert_eq!(lag.batch_done(now), None);
+    }
+
+    #[test]
+    fn missing_checkpoint_is_told_once_after_a_minute() {
+        let begun = Instant::now();
+        let mut lag = Lag::default();
+        lag.saved(10, begun);
+        assert_eq!(lag.tick(begun + 59 * SECOND), None);
+        lag.saved(20, begun + 59 * SECOND);
+        let behind = MirrorEvent::Behind { local: Some(20), mirrored: None };
+        assert_eq!(lag.tick(begun + 60 * SECOND), Some(behind));
+        assert_eq!(lag.tick(begun + 61 * SECOND), None);
+        assert_eq!(lag.failed("no route"), None, "that it is behind has been told");
+        lag.saved(30, begun + 62 * SECOND);
+        lag.mirrored(20, begun + 61 * SECOND);
+        assert_eq!(lag.batch_done(begun + 121 * SECOND), None, "30 is late by now");
+        lag.mirrored(30, begun + 121 * SECOND);
+        let caught_up = MirrorEvent::CaughtUp { mirrored: Some(30) };
+        assert_eq!(lag.batch_done(begun + 122 * SECOND), Some(caught_up));
+        assert_eq!(lag.tick(begun + 600 * SECOND), None);
+    }
+
+    /// The goal: a mirror that is always one checkpoint behind, but never long, is in time.
+    #[test]
+    fn each_checkpoint_has_its_own_minute() {
+        let begun = Instant::now();
+        let mut lag = Lag::default();
+        lag.saved(0, begun);
+        for step in 1..100 {
+            let batch_begun = begun + 40 * step * SECOND;
+            lag.saved(u64::from(step), batch_begun + SECOND);
+            lag.mirrored(u64::from(step) - 1, batch_begun);
+            assert_eq!(lag.tick(batch_begun + 39 * SECOND), None);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Which files the mirror does not have yet, or has in an older form. A set: a file that changes twice before it is
+//! uploaded is uploaded once, so the set is no larger than the run folder has files.
+
+use std::collections::BTreeMap;
+
+use super::RunFile;
+
+/// The files to upload, each with the change that it waits for.
+#[derive(Debug)]
+pub struct Pending {
+    files: BTreeMap<RunFile, Change>,
+    n_changes: u64,
+    n_checkpoints_kept: usize,
+}
+
+/// A change of a file. Later changes are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change(u64);
+
+impl Pending {
+    /// Nothing to upload yet. Of the checkpoints at most the newest `n_checkpoints_kept` are.
+    pub fn new(n_checkpoints_kept: usize) -> Self {
+        Self { files: BTreeMap::new(), n_changes: 0, n_checkpoints_kept }
+    }
+
+    /// A file is whole on the disk, or has more lines there.
+    pub fn add(&mut self, file: RunFile) {
+        self.n_changes += 1;
+        self.files.insert(file, Change(self.n_changes));
+        if file.checkpoint_step().is_some() {
+            let checkpoints = self.files.keys().filter(|file| file.checkpoint_step().is_some());
+            let too_old: Vec<RunFile> = checkpoints.copied().skip(self.n_checkpoints_kept).collect();
+            for file in too_old {
+                self.files.remove(&file);
+            }
+        }
+    }
+
+    /// A checkpoint is whole on the disk, after the lines that it needs.
+    pub fn add_checkpoint(&mut self, step: u64) {
+        self.add(RunFile::History);
+        self.add(RunFile::Steps);
+        self.add(RunFile::checkpoint(step));
+    }
+
+    /// All files in the order in which they are to be uploaded.
+    pub fn batch(&self) -> Vec<(RunFile, Change)> {
+        self.files.iter().map(|(file, change)| (*file, *change)).collect()
+    }
+
+    /// A file was uploaded as it was at a change. It stays if it has changed since.
+    pub fn done(&mut self, file: RunFile, change: Change) {
+        if self.files.get(&file) == Some(&change) {
+            self.files.remove(&file);
+        }
+    }
+
+    /// The files, in the same order.
+    pub fn files(&self) -> impl Iterator<Item = RunFile> {
+        self.files.keys().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(pending: &Pending) -> Vec<String> {
+        pending.batch().into_iter().map(|(file, _)| file.path()).collect()
+    }
+
+    #[test]
+    fn file_that_changes_twice_is_uploaded_once() {
+        let mut pending = Pending::new(3);
+        for _ in 0..1_000 {
+            pending.add(RunFile::Steps);
+        }
+        assert_eq!(paths(&pending), ["steps.jsonl"]);
+    }
+
+    #[test]
+    fn file_that_changes_during_its_upload_stays() {
+        let mut pending = Pending::new(3);
+        pending.add(RunFile::Steps);
+        let (file, change) = pending.batch()[0];
+        pending.add(RunFile::Steps);
+        pending.done(file, change);
+        assert_eq!(paths(&pending), ["steps.jsonl"]);
+        let (file, change) = pending.batch()[0];
+        pending.done(file, change);
+        assert_eq!(pending.files().next(), None);
+    }
+
+    #[test]
+    fn checkpoint_brings_its_lines_and_comes_after_them() {
+        let mut pending = Pending::new(3);
+        pending.add_checkpoint(5);
+        for (file, change) in pending.batch() {
+            pending.done(file, change);
+        }
+        pending.add(RunFile::Description);
+        pending.add_checkpoint(10);
+        let expected = ["run.json", "history.jsonl", "steps.jsonl", "checkpoints/step-00000010.safetensors"];
+        assert_eq!(paths(&pending), expected);
+    }
+
+    #[test]
+    fn only_as_many_checkpoints_wait_as_are_kept() {
+        let mut pending = Pending::new(2);
+        for step in 1..1_000 {
+            pending.add_checkpoint(step);
+        }
+        let waiting: Vec<u64> = pending.files().filter_map(RunFile::checkpoint_step).collect();
+        assert_eq!(waiting, [999, 998]);
+    }
+}

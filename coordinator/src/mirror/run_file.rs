@@ -1,0 +1,129 @@
+//! The files of a run that are mirrored, each with its path in the run folder, which is also its path below the mirror's
+//! prefix. A closed list: a path from an object store that is not on it is never used as a path on this machine.
+
+use std::cmp::Reverse;
+
+use model::report::{picture_name, picture_number};
+
+use crate::checkpoint;
+
+/// A file of a run. Files are ordered as they are uploaded: what a checkpoint needs comes before the checkpoint, and of
+/// the checkpoints the newest comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RunFile {
+    /// `run.json`.
+    Description,
+    /// The picture of an epoch.
+    Picture(u32),
+    /// `model.safetensors`.
+    Weights,
+    /// `history.jsonl`.
+    History,
+    /// `steps.jsonl`.
+    Steps,
+    /// The checkpoint of a step.
+    Checkpoint(Reverse<u64>),
+}
+
+impl RunFile {
+    /// The checkpoint of a step.
+    pub fn checkpoint(step: u64) -> Self {
+        Self::Checkpoint(Reverse(step))
+    }
+
+    /// The step of a checkpoint.
+    pub fn checkpoint_step(self) -> Option<u64> {
+        match self {
+            Self::Checkpoint(Reverse(step)) => Some(step),
+            _ => None,
+        }
+    }
+
+    /// The path in the run folder.
+    pub fn path(self) -> String {
+        match self {
+            Self::Description => "run.json".to_owned(),
+            Self::Picture(epoch) => format!("reconstructions/{}", picture_name(epoch)),
+            Self::Weights => "model.safetensors".to_owned(),
+            Self::History => "history.jsonl".to_owned(),
+            Self::Steps => "steps.jsonl".to_owned(),
+            Self::Checkpoint(Reverse(step)) => format!("checkpoints/{}", checkpoint::file_name(step)),
+        }
+    }
+
+    /// The file of a path in the run folder; None if it is not mirrored.
+    pub fn parse(path: &str) -> Option<Self> {
+        let file = match path.split_once('/') {
+            None => {
+                [Self::Description, Self::Weights, Self::History, Self::Steps].into_iter().find(|f| f.path() == path)
+            }
+            Some(("reconstructions", name)) => picture_number(name).map(Self::Picture),
+            Some(("checkpoints", name)) => checkpoint::step_of(name).map(Self::checkpoint),
+            Some(_) => None,
+        };
+        // A number can be written in several ways, and a file has one path.
+        file.filter(|file| file.path() == path)
+    }
+
+    /// Whether lines are added to it while it is read.
+    pub fn has_lines(self) -> bool {
+        matches!(self, Self::History | Self::Steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_has_one_path() {
+        let files = [
+            (RunFile::Description, "run.json"),
+            (RunFile::Picture(7), "reconstructions/epoch-07.png"),
+            (RunFile::Picture(107), "reconstructions/epoch-107.png"),
+            (RunFile::Weights, "model.safetensors"),
+            (RunFile::History, "history.jsonl"),
+            (RunFile::Steps, "steps.jsonl"),
+            (RunFile::checkpoint(12), "checkpoints/step-00000012.safetensors"),
+        ];
+        for (file, path) in files {
+            assert_eq!(file.path(), path);
+            assert_eq!(RunFile::parse(path), Some(file));
+        }
+    }
+
+    #[test]
+    fn other_paths_are_no_files_of_a_run() {
+        let paths = [
+            "",
+            "run.json/",
+            "../run.json",
+            "checkpoints/../run.json",
+            "checkpoints/step-12.safetensors",
+            "checkpoints/step-+0000012.safetensors",
+            "checkpoints/.telar-step-00000012.safetensors",
+            "checkpoints/a/step-00000012.safetensors",
+            "reconstructions/epoch-7.png",
+            "journal/a.safetensors",
+            ".lock",
+        ];
+        for path in paths {
+            assert_eq!(RunFile::parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn lines_come_before_checkpoints_and_newer_checkpoints_before_older_ones() {
+        let ordered = [
+            RunFile::Description,
+            RunFile::Picture(1),
+            RunFile::Picture(2),
+            RunFile::Weights,
+            RunFile::History,
+            RunFile::Steps,
+            RunFile::checkpoint(20),
+            RunFile::checkpoint(10),
+        ];
+        assert!(ordered.is_sorted(), "{ordered:?}");
+    }
+}

@@ -1,0 +1,403 @@
+//! An object store and a prefix: each request with a deadline, and each failure as one of the few kinds that make a
+//! difference here. Retries a request that fails at once; what stays unreachable is for whoever asks.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    BackoffConfig, ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+};
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
+
+use super::{Location, RunFile, StoreKind};
+
+/// Bytes of a part: what is larger goes in several, each with a request and a deadline of its own. 5 MiB is the least that
+/// S3 takes, so that a slow connection needs no more than 70 KiB/s to keep the deadline; S3's 10,000 parts are 50 GiB.
+const PART_BYTES: usize = 5 << 20;
+/// How long a connection may take.
+const CONNECT_DEADLINE: &str = "5 seconds";
+/// How long an attempt at a request may take, as the client's option and with all of its retries.
+const ATTEMPT_DEADLINE: &str = "75 seconds";
+const REQUEST_DEADLINE: Duration = Duration::from_secs(90);
+/// Within which a request that has failed is tried again, at once.
+const RETRY_DEADLINE: Duration = Duration::from_secs(5);
+/// Names looked at below the prefix. A run has a file an epoch, and few others.
+const OBJECTS_MAX: usize = 100_000;
+/// Bytes at the end of a file in which its last whole line is looked for.
+pub(super) const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Characters of a store's answer that are repeated.
+const REASON_CHARS_MAX: usize = 400;
+
+/// A mirror's place in an object store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    prefix: ObjectPath,
+}
+
+/// Why a request has failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object.
+    #[error("{0}")]
+    NotFound(String),
+    /// There is no such bucket or container.
+    #[error("{0}")]
+    NoBucket(String),
+    /// The store knows who asks, or should, and refuses; or there are no credentials.
+    #[error("{0}")]
+    Denied(String),
+    /// What the environment says of the store makes no sense.
+    #[error("{0}")]
+    Settings(String),
+    /// No answer, or one that may be another one later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The object is larger than it may be.
+    #[error("{0}")]
+    TooLarge(String),
+    /// A file of this machine cannot be read or written.
+    #[error("{0}")]
+    File(String),
+}
+
+impl Store {
+    /// Opens a store; asks it nothing yet.
+    ///
+    /// # Errors
+    /// If its settings in the environment make no sense.
+    pub fn open(location: &Location) -> Result<Self, StoreError> {
+        // Fails if a provider is installed already, which is the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let retry = RetryConfig {
+            backoff: BackoffConfig { init_backoff: Duration::from_millis(100), ..BackoffConfig::default() },
+            max_retries: 3,
+            retry_timeout: RETRY_DEADLINE,
+        };
+        let deadlines =
+            [(ClientConfigKey::ConnectTimeout, CONNECT_DEADLINE), (ClientConfigKey::Timeout, ATTEMPT_DEADLINE)];
+        let url = location.url();
+        let objects: object_store::Result<Arc<dyn ObjectStore>> = match location.kind() {
+            StoreKind::S3 => {
+                let builder = AmazonS3Builder::from_env().with_url(url).with_retry(retry);
+                let builder = deadlines
+                    .into_iter()
+                    .fold(builder, |builder, (key, value)| builder.with_config(AmazonS3ConfigKey::Client(key), value));
+                builder.build().map(|store| Arc::new(store) as _)
+            }
+            StoreKind::Gcs => {
+                let builder = GoogleCloudStorageBuilder::from_env().with_url(url).with_retry(retry);
+                let builder = deadlines
+                    .into_iter()
+                    .fold(builder, |builder, (key, value)| builder.with_config(GoogleConfigKey::Client(key), value));
+                builder.build().map(|store| Arc::new(store) as _)
+            }
+            StoreKind::Azure => {
+                let builder = MicrosoftAzureBuilder::from_env().with_url(url).with_retry(retry);
+                let builder = deadlines
+                    .into_iter()
+                    .fold(builder, |builder, (key, value)| builder.with_config(AzureConfigKey::Client(key), value));
+                builder.build().map(|store| Arc::new(store) as _)
+            }
+            StoreKind::Folder => Ok(Arc::new(LocalFileSystem::new().with_fsync(true)) as _),
+        };
+        let objects = objects.map_err(|error| StoreError::Settings(reason(&error)))?;
+        Ok(Self { objects, prefix: location.prefix().clone() })
+    }
+
+    /// The run's files below the prefix, with their sizes. Others are passed over.
+    ///
+    /// # Errors
+    /// If the store does not list them.
+    pub async fn list(&self) -> Result<BTreeMap<RunFile, u64>, StoreError> {
+        let mut listed = self.objects.list(Some(&self.prefix));
+        let mut files = BTreeMap::new();
+        let mut n_objects = 0;
+        while let Some(meta) = within(REQUEST_DEADLINE, async { listed.next().await.transpose() }).await? {
+            let path: Option<String> = meta
+                .location
+                .prefix_match(&self.prefix)
+                .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
+            if let Some(file) = path.as_deref().and_then(RunFile::parse) {
+                files.insert(file, meta.size);
+            }
+            n_objects += 1;
+            if n_objects > OBJECTS_MAX {
+                return Err(StoreError::TooLarge(format!("more than {OBJECTS_MAX} objects")));
+            }
+        }
+        Ok(files)
+    }
+
+    /// A small object.
+    ///
+    /// # Errors
+    /// If it is not there or too large.
+    pub async fn read(&self, file: RunFile, n_bytes_max: u64) -> Result<Vec<u8>, StoreError> {
+        let path = self.path(file);
+        let read = async {
+            let found = self.objects.get(&path).await?;
+            let n_bytes = found.meta.size;
+            let bytes = if n_bytes > n_bytes_max { None } else { Some(found.bytes().await?) };
+            Ok((n_bytes, bytes))
+        };
+        let (n_bytes, bytes) = within(REQUEST_DEADLINE, read).await?;
+        bytes.map(|bytes| bytes.to_vec()).ok_or_else(|| too_large(file, n_bytes, n_bytes_max))
+    }
+
+    /// Makes sure that objects can be written and removed here.
+    ///
+    /// # Errors
+    /// If they cannot.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let path = self.prefix.clone().join(".telar-probe");
+        within(REQUEST_DEADLINE, self.objects.put(&path, PutPayload::from_static(b"telar"))).await?;
+        within(REQUEST_DEADLINE, self.objects.delete(&path)).await
+    }
+
+    /// Uploads a file as it is at the moment, up to its last whole line if lines are added to it. `progress` is called after
+    /// each part. The object is whole or not there, or as it was before. A file that is not there any more is no error.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or the object not be written.
+    pub async fn upload(&self, file: RunFile, folder: &Path, mut progress: impl FnMut()) -> Result<(), StoreError> {
+        let local = folder.join(file.path());
+        let at = |error: std::io::Error| StoreError::File(format!("{}: {error}", local.display()));
+        // Held open: whatever takes its name later, this is one file from its first byte to its last.
+        let mut content = match File::open(&local) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(at)?,
+        };
+        let n_bytes = if file.has_lines() { whole_lines(&mut content) } else { content.metadata().map(|m| m.len()) };
+        let n_bytes = n_bytes.map_err(at)?;
+        content.rewind().map_err(at)?;
+        let mut parts = n_bytes.div_ceil(PART_BYTES as u64);
+        let mut n_left = n_bytes;
+        let mut next_part = || {
+            let mut part = vec![0; usize::try_from(n_left).unwrap_or(usize::MAX).min(PART_BYTES)];
+            content.read_exact(&mut part).map_err(at)?;
+            n_left -= part.len() as u64;
+            Ok::<_, StoreError>(PutPayload::from(part))
+        };
+        let path = self.path(file);
+        if parts <= 1 {
+            within(REQUEST_DEADLINE, self.objects.put(&path, next_part()?)).await?;
+            progress();
+            return Ok(());
+        }
+        let mut object = within(REQUEST_DEADLINE, self.objects.put_multipart(&path)).await?;
+        let uploaded = async {
+            // Ends: the file is as long as it was when it was opened.
+            while parts > 0 {
+                within(REQUEST_DEADLINE, object.put_part(next_part()?)).await?;
+                progress();
+                parts -= 1;
+            }
+            within(REQUEST_DEADLINE, object.complete()).await
+        };
+        if let Err(error) = uploaded.await {
+            // What is left of the parts costs money until the bucket's own rules remove it.
+            let _ = within(RETRY_DEADLINE, object.abort()).await;
+            return Err(error);
+        }
+        progress();
+        Ok(())
+    }
+
+    /// Downloads an object of at most so many bytes in parts, and brings the file to the disk.
+    ///
+    /// # Errors
+    /// If it is not there, too large, changes meanwhile, or cannot be written.
+    pub async fn download(&self, file: RunFile, to: &Path, n_bytes_max: u64) -> Result<(), StoreError> {
+        let path = self.path(file);
+        let at = |error: std::io::Error| StoreError::File(format!("{}: {error}", to.display()));
+        let meta = within(REQUEST_DEADLINE, self.objects.head(&path)).await?;
+        if meta.size > n_bytes_max {
+            return Err(too_large(file, meta.size, n_bytes_max));
+        }
+        let mut content = File::create(to).map_err(at)?;
+        let mut n_read = 0;
+        while n_read < meta.size {
+            let range = n_read..meta.size.min(n_read + PART_BYTES as u64);
+            let expected = range.end - range.start;
+            // The same object as before, or an error: parts of two never end up in one file.
+            let options = GetOptions {
+                range: Some(GetRange::Bounded(range)),
+                if_match: meta.e_tag.clone(),
+                ..GetOptions::default()
+            };
+            let part = async { self.objects.get_opts(&path, options).await?.bytes().await };
+            let part = within(REQUEST_DEADLINE, part).await?;
+            if part.len() as u64 != expected {
+                let found = part.len();
+                return Err(StoreError::Unreachable(format!(
+                    "{found} bytes of {path} where {expected} were asked for"
+                )));
+            }
+            content.write_all(&part).map_err(at)?;
+            n_read += expected;
+        }
+        content.sync_all().map_err(at)
+    }
+
+    /// Removes an object, if it is there.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub async fn remove(&self, file: RunFile) -> Result<(), StoreError> {
+        match within(REQUEST_DEADLINE, self.objects.delete(&self.path(file))).await {
+            Err(StoreError::NotFound(_)) => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn path(&self, file: RunFile) -> ObjectPath {
+        file.path().split('/').fold(self.prefix.clone(), ObjectPath::join)
+    }
+}
+
+/// Bytes up to the end of the last whole line. A line that is cut would be dropped by whoever reads the file.
+fn whole_lines(file: &mut File) -> std::io::Result<u64> {
+    let n_bytes = file.metadata()?.len();
+    let begin = n_bytes.saturating_sub(LINE_BYTES_MAX);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut end = Vec::new();
+    file.take(n_bytes - begin).read_to_end(&mut end)?;
+    Ok(end.iter().rposition(|&byte| byte == b'\n').map_or(begin, |place| begin + place as u64 + 1))
+}
+
+async fn within<T>(
+    deadline: Duration,
+    request: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, StoreError> {
+    match timeout(deadline, request).await {
+        Ok(answer) => answer.map_err(|error| kind_of(&error)),
+        Err(_) => Err(StoreError::Unreachable(format!("no answer within {} seconds", deadline.as_secs()))),
+    }
+}
+
+fn too_large(file: RunFile, n_bytes: u64, n_bytes_max: u64) -> StoreError {
+    StoreError::TooLarge(format!("{} has {n_bytes} bytes, and at most {n_bytes_max} are expected", file.path()))
+}
+
+fn kind_of(error: &object_store::Error) -> StoreError {
+    let reason = reason(error);
+    let says = |parts: &[&str]| parts.iter().any(|part| reason.contains(part));
+    // A store answers 404 for an object that is not there as for a bucket; only the text tells.
+    if says(&["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"]) {
+        return StoreError::NoBucket(reason);
+    }
+    match error {
+        object_store::Error::NotFound { .. } => StoreError::NotFound(reason),
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            StoreError::Denied(reason)
+        }
+        // Where the environment has no credentials, those of a virtual machine in the cloud are asked for.
+        _ if says(&["169.254.169.254", "metadata.google.internal", "Permission denied"]) => StoreError::Denied(reason),
+        _ if says(&["URL scheme is not allowed"]) => StoreError::Settings(reason),
+        _ => StoreError::Unreachable(reason),
+    }
+}
+
+/// What an error says, with its causes where they say more, in one line.
+fn reason(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(found) = cause {
+        let words = found.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = found.source();
+    }
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(REASON_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store in a folder, and a run folder.
+    fn folders() -> (tempfile::TempDir, Store, std::path::PathBuf, std::path::PathBuf) {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let (mirror, run) = (root.path().join("mirror"), root.path().join("run"));
+        std::fs::create_dir(&run).expect("a folder");
+        let location = Location::parse("--mirror", &format!("file://{}", mirror.display())).expect("a URL");
+        (root, Store::open(&location).expect("a folder needs no settings"), run, mirror)
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+    }
+
+    #[test]
+    fn file_in_several_parts_comes_back() {
+        let (_root, store, run, mirror) = folders();
+        let content: Vec<u8> = (0..=250).cycle().take(2 * PART_BYTES + 77).collect();
+        std::fs::write(run.join("model.safetensors"), &content).expect("a file");
+        let mut n_parts = 0;
+        wait(store.upload(RunFile::Weights, &run, || n_parts += 1)).expect("it can be written");
+        assert_eq!(n_parts, 4); // 3 parts and the end
+        assert!(std::fs::read(mirror.join("model.safetensors")).expect("an object") == content);
+        let back = run.join("back");
+        wait(store.download(RunFile::Weights, &back, u64::MAX)).expect("it is there");
+        assert!(std::fs::read(&back).expect("a file") == content);
+        let error = wait(store.download(RunFile::Weights, &back, 1_000)).expect_err("it is larger");
+        assert!(error.to_string().contains("at most 1000 are expected"), "{error}");
+    }
+
+    #[test]
+    fn lines_are_cut_after_the_last_whole_one() {
+        let (_root, store, run, mirror) = folders();
+        let check = |content: &[u8], expected: &[u8]| {
+            std::fs::write(run.join("steps.jsonl"), content).expect("a file");
+            wait(store.upload(RunFile::Steps, &run, || {})).expect("it can be written");
+            assert!(std::fs::read(mirror.join("steps.jsonl")).expect("an object") == expected);
+        };
+        check(b"", b"");
+        check(b"{\"step\":1}\n", b"{\"step\":1}\n");
+        check(b"{\"step\":1}\n{\"st", b"{\"step\":1}\n");
+        check(b"{\"st", b"");
+        let long = [b"{}\n".repeat(1 << 20), b"{\"st".to_vec()].concat();
+        check(&long, &long[..3 << 20]);
+    }
+
+    #[test]
+    fn file_that_is_gone_is_no_error_and_an_object_that_is_gone_is_named() {
+        let (_root, store, run, _mirror) = folders();
+        assert_eq!(wait(store.upload(RunFile::checkpoint(1), &run, || {})), Ok(()));
+        assert_eq!(wait(store.list()), Ok(BTreeMap::new()));
+        assert_eq!(wait(store.remove(RunFile::checkpoint(1))), Ok(()));
+        let error = wait(store.read(RunFile::Description, 1)).expect_err("it is not there");
+        assert!(matches!(&error, StoreError::NotFound(reason) if reason.contains("run.json")), "{error:?}");
+    }
+
+    #[test]
+    fn only_files_of_a_run_are_listed() {
+        let (_root, store, run, mirror) = folders();
+        wait(store.probe()).expect("it can be written");
+        std::fs::create_dir_all(mirror.join("checkpoints")).expect("a folder");
+        for name in ["notes.txt", "checkpoints/notes.txt", "checkpoints/step-00000003.safetensors"] {
+            std::fs::write(mirror.join(name), b"12345").expect("a file");
+        }
+        std::fs::write(run.join("run.json"), b"{}").expect("a file");
+        wait(store.upload(RunFile::Description, &run, || {})).expect("it can be written");
+        let expected = BTreeMap::from([(RunFile::Description, 2), (RunFile::checkpoint(3), 5)]);
+        assert_eq!(wait(store.list()), Ok(expected));
+    }
+}
