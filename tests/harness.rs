@@ -1,6 +1,7 @@
 //! Programs as a user has them, started and watched. Each test has a folder of its own and the machine to itself; no
 //! process outlives its test, and one that fails shows the last lines of every process.
 
+mod bucket;
 mod compose;
 mod network;
 mod process;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use bucket::{Bucket, Passage};
 pub use compose::{Compose, docker, inspect};
 pub use network::{COORDINATOR, Network};
 pub use process::{Line, Process, Stream, TERMINATED, field};

@@ -194,6 +194,15 @@ impl Process {
         })
     }
 
+    /// Waits until a coordinator's mirror has a checkpoint of a step or of a later one.
+    pub fn wait_for_mirrored(&self, step_min: u64) {
+        let step = |line: &str| field(line, "step").parse::<u64>().expect("a step");
+        let found = self.find(Stream::Err, &format!("a mirrored checkpoint at step {step_min} or later"), |lines| {
+            lines.filter(|line| line.contains("checkpoint mirrored")).map(step).find(|&step| step >= step_min)
+        });
+        assert!(found.is_some(), "{} ended without a mirrored checkpoint at step {step_min}", self.watched.name);
+    }
+
     /// Waits until a look at the lines of a stream gives something; none if the process ends before it does.
     fn find<T>(
         &self,
