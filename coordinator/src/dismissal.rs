@@ -7,12 +7,13 @@ use std::time::Duration;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{Dismissal, Farewell};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
-use tracing::info;
+use tracing::{Instrument, Span, info};
 
 use crate::driver::Input;
 use crate::server::Outbox;
-use crate::training::{Event, WorkerId};
+use crate::training::{Event, Outcome, WorkerId};
 
 /// How long a coordinator that finds its run complete waits for workers, to tell them so: for a probe to find it ready, a
 /// name to be resolved, and the longest pause of a worker between two attempts, which is 2 s.
@@ -28,12 +29,61 @@ pub struct Audience {
 /// What the workers are told.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    /// Whether they end or look for the next coordinator.
-    pub farewell: Farewell,
-    /// Why, for people.
-    pub reason: String,
+    farewell: Farewell,
+    reason: &'static str,
     /// Workers to wait for that have not joined yet.
-    pub n_latecomers: usize,
+    n_latecomers: usize,
+}
+
+/// The task that dismisses the workers, once it is told how.
+#[derive(Debug)]
+pub struct Dismissing {
+    verdict: Option<oneshot::Sender<Verdict>>,
+    task: JoinHandle<()>,
+}
+
+impl Verdict {
+    /// For local workers, which end with the coordinator whatever the run came to.
+    pub fn of_local_workers() -> Self {
+        Self { farewell: Farewell::End, reason: "the run is over", n_latecomers: 0 }
+    }
+
+    /// For workers that others started, by how the run ended, and whether its last files were written.
+    pub fn of(outcome: &Outcome, are_files_written: bool) -> Self {
+        let (farewell, reason) = match outcome {
+            Outcome::Completed if are_files_written => (Farewell::End, "the run is complete"),
+            Outcome::Completed => (Farewell::ComeBack, "the coordinator could not write the run's last files"),
+            Outcome::Stopped => (Farewell::ComeBack, "the coordinator is stopped; the run may be resumed"),
+            Outcome::NobodyCame | Outcome::Diverged { .. } => (Farewell::End, "the run has failed"),
+        };
+        Self { farewell, reason, n_latecomers: 0 }
+    }
+
+    /// For a run that was complete when it was resumed: so many workers may still look for it, and would for long.
+    #[must_use]
+    pub fn for_latecomers_too(self, n_latecomers: usize) -> Self {
+        let n_latecomers = if self.farewell == Farewell::End { n_latecomers } else { 0 };
+        Self { n_latecomers, ..self }
+    }
+}
+
+impl Dismissing {
+    /// Lets the workers go. Only the first verdict counts.
+    pub fn decide(&mut self, verdict: Verdict) {
+        if let Some(sender) = self.verdict.take() {
+            // The task waits for it.
+            let _ = sender.send(verdict);
+        }
+    }
+
+    /// Waits until everybody is told.
+    ///
+    /// # Errors
+    /// If the task has failed.
+    pub async fn finish(self) -> Result<(), JoinError> {
+        drop(self.verdict);
+        self.task.await
+    }
 }
 
 impl Audience {
@@ -42,9 +92,15 @@ impl Audience {
         Self { inputs, outboxes }
     }
 
+    /// Starts the task, which logs in `span`.
+    pub fn dismiss_when_decided(self, span: &Span) -> Dismissing {
+        let (verdict, decided) = oneshot::channel();
+        Dismissing { verdict: Some(verdict), task: tokio::spawn(self.dismiss(decided).instrument(span.clone())) }
+    }
+
     /// Waits for the verdict, and dismisses everybody with it; then the latecomers, for at most 15 s or until the run is asked
     /// to end.
-    pub async fn dismiss(mut self, mut verdict: oneshot::Receiver<Verdict>) {
+    async fn dismiss(mut self, mut verdict: oneshot::Receiver<Verdict>) {
         // Ends with the verdict, which is sent or dropped.
         let verdict = loop {
             tokio::select! {
@@ -82,8 +138,7 @@ impl Audience {
     }
 }
 
-fn send(outbox: &Outbox, verdict: &Verdict) {
-    let Verdict { farewell, reason, .. } = verdict;
+fn send(outbox: &Outbox, &Verdict { farewell, reason, .. }: &Verdict) {
     // One that does not take its messages, or is gone, finds nobody later.
-    let _ = outbox.send(Kind::Dismissal(Dismissal { farewell: (*farewell).into(), reason: reason.clone() }));
+    let _ = outbox.send(Kind::Dismissal(Dismissal { farewell: farewell.into(), reason: reason.to_owned() }));
 }

@@ -89,8 +89,6 @@ pub struct Ended {
     pub observer: Observer,
     /// The workers that are still there.
     pub audience: Audience,
-    /// Why they are not needed any more, for people.
-    pub reason: String,
 }
 
 impl Driver {
@@ -111,7 +109,6 @@ impl Driver {
             hash_steps,
             watches,
             outboxes: BTreeMap::new(),
-            end_reason: String::new(),
             clock: Clock::start(),
             costs: StepCosts::default(),
         };
@@ -141,8 +138,6 @@ struct Running {
     hash_steps: HashSteps,
     watches: bool,
     outboxes: BTreeMap<WorkerId, Outbox>,
-    /// Why the workers are to end, when they are.
-    end_reason: String,
     clock: Clock,
     costs: StepCosts,
 }
@@ -190,8 +185,8 @@ impl Running {
                     continue;
                 }
                 Some(Pause::End(outcome)) => {
-                    let Self { training, observer, outboxes, end_reason: reason, .. } = self;
-                    return Ended { outcome, training, observer, audience: Audience::new(inputs, outboxes), reason };
+                    let Self { training, observer, outboxes, .. } = self;
+                    return Ended { outcome, training, observer, audience: Audience::new(inputs, outboxes) };
                 }
             }
             if self.journal == JournalSteps::Yes {
@@ -282,10 +277,7 @@ impl Running {
                     let farewell = match farewell {
                         Farewell::ComeBack => v1::Farewell::ComeBack,
                         // Not before the last files are on the disk: see `dismissal`.
-                        Farewell::End => {
-                            self.end_reason = reason;
-                            continue;
-                        }
+                        Farewell::End => continue,
                         Farewell::Refused => v1::Farewell::Refused,
                         Farewell::Evicted => v1::Farewell::Evicted,
                     };

@@ -21,7 +21,7 @@ use proto::v1::{self, Encoding};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -193,20 +193,43 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
         spawn_or_stop(launch(launcher, data, data_fingerprint, n_workers, local), stop, &span)
     });
-    let Ended { outcome, training, observer, audience, reason } = tokio::spawn(driver.run()).await?;
+    let ended = tokio::spawn(driver.run()).await?;
+    let background = Background { acceptor, server, stopper, shutdown, launched, local, trainjob };
+    let outcome = conclude(&config, &place, described, ended, background, first_step, &span).await;
+    drop(lock);
+    // A supervisor takes 0 for work that is done, and would not start the coordinator again.
+    let is_unfinished = outcome? == Outcome::Stopped && signals.is_terminated();
+    Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
+}
 
-    let (verdict, heard) = oneshot::channel();
-    let dismissing = tokio::spawn(audience.dismiss(heard).instrument(span.clone()));
-    // Local workers end with this process in any case; others only when all is on the disk.
-    let mut verdict = Some(verdict);
-    let mut dismiss = |farewell, reason, n_latecomers| {
-        if let Some(verdict) = verdict.take() {
-            // The task waits for it.
-            let _ = verdict.send(Verdict { farewell, reason, n_latecomers });
-        }
-    };
-    if matches!(config.workers, Workers::Local { .. }) {
-        dismiss(v1::Farewell::End, reason.clone(), 0);
+/// What goes on beside the driver.
+struct Background {
+    acceptor: JoinHandle<()>,
+    server: JoinHandle<anyhow::Result<()>>,
+    stopper: JoinHandle<()>,
+    /// Ends the acceptor, the server and the port for probes.
+    shutdown: CancellationToken,
+    launched: Option<JoinHandle<anyhow::Result<()>>>,
+    /// Ends the local workers.
+    local: CancellationToken,
+    trainjob: Option<TrainJob>,
+}
+
+/// Brings to the disk what the run came to, lets the workers go, and closes everything.
+async fn conclude(
+    config: &Config,
+    place: &Place,
+    described: Description,
+    ended: Ended,
+    background: Background,
+    first_step: u64,
+    span: &Span,
+) -> anyhow::Result<Outcome> {
+    let Ended { outcome, training, observer, audience } = ended;
+    let Background { acceptor, server, stopper, shutdown, launched, local, trainjob } = background;
+    let mut dismissing = audience.dismiss_when_decided(span);
+    if launched.is_some() {
+        dismissing.decide(Verdict::of_local_workers());
     }
     local.cancel();
     let told = tokio::task::spawn_blocking(move || observer.finish()).await?;
@@ -220,31 +243,18 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         let (address, waited) = (place.words.clone(), config.join_wait_max);
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
     });
-    let ended = described.end(&config, &place, &outcome, &training, told, failed);
-    // While the lock is held, so that the process that resumes the run posts later than this one.
-    let is_completed = outcome == Outcome::Completed && ended.is_ok();
+    let written = described.end(config, place, &outcome, &training, told, failed);
+    // While the folder is locked, so that the process that resumes the run posts later than this one.
+    let is_completed = outcome == Outcome::Completed && written.is_ok();
     post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
-    let come_back = |reason: &str| (v1::Farewell::ComeBack, reason.to_owned(), 0);
-    let (farewell, reason, n_latecomers) = match &outcome {
-        Outcome::Completed if ended.is_err() => come_back("the coordinator could not write the run's last files"),
-        Outcome::Stopped => come_back("the coordinator is stopped; the run may be resumed"),
-        // A run that was complete when it was resumed has no workers yet, and those that look for it would look for long.
-        Outcome::Completed if training.state().step == first_step => {
-            (v1::Farewell::End, "the run is complete".to_owned(), config.n_workers.get() as usize)
-        }
-        Outcome::Completed | Outcome::NobodyCame | Outcome::Diverged { .. } => (v1::Farewell::End, reason, 0),
-    };
-    dismiss(farewell, reason, n_latecomers);
-    dismissing.await?;
+    let was_complete = training.state().step == first_step;
+    let n_latecomers = if was_complete { config.n_workers.get() as usize } else { 0 };
+    dismissing.decide(Verdict::of(&outcome, written.is_ok()).for_latecomers_too(n_latecomers));
+    dismissing.finish().await?;
     shutdown.cancel();
     stopper.abort();
     let closed = close(acceptor, server).await;
-    drop(lock);
-    ended?;
-    closed?;
-    // A supervisor takes 0 for work that is done, and would not start the coordinator again.
-    let is_unfinished = outcome == Outcome::Stopped && signals.is_terminated();
-    Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
+    written.and(closed).map(|()| outcome)
 }
 
 /// The port for probes, if one is asked for.

@@ -203,17 +203,13 @@ fn check_can_go_on(folder: &Path) -> Result<(), ResumeError> {
 
 /// Whether a coordinator's run ended in a folder before there was a checkpoint: no epoch and no weights can be there then.
 fn is_before_first_checkpoint(folder: &Path) -> bool {
+    let has = |name| folder.join(name).exists();
+    // Killed before it said what it is: there is a file for lines, and no line in it.
+    let is_barely_begun = !has("run.json") && (has("history.jsonl") || has("steps.jsonl"));
     let description = RunFolder::read_description(folder);
-    let is_ours = match description {
-        Some(description) => description["program"] == "coordinator",
-        // Killed before it was written: there is a file for lines, and no line in it.
-        None => {
-            let has = |name| folder.join(name).exists();
-            !has("run.json") && (has("history.jsonl") || has("steps.jsonl"))
-        }
-    };
+    let is_ours = description.map_or(is_barely_begun, |description| description["program"] == "coordinator");
     let has_bytes = |name| folder.join(name).metadata().is_ok_and(|found| found.len() > 0);
-    is_ours && !has_bytes("history.jsonl") && !folder.join("model.safetensors").exists()
+    is_ours && !has_bytes("history.jsonl") && !has("model.safetensors")
 }
 
 fn new_recipe(config: &Config) -> Result<Recipe, RecipeError> {
