@@ -12,6 +12,8 @@ mod store;
 mod survey;
 mod uploader;
 
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -37,7 +39,8 @@ use store::{Store, StoreError};
 use uploader::Uploader;
 
 /// How long the mirror may make no progress after the run's end before it is given up.
-const END_WAIT_MAX: Duration = Duration::from_mins(1);
+/// Longer than one request may take, so that one that hangs is tried again.
+const END_WAIT_MAX: Duration = Duration::from_mins(2);
 /// How often it says that it is not done, at the run's end.
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -54,6 +57,8 @@ pub struct MirroredRun {
     pub n_checkpoints_kept: usize,
     /// A run whose files may be overwritten.
     pub replaces: Option<String>,
+    /// Steps of what has the name of a checkpoint at the mirror, and could not be used.
+    pub unusable_steps: BTreeSet<u64>,
 }
 
 /// The mirror of a run, and the thread that uploads. The only owner of that thread.
@@ -100,6 +105,10 @@ struct State {
     /// Whether a round is under way, or has to be tried again.
     is_busy: bool,
     is_ahead_told: bool,
+    /// The newest checkpoint that was listed at the mirror.
+    newest_listed: Option<u64>,
+    /// The newest checkpoints that were uploaded, as many as are kept.
+    uploaded_steps: BTreeSet<u64>,
     failure: Option<String>,
     given_up: Option<MirrorError>,
     end_wait: EndWait,
@@ -141,7 +150,15 @@ impl Mirror {
         });
         let uploader = Uploader::new(location.clone(), store, run, Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("mirror".to_owned());
-        let thread = thread.spawn(move || span.in_scope(|| uploader.run()));
+        let (failed, failed_location) = (Arc::clone(&shared), location.clone());
+        let upload_all = move || {
+            // A fault of a client must not pass for a mirror that is in time.
+            if catch_unwind(AssertUnwindSafe(|| uploader.run())).is_err() {
+                let error = StoreError::Settings("the client has failed".to_owned());
+                failed.give_up(MirrorError::of(&failed_location, error));
+            }
+        };
+        let thread = thread.spawn(move || span.in_scope(upload_all));
         Ok(Self { location, shared, thread: thread.expect("the system has a thread to give") })
     }
 
@@ -150,7 +167,7 @@ impl Mirror {
         MirrorHandle(Some(Arc::clone(&self.shared)))
     }
 
-    /// Blocks until the mirror has all files, has made no progress for a minute, has given up, or is not to be waited for.
+    /// Blocks until the mirror has all files, has made no progress for two minutes, has given up, or is not to be waited for.
     pub fn drain(&self) -> MirrorReport {
         let mut next_message = Instant::now() + MESSAGE_INTERVAL;
         let mut state = self.shared.lock();
@@ -251,6 +268,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nothing is uploaded any more.
+    fn give_up(&self, error: MirrorError) {
+        self.tell(Some(MirrorEvent::GivenUp { reason: error.to_string() }));
+        self.lock().given_up = Some(error);
+        self.settled.notify_all();
+    }
+
     /// Logs an event, and passes it on.
     fn tell(&self, event: Option<MirrorEvent>) {
         let Some(event) = event else { return };
@@ -275,6 +299,8 @@ impl State {
             lag: Lag::default(),
             is_busy: false,
             is_ahead_told: false,
+            newest_listed: None,
+            uploaded_steps: BTreeSet::new(),
             failure: None,
             given_up: None,
             end_wait: EndWait::NotBegun,
@@ -308,7 +334,7 @@ impl State {
     /// Whether the mirror has a later checkpoint than the run folder. Lines that end before it would leave a gap then: they
     /// wait until the run is as far.
     fn is_ahead(&self) -> bool {
-        self.lag.newest_mirrored() > self.lag.newest_local()
+        self.newest_listed > self.lag.newest_local()
     }
 
     /// The files that can be uploaded now.
@@ -328,12 +354,15 @@ impl State {
     }
 
     fn report(&self, location: &Location) -> MirrorReport {
-        let reason = self.given_up.as_ref().map(ToString::to_string).or_else(|| self.failure.clone());
+        let given_up = self.given_up.as_ref().map(ToString::to_string);
+        let ahead = self.newest_listed.filter(|_| self.is_ahead());
+        let ahead = ahead.map(|step| format!("it has a checkpoint of step {step}, which this run has not come to"));
         MirrorReport {
             url: location.to_string(),
             step: self.lag.newest_mirrored(),
-            missing: self.missing().map(RunFile::path).collect(),
-            reason,
+            // Also what is held back while the mirror is ahead.
+            missing: self.pending.files().map(RunFile::path).collect(),
+            reason: given_up.or_else(|| self.failure.clone()).or(ahead),
         }
     }
 }
@@ -343,7 +372,7 @@ fn check_apart(location: &Location, folder: &Path) -> Result<(), MirrorError> {
     let Some(mirror) = location.folder() else { return Ok(()) };
     // What is not there yet has no other name than the one given.
     let whole = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).ok();
-    if whole(&mirror) == whole(folder) {
+    if whole(&mirror).zip(whole(folder)).is_some_and(|(mirror, folder)| mirror.starts_with(folder)) {
         return Err(MirrorError::RunFolder { url: location.to_string() });
     }
     Ok(())
@@ -365,7 +394,7 @@ mod tests {
     fn lines_wait_while_the_mirror_has_a_later_checkpoint() {
         let mut state = state();
         let now = Instant::now();
-        state.lag.mirrored(20, now);
+        state.newest_listed = Some(20);
         state.pending.add(RunFile::Description);
         state.pending.add_checkpoint(10);
         state.lag.saved(10, now);
@@ -389,6 +418,7 @@ mod tests {
             incarnation: 1,
             n_checkpoints_kept: 3,
             replaces: None,
+            unusable_steps: BTreeSet::new(),
         };
         state.add_all(&run);
         let found = paths(&state);

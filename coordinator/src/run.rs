@@ -312,6 +312,7 @@ fn start_mirror(
         incarnation: start.incarnation,
         n_checkpoints_kept: config.n_checkpoints_kept,
         replaces: plan.replaces,
+        unusable_steps: plan.unusable_steps,
     };
     let teller = view.teller();
     Mirror::start(plan.location, run, move |event| teller.mirror(event), span.clone()).map(Some)

@@ -2,6 +2,7 @@
 //! They are downloaded beside their places and moved there when all are whole, the checkpoint last: a folder without a
 //! checkpoint holds no run, so a process that is killed meanwhile leaves nothing that looks like one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -28,21 +29,23 @@ const N_ATTEMPTS: u32 = 5;
 /// The pause after the first attempt; each one more doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// Downloads a run into a folder that holds none, and that nobody else is at work in.
+/// Downloads a run into a folder that holds none, and that nobody else is at work in; gives the steps of what has the name of a
+/// checkpoint there, is newer, and cannot be used.
 ///
 /// # Errors
 /// If there is no whole checkpoint, the store does not answer, or the folder cannot be written.
-pub fn download(location: &Location, survey: &Survey, folder: &Path) -> Result<(), MirrorError> {
+pub fn download(location: &Location, survey: &Survey, folder: &Path) -> Result<BTreeSet<u64>, MirrorError> {
     let store = Store::open(location).map_err(|error| MirrorError::of(location, error))?;
     let download = Download { location, store, survey, staging: folder.join(STAGING) };
-    let moved = on_own_runtime(download.stage()).and_then(|()| download.move_to(folder));
+    let staged = on_own_runtime(location, download.stage());
+    let moved = staged.and_then(|step| download.move_to(folder).map(|()| step));
     if moved.is_err() {
         // What cannot be removed now is when the next attempt begins.
         let _ = fs::remove_dir_all(&download.staging);
     }
-    moved?;
+    let step = moved?;
     info!(from = %location, to = %folder.display(), n_files = survey.files.len(), "run downloaded");
-    Ok(())
+    Ok(survey.files.keys().filter_map(|file| file.checkpoint_step()).filter(|&found| found > step).collect())
 }
 
 struct Download<'a> {
@@ -53,8 +56,9 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Downloads all files. The lines first: those of all checkpoints that were listed are there by now.
-    async fn stage(&self) -> Result<(), MirrorError> {
+    /// Downloads all files; gives the checkpoint's step. The lines first: those of all checkpoints that were listed are there
+    /// by now.
+    async fn stage(&self) -> Result<u64, MirrorError> {
         if self.staging.exists() {
             fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
         }
@@ -64,16 +68,21 @@ impl Download<'_> {
         }
         for file in self.survey.files.keys().filter(|file| file.checkpoint_step().is_none()) {
             match self.fetch(*file).await {
-                // Pictures and weights are not needed to go on.
                 Err(StoreError::NotFound(reason)) => warn!(reason, "file skipped"),
+                // Pictures and weights are not needed to go on.
+                Err(StoreError::TooLarge(reason) | StoreError::Denied(reason))
+                    if matches!(file, RunFile::Picture(_) | RunFile::Weights) =>
+                {
+                    warn!(reason, "file skipped");
+                }
                 fetched => fetched.map_err(|error| MirrorError::of(self.location, error))?,
             }
         }
-        let run_id = self.stage_checkpoint().await?;
+        let Checkpoint { run_id, state, .. } = self.stage_checkpoint().await?;
         // Without it, the next process would take itself for the run's second one.
         let description = RunFolder::read_description(&self.staging);
         match description.as_ref().and_then(|description| description["run_id"].as_str()) {
-            Some(found) if found == run_id => Ok(()),
+            Some(found) if found == run_id => Ok(state.step),
             found => Err(self.no_run(format!(
                 "a checkpoint of run {run_id}, and run.json of {}",
                 found.map_or("none".to_owned(), |found| format!("run {found}"))
@@ -81,13 +90,13 @@ impl Download<'_> {
         }
     }
 
-    /// Downloads the newest checkpoint that is whole and has its lines, else the newest that is whole; gives its run.
-    async fn stage_checkpoint(&self) -> Result<String, MirrorError> {
+    /// Downloads the newest checkpoint that is whole and has its lines, else the newest that is whole.
+    async fn stage_checkpoint(&self) -> Result<Checkpoint, MirrorError> {
         let lines_step = last_step(&self.staging.join(RunFile::Steps.path()));
         let (mut skipped, mut without_lines) = (Vec::new(), None);
         for file in self.survey.files.keys().copied().filter(|file| file.checkpoint_step().is_some()) {
             match self.fetch_checkpoint(file).await? {
-                Ok(checkpoint) if checkpoint.state.step <= lines_step => return Ok(checkpoint.run_id),
+                Ok(checkpoint) if checkpoint.state.step <= lines_step => return Ok(checkpoint),
                 Ok(checkpoint) => {
                     // Two coordinators that were at work there together can bring this about, for a moment.
                     let step = checkpoint.state.step;
@@ -105,7 +114,7 @@ impl Download<'_> {
         if let Some(file) = without_lines
             && let Ok(checkpoint) = self.fetch_checkpoint(file).await?
         {
-            return Ok(checkpoint.run_id);
+            return Ok(checkpoint);
         }
         Err(self.no_run(if skipped.is_empty() {
             "no checkpoint".to_owned()
@@ -117,7 +126,16 @@ impl Download<'_> {
     /// A checkpoint that was downloaded, or why it cannot be used.
     async fn fetch_checkpoint(&self, file: RunFile) -> Result<Result<Checkpoint, String>, MirrorError> {
         match self.fetch(file).await {
-            Ok(()) => Ok(Checkpoint::read(&self.staging.join(file.path())).map_err(|error| error.to_string())),
+            Ok(()) => {
+                let read = Checkpoint::read(&self.staging.join(file.path())).map_err(|error| error.to_string());
+                let owner = self.survey.owner.as_ref().map(|owner| owner.run_id.as_str());
+                Ok(read.and_then(|checkpoint| match owner {
+                    Some(owner) if owner != checkpoint.run_id => {
+                        Err(format!("{} is of run {}", file.path(), checkpoint.run_id))
+                    }
+                    Some(_) | None => Ok(checkpoint),
+                }))
+            }
             // Too old by now, or too large for a checkpoint.
             Err(StoreError::NotFound(reason) | StoreError::TooLarge(reason)) => Ok(Err(reason)),
             Err(error) => Err(MirrorError::of(self.location, error)),
@@ -235,7 +253,7 @@ mod tests {
         names
     }
 
-    fn fetch(location: &Location, into: &Path) -> Result<(), MirrorError> {
+    fn fetch(location: &Location, into: &Path) -> Result<BTreeSet<u64>, MirrorError> {
         fs::create_dir_all(into).expect("a folder");
         download(location, &survey(location).expect("a folder can be listed"), into)
     }
@@ -262,7 +280,7 @@ mod tests {
         let newest = root.path().join("mirror/checkpoints/step-00000004.safetensors");
         fs::write(&newest, b"torn").expect("a file");
         let run = root.path().join("run");
-        fetch(&location, &run).expect("one is whole");
+        assert_eq!(fetch(&location, &run).expect("one is whole"), BTreeSet::from([4]));
         assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
     }
 

@@ -75,7 +75,13 @@ impl Location {
     /// # Errors
     /// If it is no URL of an object store, or holds what belongs in the environment.
     pub fn parse(flag: &'static str, text: &str) -> Result<Self, LocationError> {
-        let error = |found: &str, reason| LocationError { flag, found: found.to_owned(), reason };
+        let error = |found: &str, reason| {
+            // What stands behind these characters may be a secret, also where it does not parse.
+            let is_shown = !found.contains(['@', '?', '#']);
+            let found = if is_shown { found } else { found.split_once("://").map_or("…", |(scheme, _)| scheme) };
+            let found = if is_shown { found.to_owned() } else { format!("{found}://…") };
+            LocationError { flag, found, reason }
+        };
         let url: Url = text.parse().map_err(|_| error(text, ""))?;
         // `abfs://container@account…` names a container, not a user.
         let is_container = matches!(url.scheme(), "abfs" | "abfss") && url.password().is_none();

@@ -11,6 +11,8 @@ pub struct Pending {
     files: BTreeMap<RunFile, Change>,
     n_changes: u64,
     n_checkpoints_kept: usize,
+    /// The parts of a file that have arrived, of those that are not done.
+    n_parts: BTreeMap<RunFile, u64>,
 }
 
 /// A change of a file. Later changes are greater.
@@ -20,7 +22,7 @@ pub struct Change(u64);
 impl Pending {
     /// Nothing to upload yet. Of the checkpoints at most the newest `n_checkpoints_kept` are.
     pub fn new(n_checkpoints_kept: usize) -> Self {
-        Self { files: BTreeMap::new(), n_changes: 0, n_checkpoints_kept }
+        Self { files: BTreeMap::new(), n_changes: 0, n_checkpoints_kept, n_parts: BTreeMap::new() }
     }
 
     /// A file is whole on the disk, or has more lines there.
@@ -50,9 +52,18 @@ impl Pending {
 
     /// A file was uploaded as it was at a change. It stays if it has changed since.
     pub fn done(&mut self, file: RunFile, change: Change) {
+        self.n_parts.remove(&file);
         if self.files.get(&file) == Some(&change) {
             self.files.remove(&file);
         }
+    }
+
+    /// A part of a file has arrived, counted from 1. Whether no attempt has come so far before.
+    pub fn reach(&mut self, file: RunFile, part: u64) -> bool {
+        let n_parts = self.n_parts.entry(file).or_default();
+        let is_new = part > *n_parts;
+        *n_parts = part.max(*n_parts);
+        is_new
     }
 
     /// The files, in the same order.
@@ -102,6 +113,13 @@ mod tests {
         pending.add_checkpoint(10);
         let expected = ["run.json", "history.jsonl", "steps.jsonl", "checkpoints/step-00000010.safetensors"];
         assert_eq!(paths(&pending), expected);
+    }
+
+    #[test]
+    fn part_that_arrives_again_is_no_progress() {
+        let mut pending = Pending::new(3);
+        let reached = [1, 2, 1, 2, 3].map(|part| pending.reach(RunFile::Steps, part));
+        assert_eq!(reached, [true, true, false, false, true]);
     }
 
     #[test]

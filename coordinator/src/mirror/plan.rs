@@ -1,6 +1,7 @@
 //! Before a run begins: where it is mirrored, whether that place is free or its own, and whether the run has to be
 //! downloaded first. After that a run from a mirror is a run in a folder like any other.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use model::files::WriteError;
@@ -20,6 +21,8 @@ pub struct MirrorPlan {
     pub incarnation_min: u32,
     /// A run that came to no checkpoint, whose description may be overwritten.
     pub replaces: Option<String>,
+    /// Steps of what has the name of a checkpoint there, and could not be used.
+    pub unusable_steps: BTreeSet<u64>,
 }
 
 /// Downloads the run to resume where that is due, so that `config` names a folder from then on, and makes sure that the run
@@ -30,10 +33,13 @@ pub struct MirrorPlan {
 pub fn prepare(config: &mut Config) -> anyhow::Result<Option<MirrorPlan>> {
     if let Some(from) = config.download.take() {
         let found = survey(&from)?;
-        let run_id = download_run(config, &from, &found)?;
+        let (run_id, unusable_steps) = download_run(config, &from, &found)?;
         let location = config.mirror.get_or_insert_with(|| from.clone()).clone();
-        let found = if location == from { Some(found) } else { survey_if_reachable(&location)? };
-        return Ok(Some(MirrorPlan::for_run(location, found, &run_id)?));
+        if location != from {
+            let found = survey_if_reachable(&location)?;
+            return Ok(Some(MirrorPlan::for_run(location, found, &run_id)?));
+        }
+        return Ok(Some(MirrorPlan { unusable_steps, ..MirrorPlan::for_run(location, Some(found), &run_id)? }));
     }
     let Some(location) = config.mirror.clone() else { return Ok(None) };
     if let RunChoice::New(Some(folder)) | RunChoice::Resume(Some(folder)) | RunChoice::ResumeOrNew(Some(folder)) =
@@ -55,8 +61,8 @@ pub fn prepare(config: &mut Config) -> anyhow::Result<Option<MirrorPlan>> {
             // Without an answer nobody knows whether there is a run, which a new one must not take the place of.
             let found = survey(&location)?;
             if found.newest_step().is_some() {
-                let run_id = download_run(config, &location, &found)?;
-                MirrorPlan::for_run(location, Some(found), &run_id)?
+                let (run_id, unusable_steps) = download_run(config, &location, &found)?;
+                MirrorPlan { unusable_steps, ..MirrorPlan::for_run(location, Some(found), &run_id)? }
             } else {
                 MirrorPlan { replaces: found.owner.map(|owner| owner.run_id), ..MirrorPlan::new(location) }
             }
@@ -73,7 +79,7 @@ pub fn prepare(config: &mut Config) -> anyhow::Result<Option<MirrorPlan>> {
 
 impl MirrorPlan {
     fn new(location: Location) -> Self {
-        Self { location, incarnation_min: 1, replaces: None }
+        Self { location, incarnation_min: 1, replaces: None, unusable_steps: BTreeSet::new() }
     }
 
     /// For a run that was begun earlier.
@@ -95,8 +101,8 @@ fn survey_if_reachable(location: &Location) -> Result<Option<Survey>, MirrorErro
     }
 }
 
-/// Downloads a run into the folder that was named, or a new one; gives the run.
-fn download_run(config: &mut Config, from: &Location, found: &Survey) -> anyhow::Result<String> {
+/// Downloads a run into the folder that was named, or a new one; gives the run, and the steps that [`download`] gives.
+fn download_run(config: &mut Config, from: &Location, found: &Survey) -> anyhow::Result<(String, BTreeSet<u64>)> {
     let no_run = |what: &str| MirrorError::NoRun { url: from.to_string(), found: what.to_owned() };
     let owner = found.owner.as_ref().ok_or_else(|| no_run("no run.json"))?;
     let recipe = owner.recipe.as_ref().ok_or_else(|| no_run("run.json of an unknown program"))?;
@@ -110,12 +116,18 @@ fn download_run(config: &mut Config, from: &Location, found: &Survey) -> anyhow:
         // Fails where something is in it by now, which is not to be lost.
         let _ = std::fs::remove_file(folder.join(".lock")).and_then(|()| std::fs::remove_dir(&folder));
     }
-    downloaded?;
+    let unusable_steps = downloaded?;
     config.run = RunChoice::Resume(Some(folder));
-    Ok(owner.run_id.clone())
+    Ok((owner.run_id.clone(), unusable_steps))
 }
 
-fn download_into(folder: &Path, n_kept: usize, from: &Location, found: &Survey, run_id: &str) -> anyhow::Result<()> {
+fn download_into(
+    folder: &Path,
+    n_kept: usize,
+    from: &Location,
+    found: &Survey,
+    run_id: &str,
+) -> anyhow::Result<BTreeSet<u64>> {
     std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
     let _lock = lock(folder)?;
     // A process that was killed while it moved downloaded files has left some of them, and no checkpoint.

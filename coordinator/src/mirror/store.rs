@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,12 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    BackoffConfig, ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+    BackoffConfig, ClientConfigKey, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt, PutPayload,
+    RetryConfig,
 };
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
+use url::Url;
 
 use super::{Location, RunFile, StoreKind};
 
@@ -78,6 +81,7 @@ impl Store {
     /// # Errors
     /// If its settings in the environment make no sense.
     pub fn open(location: &Location) -> Result<Self, StoreError> {
+        check_environment(std::env::vars_os())?;
         // Fails if a provider is installed already, which is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let retry = RetryConfig {
@@ -148,12 +152,11 @@ impl Store {
         let path = self.path(file);
         let read = async {
             let found = self.objects.get(&path).await?;
-            let n_bytes = found.meta.size;
-            let bytes = if n_bytes > n_bytes_max { None } else { Some(found.bytes().await?) };
-            Ok((n_bytes, bytes))
+            read_bounded(found, n_bytes_max).await
         };
-        let (n_bytes, bytes) = within(REQUEST_DEADLINE, read).await?;
-        bytes.map(|bytes| bytes.to_vec()).ok_or_else(|| too_large(file, n_bytes, n_bytes_max))
+        let bytes = within(REQUEST_DEADLINE, read).await?;
+        let n_bytes = bytes.len() as u64;
+        if n_bytes > n_bytes_max { Err(too_large(file, n_bytes, n_bytes_max)) } else { Ok(bytes) }
     }
 
     /// Makes sure that objects can be written and removed here.
@@ -166,23 +169,22 @@ impl Store {
         within(REQUEST_DEADLINE, self.objects.delete(&path)).await
     }
 
-    /// Uploads a file as it is at the moment, up to its last whole line if lines are added to it. `progress` is called after
-    /// each part. The object is whole or not there, or as it was before. A file that is not there any more is no error.
+    /// Uploads an open file as it is at the moment, up to its last whole line if lines are added to it. `progress` is called
+    /// with the number of each part that has arrived, counted from 1. The object is whole or not there, or as it was before.
     ///
     /// # Errors
     /// If the file cannot be read, or the object not be written.
-    pub async fn upload(&self, file: RunFile, folder: &Path, mut progress: impl FnMut()) -> Result<(), StoreError> {
-        let local = folder.join(file.path());
-        let at = |error: std::io::Error| StoreError::File(format!("{}: {error}", local.display()));
-        // Held open: whatever takes its name later, this is one file from its first byte to its last.
-        let mut content = match File::open(&local) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            opened => opened.map_err(at)?,
-        };
+    pub async fn upload(
+        &self,
+        file: RunFile,
+        mut content: File,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), StoreError> {
+        let at = |error: std::io::Error| StoreError::File(format!("{}: {error}", file.path()));
         let n_bytes = if file.has_lines() { whole_lines(&mut content) } else { content.metadata().map(|m| m.len()) };
         let n_bytes = n_bytes.map_err(at)?;
         content.rewind().map_err(at)?;
-        let mut parts = n_bytes.div_ceil(PART_BYTES as u64);
+        let n_parts = n_bytes.div_ceil(PART_BYTES as u64);
         let mut n_left = n_bytes;
         let mut next_part = || {
             let mut part = vec![0; usize::try_from(n_left).unwrap_or(usize::MAX).min(PART_BYTES)];
@@ -191,18 +193,15 @@ impl Store {
             Ok::<_, StoreError>(PutPayload::from(part))
         };
         let path = self.path(file);
-        if parts <= 1 {
+        if n_parts <= 1 {
             within(REQUEST_DEADLINE, self.objects.put(&path, next_part()?)).await?;
-            progress();
             return Ok(());
         }
         let mut object = within(REQUEST_DEADLINE, self.objects.put_multipart(&path)).await?;
         let uploaded = async {
-            // Ends: the file is as long as it was when it was opened.
-            while parts > 0 {
+            for part in 1..=n_parts {
                 within(REQUEST_DEADLINE, object.put_part(next_part()?)).await?;
-                progress();
-                parts -= 1;
+                progress(part);
             }
             within(REQUEST_DEADLINE, object.complete()).await
         };
@@ -211,7 +210,6 @@ impl Store {
             let _ = within(RETRY_DEADLINE, object.abort()).await;
             return Err(error);
         }
-        progress();
         Ok(())
     }
 
@@ -237,7 +235,7 @@ impl Store {
                 if_match: meta.e_tag.clone(),
                 ..GetOptions::default()
             };
-            let part = async { self.objects.get_opts(&path, options).await?.bytes().await };
+            let part = async { read_bounded(self.objects.get_opts(&path, options).await?, expected).await };
             let part = within(REQUEST_DEADLINE, part).await?;
             if part.len() as u64 != expected {
                 let found = part.len();
@@ -265,6 +263,40 @@ impl Store {
     fn path(&self, file: RunFile) -> ObjectPath {
         file.path().split('/').fold(self.prefix.clone(), ObjectPath::join)
     }
+}
+
+/// Checks what the clients take from the environment and would end the program for.
+fn check_environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), StoreError> {
+    let settings = |name: &str, what: &str| Err(StoreError::Settings(format!("{name} {what}")));
+    for (name, value) in variables {
+        let name = name.to_string_lossy();
+        if !["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        let Some(value) = value.to_str().filter(|value| !value.contains(char::is_control)) else {
+            return settings(&name, "holds a line break or another control character");
+        };
+        let is_endpoint = name.contains("ENDPOINT");
+        let is_host = || value.parse::<Url>().is_ok_and(|url| url.scheme().starts_with("http") && url.has_host());
+        if is_endpoint && !is_host() {
+            return settings(&name, "is no URL such as https://storage.example:9000; leave it out, or name one");
+        }
+    }
+    Ok(())
+}
+
+/// The content of an object, but not much more than so many bytes of it, whatever length the store says that it has.
+async fn read_bounded(found: GetResult, n_bytes_max: u64) -> object_store::Result<Vec<u8>> {
+    let mut pieces = found.into_stream();
+    let mut bytes = Vec::new();
+    // Ends with the content, or soon after the bound.
+    while let Some(piece) = pieces.next().await {
+        bytes.extend_from_slice(&piece?);
+        if bytes.len() as u64 > n_bytes_max {
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes up to the end of the last whole line. A line that is cut would be dropped by whoever reads the file.
@@ -306,6 +338,10 @@ fn kind_of(error: &object_store::Error) -> StoreError {
         // Where the environment has no credentials, those of a virtual machine in the cloud are asked for.
         _ if says(&["169.254.169.254", "metadata.google.internal", "Permission denied"]) => StoreError::Denied(reason),
         _ if says(&["URL scheme is not allowed"]) => StoreError::Settings(reason),
+        // It would fail again: the names below the prefix are read together.
+        object_store::Error::InvalidPath { .. } => {
+            StoreError::Settings(format!("an object there has a name that cannot be read: {reason}"))
+        }
         _ => StoreError::Unreachable(reason),
     }
 }
@@ -350,9 +386,10 @@ mod tests {
         let (_root, store, run, mirror) = folders();
         let content: Vec<u8> = (0..=250).cycle().take(2 * PART_BYTES + 77).collect();
         std::fs::write(run.join("model.safetensors"), &content).expect("a file");
-        let mut n_parts = 0;
-        wait(store.upload(RunFile::Weights, &run, || n_parts += 1)).expect("it can be written");
-        assert_eq!(n_parts, 4); // 3 parts and the end
+        let mut parts = Vec::new();
+        let content_of = File::open(run.join("model.safetensors")).expect("a file");
+        wait(store.upload(RunFile::Weights, content_of, |part| parts.push(part))).expect("it can be written");
+        assert_eq!(parts, [1, 2, 3]);
         assert!(std::fs::read(mirror.join("model.safetensors")).expect("an object") == content);
         let back = run.join("back");
         wait(store.download(RunFile::Weights, &back, u64::MAX)).expect("it is there");
@@ -366,7 +403,8 @@ mod tests {
         let (_root, store, run, mirror) = folders();
         let check = |content: &[u8], expected: &[u8]| {
             std::fs::write(run.join("steps.jsonl"), content).expect("a file");
-            wait(store.upload(RunFile::Steps, &run, || {})).expect("it can be written");
+            let lines = File::open(run.join("steps.jsonl")).expect("a file");
+            wait(store.upload(RunFile::Steps, lines, |_| {})).expect("it can be written");
             assert!(std::fs::read(mirror.join("steps.jsonl")).expect("an object") == expected);
         };
         check(b"", b"");
@@ -378,13 +416,32 @@ mod tests {
     }
 
     #[test]
-    fn file_that_is_gone_is_no_error_and_an_object_that_is_gone_is_named() {
-        let (_root, store, run, _mirror) = folders();
-        assert_eq!(wait(store.upload(RunFile::checkpoint(1), &run, || {})), Ok(()));
+    fn object_that_is_gone_is_named() {
+        let (_root, store, _run, _mirror) = folders();
         assert_eq!(wait(store.list()), Ok(BTreeMap::new()));
         assert_eq!(wait(store.remove(RunFile::checkpoint(1))), Ok(()));
         let error = wait(store.read(RunFile::Description, 1)).expect_err("it is not there");
         assert!(matches!(&error, StoreError::NotFound(reason) if reason.contains("run.json")), "{error:?}");
+    }
+
+    #[test]
+    fn environment_that_clients_cannot_take_is_named() {
+        let check = |name: &str, value: &str| check_environment([(name.into(), value.into())].into_iter());
+        for (name, value) in [
+            ("AWS_ACCESS_KEY_ID", "AKIA\n"),
+            ("AWS_REGION", "eu-central-1\r"),
+            ("AWS_ENDPOINT_URL", ""),
+            ("AWS_ENDPOINT_URL", "garbage"),
+            ("AWS_ENDPOINT_URL", "http://"),
+            ("AWS_ENDPOINT_URL", "http://[::1"),
+        ] {
+            let error = check(name, value).expect_err(value);
+            assert!(matches!(&error, StoreError::Settings(reason) if reason.starts_with(name)), "{error:?}");
+            assert!(!error.to_string().contains("AKIA"), "{error}");
+        }
+        assert_eq!(check("AWS_ENDPOINT_URL", "http://127.0.0.1:5000"), Ok(()));
+        assert_eq!(check("AWS_SECRET_ACCESS_KEY", "a/b+c="), Ok(()));
+        assert_eq!(check("LINES", "a\nb"), Ok(()));
     }
 
     #[test]
@@ -396,7 +453,8 @@ mod tests {
             std::fs::write(mirror.join(name), b"12345").expect("a file");
         }
         std::fs::write(run.join("run.json"), b"{}").expect("a file");
-        wait(store.upload(RunFile::Description, &run, || {})).expect("it can be written");
+        let description = File::open(run.join("run.json")).expect("a file");
+        wait(store.upload(RunFile::Description, description, |_| {})).expect("it can be written");
         let expected = BTreeMap::from([(RunFile::Description, 2), (RunFile::checkpoint(3), 5)]);
         assert_eq!(wait(store.list()), Ok(expected));
     }

@@ -46,7 +46,7 @@ pub struct OwnerRecipe {
 /// # Errors
 /// If it does not answer in time, or refuses.
 pub fn survey(location: &Location) -> Result<Survey, MirrorError> {
-    on_own_runtime(async {
+    on_own_runtime(location, async {
         let surveyed = timeout(SURVEY_DEADLINE, async {
             let store = Store::open(location)?;
             let files = store.list().await?;
@@ -106,11 +106,19 @@ pub(super) async fn owner(store: &Store) -> Result<Option<Owner>, StoreError> {
         read => read?,
     };
     let unknown = Owner { run_id: "of an unknown program".to_owned(), incarnation: u32::MAX, recipe: None };
-    Ok(Some(serde_json::from_slice(&bytes).unwrap_or(unknown)))
+    // It is printed, and compared with names that are hexadecimal digits.
+    let is_name = |owner: &Owner| owner.run_id.len() <= 64 && owner.run_id.chars().all(|c| c.is_ascii_alphanumeric());
+    Ok(Some(serde_json::from_slice(&bytes).ok().filter(is_name).unwrap_or(unknown)))
 }
 
 /// Runs to its end what asks a store, on a thread of its own: whoever calls may be on a runtime already.
-pub(super) fn on_own_runtime<T: Send>(future: impl Future<Output = T> + Send) -> T {
+///
+/// # Errors
+/// As what is run, and if that panics, as a client does for settings that it does not check.
+pub(super) fn on_own_runtime<T: Send>(
+    location: &Location,
+    future: impl Future<Output = Result<T, MirrorError>> + Send,
+) -> Result<T, MirrorError> {
     std::thread::scope(|scope| {
         let run = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -120,7 +128,8 @@ pub(super) fn on_own_runtime<T: Send>(future: impl Future<Output = T> + Send) ->
             runtime.shutdown_background();
             output
         };
-        scope.spawn(run).join().expect("whoever asks a store returns its errors")
+        let failed = |_| Err(MirrorError::of(location, StoreError::Settings("the client has failed".to_owned())));
+        scope.spawn(run).join().unwrap_or_else(failed)
     })
 }
 

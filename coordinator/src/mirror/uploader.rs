@@ -1,7 +1,9 @@
 //! The thread that uploads: rounds of files in order, each begun with a look at whose mirror this is, retried without end
 //! while the run is on.
 
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use tokio::time::{interval, sleep};
 use tracing::{debug, info};
 
 use super::survey::owner;
-use super::{Location, MirrorError, MirrorEvent, MirroredRun, RunFile, Shared, Store, StoreError};
+use super::{Change, Location, MirrorError, MirrorEvent, MirroredRun, RunFile, Shared, Store, StoreError};
 
 /// The pause after the first failure; each one more doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -73,7 +75,7 @@ impl Uploader {
                 continue;
             };
             let error = match error {
-                RoundError::Final(error) => return self.give_up(error),
+                RoundError::Final(error) => return self.shared.give_up(error),
                 RoundError::Store(error) => error,
             };
             let pause = pause(n_failures, jitter());
@@ -113,33 +115,69 @@ impl Uploader {
     async fn round(&self) -> Result<(), RoundError> {
         let begun = Instant::now();
         self.check_owner().await?;
-        let mut checkpoints: Vec<u64> =
-            self.store.list().await?.into_keys().filter_map(RunFile::checkpoint_step).collect();
-        let (batch, event) = self.take_batch(checkpoints.first().copied(), begun);
+        let listed = self.store.list().await?.into_keys().filter_map(RunFile::checkpoint_step);
+        let listed: Vec<u64> = listed.filter(|step| !self.run.unusable_steps.contains(step)).collect();
+        let (batch, event) = self.take_batch(listed.first().copied());
         self.shared.tell(event);
-        for (file, change) in batch {
-            if file.checkpoint_step().is_some() {
-                // Large lines take long, and meanwhile another coordinator may have taken over.
-                self.check_owner().await?;
-            }
-            self.store.upload(file, &self.run.folder, || self.note_progress()).await?;
-            let step = file.checkpoint_step();
-            {
-                let mut state = self.shared.lock();
-                state.pending.done(file, change);
-                if let Some(step) = step {
-                    state.lag.mirrored(step, begun);
-                }
-            }
-            if let Some(step) = step {
+        // Held open from here on: while the lines are uploaded, newer checkpoints may take the place of these.
+        let (checkpoints, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|(file, _)| file.checkpoint_step().is_some());
+        let checkpoints: Vec<_> = checkpoints
+            .into_iter()
+            .map(|(file, change)| Ok((file, change, self.open(file)?)))
+            .collect::<Result<_, StoreError>>()?;
+        for (file, change) in others {
+            let content = self.open(file)?;
+            self.upload(file, change, content).await?;
+        }
+        for (file, change, content) in checkpoints {
+            // Large lines take long, and meanwhile another coordinator may have taken over.
+            self.check_owner().await?;
+            let is_uploaded = self.upload(file, change, content).await?;
+            if let Some(step) = file.checkpoint_step().filter(|_| is_uploaded) {
                 info!(step, "checkpoint mirrored");
-                checkpoints.push(step);
+                let mut state = self.shared.lock();
+                state.lag.mirrored(step, begun);
+                state.uploaded_steps.insert(step);
             }
         }
-        // The newest ones are whole there by now.
-        checkpoints.sort_unstable();
-        checkpoints.dedup();
-        for &step in checkpoints.iter().rev().skip(self.run.n_checkpoints_kept) {
+        self.remove_old(&listed).await
+    }
+
+    /// A file of the run folder; None if it is not there any more.
+    fn open(&self, file: RunFile) -> Result<Option<File>, StoreError> {
+        match File::open(self.run.folder.join(file.path())) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(|error| StoreError::File(format!("{}: {error}", file.path()))),
+        }
+    }
+
+    /// Uploads a file, if it is still there; whether it was.
+    async fn upload(&self, file: RunFile, change: Change, content: Option<File>) -> Result<bool, StoreError> {
+        let is_there = content.is_some();
+        if let Some(content) = content {
+            self.store.upload(file, content, |part| self.note_part(file, part)).await?;
+        }
+        self.shared.lock().pending.done(file, change);
+        self.note_progress();
+        Ok(is_there)
+    }
+
+    /// Removes the checkpoints that are older than all of those that stay. Only what this process has uploaded counts: whatever
+    /// else has the name of a checkpoint there may be damaged.
+    async fn remove_old(&self, listed: &[u64]) -> Result<(), RoundError> {
+        let oldest_kept = {
+            let mut state = self.shared.lock();
+            let n_too_many = state.uploaded_steps.len().saturating_sub(self.run.n_checkpoints_kept);
+            for _ in 0..n_too_many {
+                state.uploaded_steps.pop_first();
+            }
+            let is_full = state.uploaded_steps.len() == self.run.n_checkpoints_kept;
+            state.uploaded_steps.first().copied().filter(|_| is_full)
+        };
+        let Some(oldest_kept) = oldest_kept else { return Ok(()) };
+        // Those of earlier rounds are listed by now, and those of this one are as new as any.
+        for &step in listed.iter().filter(|&&step| step < oldest_kept) {
             self.store.remove(RunFile::checkpoint(step)).await?;
             self.note_progress();
         }
@@ -167,15 +205,21 @@ impl Uploader {
     }
 
     /// The files to upload, now that the mirror's newest checkpoint is known.
-    fn take_batch(&self, newest: Option<u64>, begun: Instant) -> (Vec<(RunFile, super::Change)>, Option<MirrorEvent>) {
+    fn take_batch(&self, newest: Option<u64>) -> (Vec<(RunFile, Change)>, Option<MirrorEvent>) {
         let mut state = self.shared.lock();
-        if let Some(step) = newest {
-            state.lag.mirrored(step, begun);
-        }
+        state.newest_listed = newest;
         let is_ahead = state.is_ahead();
         let is_new = is_ahead && !std::mem::replace(&mut state.is_ahead_told, is_ahead);
         let event = newest.filter(|_| is_new).map(|mirrored| MirrorEvent::Ahead { mirrored });
         (state.batch(), event)
+    }
+
+    /// A part of a file has arrived. The same part once more, after a failure, is no progress.
+    fn note_part(&self, file: RunFile, part: u64) {
+        let is_new = self.shared.lock().pending.reach(file, part);
+        if is_new {
+            self.note_progress();
+        }
     }
 
     fn note_progress(&self) {
@@ -192,12 +236,6 @@ impl Uploader {
             state.lag.batch_done(Instant::now())
         };
         self.shared.tell(event);
-        self.shared.settled.notify_all();
-    }
-
-    fn give_up(&self, error: MirrorError) {
-        self.shared.tell(Some(MirrorEvent::GivenUp { reason: error.to_string() }));
-        self.shared.lock().given_up = Some(error);
         self.shared.settled.notify_all();
     }
 
@@ -226,7 +264,125 @@ fn jitter() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::sync::{Condvar, Mutex};
+
+    use tokio::sync::Notify;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::checkpoint::Checkpoints;
+    use crate::checkpoint::tests::checkpoint;
+    use crate::mirror::State;
+
+    const N_KEPT: usize = 2;
+
+    /// An uploader of a run with checkpoints of steps 10 and 20 to a mirror in a folder.
+    fn uploader(unusable_steps: &[u64]) -> (tempfile::TempDir, Uploader) {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let folder = root.path().join("run");
+        let checkpoints = Checkpoints::of(&folder, 9);
+        for step in [10, 20] {
+            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
+        }
+        let description = r#"{"run_id":"0123","incarnation":1}"#;
+        for (name, content) in [("run.json", description), ("steps.jsonl", "{}\n"), ("history.jsonl", "{}\n")] {
+            fs::write(folder.join(name), content).expect("a file");
+        }
+        let url = format!("file://{}", root.path().join("mirror").display());
+        let location = Location::parse("--mirror", &url).expect("a URL");
+        let run = MirroredRun {
+            folder,
+            run_id: "0123".to_owned(),
+            incarnation: 1,
+            n_checkpoints_kept: N_KEPT,
+            replaces: None,
+            unusable_steps: BTreeSet::from_iter(unusable_steps.iter().copied()),
+        };
+        let mut state = State::new(N_KEPT);
+        state.add_all(&run);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            tell: Box::new(|_| ()),
+            work: Notify::new(),
+            retry: Notify::new(),
+            settled: Condvar::new(),
+            closed: CancellationToken::new(),
+        });
+        let store = Store::open(&location).expect("a folder needs no settings");
+        (root, Uploader::new(location, store, run, shared))
+    }
+
+    fn round(uploader: &Uploader) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(uploader.round()).expect("a folder can be written");
+    }
+
+    /// The steps of what has the name of a checkpoint at the mirror.
+    fn steps_at_mirror(root: &tempfile::TempDir) -> Vec<u64> {
+        let entries = fs::read_dir(root.path().join("mirror/checkpoints")).expect("a folder");
+        let name =
+            |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name().into_string().expect("text");
+        let files = entries.filter_map(|entry| RunFile::parse(&format!("checkpoints/{}", name(entry))));
+        BTreeSet::from_iter(files.filter_map(RunFile::checkpoint_step)).into_iter().collect()
+    }
+
+    fn write_torn(root: &tempfile::TempDir, steps: &[u64]) {
+        let folder = root.path().join("mirror/checkpoints");
+        fs::create_dir_all(&folder).expect("a folder");
+        for &step in steps {
+            fs::write(folder.join(format!("step-{step:08}.safetensors")), "torn").expect("a file");
+        }
+    }
+
+    #[test]
+    fn newer_checkpoints_take_the_place_of_older_ones() {
+        let (root, uploader) = uploader(&[]);
+        round(&uploader);
+        assert_eq!(steps_at_mirror(&root), [10, 20]);
+        Checkpoints::of(&uploader.run.folder, 9).save(&checkpoint(30, 0.0)).expect("it can be written");
+        uploader.shared.lock().pending.add_checkpoint(30);
+        round(&uploader);
+        assert_eq!(steps_at_mirror(&root), [20, 30]);
+    }
+
+    /// The goal: what was not uploaded never pushes out what was.
+    #[test]
+    fn checkpoint_that_is_gone_is_not_called_mirrored() {
+        let (root, uploader) = uploader(&[]);
+        round(&uploader);
+        for step in [30, 40, 50] {
+            let mut state = uploader.shared.lock();
+            state.pending.add_checkpoint(step);
+            state.lag.saved(step, Instant::now());
+        }
+        round(&uploader);
+        assert_eq!(steps_at_mirror(&root), [10, 20]);
+        assert_eq!(uploader.shared.lock().lag.newest_mirrored(), Some(20));
+    }
+
+    #[test]
+    fn unusable_objects_push_no_checkpoint_out() {
+        let (root, uploader) = uploader(&[997, 998]);
+        write_torn(&root, &[997, 998]);
+        round(&uploader);
+        assert_eq!(steps_at_mirror(&root), [10, 20, 997, 998]);
+        let report = uploader.shared.lock().report(&uploader.location);
+        assert_eq!((report.step, report.missing), (Some(20), vec![]));
+    }
+
+    #[test]
+    fn mirror_that_is_ahead_is_not_called_complete() {
+        let (root, uploader) = uploader(&[]);
+        write_torn(&root, &[998]);
+        round(&uploader);
+        assert_eq!(steps_at_mirror(&root), [998]);
+        let report = uploader.shared.lock().report(&uploader.location);
+        assert_eq!(report.step, None);
+        assert!(report.missing.contains(&"checkpoints/step-00000020.safetensors".to_owned()), "{report:?}");
+        assert!(report.reason.expect("a reason").contains("a checkpoint of step 998"));
+    }
 
     #[test]
     fn pauses_double_up_to_a_bound() {
