@@ -247,7 +247,7 @@ async fn conclude(
     // While the folder is locked, so that the process that resumes the run posts later than this one.
     let is_completed = outcome == Outcome::Completed && written.is_ok();
     post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
-    let was_complete = training.state().step == first_step;
+    let was_complete = outcome == Outcome::Completed && training.state().step == first_step;
     let n_latecomers = if was_complete { config.n_workers.get() as usize } else { 0 };
     dismissing.decide(Verdict::of(&outcome, written.is_ok()).for_latecomers_too(n_latecomers));
     dismissing.finish().await?;
