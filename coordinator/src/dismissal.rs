@@ -1,5 +1,5 @@
 //! The workers that are there when the run is over: they are dismissed when its last files are on the disk, and not before.
-//! A worker that is told too early ends for good, and nobody is left to compute what a failure at the end has lost.
+//! A worker that is dismissed too early ends for good, and none is left to compute what a failure at the end has lost.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,35 +17,35 @@ use crate::training::{Event, Outcome, WorkerId};
 
 /// How long a coordinator that finds its run complete waits for workers, to tell them so: for a probe to find it ready, a
 /// name to be resolved, and the longest pause of a worker between two attempts, which is 2 s.
-const LATECOMER_WAIT_MAX: Duration = Duration::from_secs(15);
+const AWAIT_MAX: Duration = Duration::from_secs(15);
 
 /// The sessions that are open when the run is over.
 #[derive(Debug)]
-pub struct Audience {
+pub struct OpenSessions {
     inputs: mpsc::Receiver<Input>,
     outboxes: BTreeMap<WorkerId, Outbox>,
 }
 
-/// What the workers are told.
+/// What all workers are dismissed with.
 #[derive(Clone, Debug)]
-pub struct Verdict {
+pub struct EndNotice {
     farewell: Farewell,
     reason: &'static str,
     /// Workers to wait for that have not joined yet.
-    n_latecomers: usize,
+    n_awaited: usize,
 }
 
-/// The task that dismisses the workers, once it is told how.
+/// The task that dismisses the workers, once the notice is there.
 #[derive(Debug)]
-pub struct Dismissing {
-    verdict: Option<oneshot::Sender<Verdict>>,
+pub struct DismissalTask {
+    notice: Option<oneshot::Sender<EndNotice>>,
     task: JoinHandle<()>,
 }
 
-impl Verdict {
+impl EndNotice {
     /// For local workers, which end with the coordinator whatever the run came to.
     pub fn of_local_workers() -> Self {
-        Self { farewell: Farewell::End, reason: "the run is over", n_latecomers: 0 }
+        Self { farewell: Farewell::End, reason: "the run is over", n_awaited: 0 }
     }
 
     /// For workers that others started, by how the run ended, and whether its last files were written.
@@ -56,79 +56,79 @@ impl Verdict {
             Outcome::Stopped => (Farewell::ComeBack, "the coordinator is stopped; the run may be resumed"),
             Outcome::NobodyCame | Outcome::Diverged { .. } => (Farewell::End, "the run has failed"),
         };
-        Self { farewell, reason, n_latecomers: 0 }
+        Self { farewell, reason, n_awaited: 0 }
     }
 
     /// For a run that was complete when it was resumed: so many workers may still look for it, and would for long.
     #[must_use]
-    pub fn for_latecomers_too(self, n_latecomers: usize) -> Self {
-        let n_latecomers = if self.farewell == Farewell::End { n_latecomers } else { 0 };
-        Self { n_latecomers, ..self }
+    pub fn awaiting(self, n_awaited: usize) -> Self {
+        let n_awaited = if self.farewell == Farewell::End { n_awaited } else { 0 };
+        Self { n_awaited, ..self }
     }
 }
 
-impl Dismissing {
-    /// Lets the workers go. Only the first verdict counts.
-    pub fn decide(&mut self, verdict: Verdict) {
-        if let Some(sender) = self.verdict.take() {
+impl DismissalTask {
+    /// Lets the workers go. Only the first notice counts.
+    pub fn decide(&mut self, notice: EndNotice) {
+        if let Some(sender) = self.notice.take() {
             // The task waits for it.
-            let _ = sender.send(verdict);
+            let _ = sender.send(notice);
         }
     }
 
-    /// Waits until everybody is told.
+    /// Waits until every worker is dismissed.
     ///
     /// # Errors
     /// If the task has failed.
     pub async fn finish(self) -> Result<(), JoinError> {
-        drop(self.verdict);
+        drop(self.notice);
         self.task.await
     }
 }
 
-impl Audience {
+impl OpenSessions {
     /// The sessions whose workers are to be dismissed, and where all that sessions say arrives.
     pub fn new(inputs: mpsc::Receiver<Input>, outboxes: BTreeMap<WorkerId, Outbox>) -> Self {
         Self { inputs, outboxes }
     }
 
     /// Starts the task, which logs in `span`.
-    pub fn dismiss_when_decided(self, span: &Span) -> Dismissing {
-        let (verdict, decided) = oneshot::channel();
-        Dismissing { verdict: Some(verdict), task: tokio::spawn(self.dismiss(decided).instrument(span.clone())) }
+    pub fn dismiss_when_decided(self, span: &Span) -> DismissalTask {
+        let (notice, decided) = oneshot::channel();
+        DismissalTask { notice: Some(notice), task: tokio::spawn(self.dismiss(decided).instrument(span.clone())) }
     }
 
-    /// Waits for the verdict, and dismisses everybody with it; then the latecomers, for at most 15 s or until the run is asked
-    /// to end.
-    async fn dismiss(mut self, mut verdict: oneshot::Receiver<Verdict>) {
-        // Ends with the verdict, which is sent or dropped.
-        let verdict = loop {
+    /// Waits for the notice, and dismisses everybody with it; then the workers that are awaited, for at most 15 s or until the
+    /// run is asked to end.
+    async fn dismiss(mut self, mut notice: oneshot::Receiver<EndNotice>) {
+        // Ends with the notice, which is sent or dropped.
+        let notice = loop {
             tokio::select! {
-                verdict = &mut verdict => match verdict {
-                    Ok(verdict) => break verdict,
+                notice = &mut notice => match notice {
+                    Ok(notice) => break notice,
                     Err(_) => return,
                 },
                 Some(input) = self.inputs.recv() => match input {
                     Input::Joined(worker_id, _, outbox) => drop(self.outboxes.insert(worker_id, outbox)),
                     Input::Happened(Event::Lost(worker_id, _)) => drop(self.outboxes.remove(&worker_id)),
-                    // A signal ends the wait for latecomers below; results of a run that is over are of no use.
+                    // A signal ends the wait below; results of a run that is over are of no use.
                     Input::Ready(..) | Input::ShardDone(..) | Input::Happened(_) => {}
                 },
             }
         };
         for outbox in self.outboxes.values() {
-            send(outbox, &verdict);
+            send(outbox, &notice);
         }
+        let mut n_dismissed = self.outboxes.len();
         self.outboxes.clear();
-        let deadline = Instant::now() + LATECOMER_WAIT_MAX;
-        let mut n_dismissed = 0;
-        if verdict.n_latecomers > 0 {
-            info!(seconds = LATECOMER_WAIT_MAX.as_secs(), "waiting for workers, to tell them that the run is over");
+        let deadline = Instant::now() + AWAIT_MAX;
+        if notice.n_awaited > 0 {
+            info!(seconds = AWAIT_MAX.as_secs(), "waiting for workers, to tell them that the run is over");
         }
-        while n_dismissed < verdict.n_latecomers {
+        while n_dismissed < notice.n_awaited {
             match timeout_at(deadline, self.inputs.recv()).await {
                 Ok(Some(Input::Joined(_, _, outbox))) => {
-                    send(&outbox, &verdict);
+                    send(&outbox, &notice);
                     n_dismissed += 1;
                 }
                 Ok(Some(Input::Happened(Event::Stop)) | None) | Err(_) => return,
@@ -138,7 +138,7 @@ impl Audience {
     }
 }
 
-fn send(outbox: &Outbox, &Verdict { farewell, reason, .. }: &Verdict) {
+fn send(outbox: &Outbox, &EndNotice { farewell, reason, .. }: &EndNotice) {
     // One that does not take its messages, or is gone, finds nobody later.
     let _ = outbox.send(Kind::Dismissal(Dismissal { farewell: farewell.into(), reason: reason.to_owned() }));
 }

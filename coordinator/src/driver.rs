@@ -24,7 +24,7 @@ use tokio::task::{block_in_place, yield_now};
 use tokio::time::timeout_at;
 
 use crate::config::{HashSteps, JournalSteps};
-use crate::dismissal::Audience;
+use crate::dismissal::OpenSessions;
 use crate::observe::{Happening, Observer, StepCosts};
 use crate::saver::Desk;
 use crate::server::{Facts, GradientPath, Outbox};
@@ -88,7 +88,7 @@ pub struct Ended {
     /// Who watched.
     pub observer: Observer,
     /// The workers that are still there.
-    pub audience: Audience,
+    pub sessions: OpenSessions,
 }
 
 impl Driver {
@@ -186,7 +186,7 @@ impl Running {
                 }
                 Some(Pause::End(outcome)) => {
                     let Self { training, observer, outboxes, .. } = self;
-                    return Ended { outcome, training, observer, audience: Audience::new(inputs, outboxes) };
+                    return Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes) };
                 }
             }
             if self.journal == JournalSteps::Yes {

@@ -32,7 +32,7 @@ use crate::args::Wire;
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
 use crate::description::Description;
-use crate::dismissal::Verdict;
+use crate::dismissal::EndNotice;
 use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
 use crate::health::{HealthPort, NotServing};
 use crate::journal::Journal;
@@ -225,11 +225,11 @@ async fn conclude(
     first_step: u64,
     span: &Span,
 ) -> anyhow::Result<Outcome> {
-    let Ended { outcome, training, observer, audience } = ended;
+    let Ended { outcome, training, observer, sessions } = ended;
     let Background { acceptor, server, stopper, shutdown, launched, local, trainjob } = background;
-    let mut dismissing = audience.dismiss_when_decided(span);
+    let mut dismissal = sessions.dismiss_when_decided(span);
     if launched.is_some() {
-        dismissing.decide(Verdict::of_local_workers());
+        dismissal.decide(EndNotice::of_local_workers());
     }
     local.cancel();
     let told = tokio::task::spawn_blocking(move || observer.finish()).await?;
@@ -248,9 +248,9 @@ async fn conclude(
     let is_completed = outcome == Outcome::Completed && written.is_ok();
     post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
     let was_complete = outcome == Outcome::Completed && training.state().step == first_step;
-    let n_latecomers = if was_complete { config.n_workers.get() as usize } else { 0 };
-    dismissing.decide(Verdict::of(&outcome, written.is_ok()).for_latecomers_too(n_latecomers));
-    dismissing.finish().await?;
+    let n_awaited = if was_complete { config.n_workers.get() as usize } else { 0 };
+    dismissal.decide(EndNotice::of(&outcome, written.is_ok()).awaiting(n_awaited));
+    dismissal.finish().await?;
     shutdown.cancel();
     stopper.abort();
     let closed = close(acceptor, server).await;

@@ -264,7 +264,6 @@ fn jitter() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::fs;
     use std::sync::{Condvar, Mutex};
 
@@ -298,7 +297,7 @@ mod tests {
             incarnation: 1,
             n_checkpoints_kept: N_KEPT,
             replaces: None,
-            unusable_steps: BTreeSet::from_iter(unusable_steps.iter().copied()),
+            unusable_steps: unusable_steps.iter().copied().collect(),
         };
         let mut state = State::new(N_KEPT);
         state.add_all(&run);
@@ -325,7 +324,9 @@ mod tests {
         let name =
             |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name().into_string().expect("text");
         let files = entries.filter_map(|entry| RunFile::parse(&format!("checkpoints/{}", name(entry))));
-        BTreeSet::from_iter(files.filter_map(RunFile::checkpoint_step)).into_iter().collect()
+        let mut steps: Vec<u64> = files.filter_map(RunFile::checkpoint_step).collect();
+        steps.sort_unstable();
+        steps
     }
 
     fn write_torn(root: &tempfile::TempDir, steps: &[u64]) {
