@@ -17,6 +17,8 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use crate::peer::Peer;
+
 /// What an HTTP/2 client says first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long to wait after the system could not give a connection, as for want of file descriptors.
@@ -34,20 +36,26 @@ pub enum Listener {
 #[derive(Debug)]
 pub struct Connection {
     io: Either<TcpStream, UnixStream>,
+    peer: Peer,
     /// What was read of the preface and not given on yet.
     preface: &'static [u8],
     _permit: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    async fn accept(&self) -> std::io::Result<Either<TcpStream, UnixStream>> {
+    async fn accept(&self) -> std::io::Result<(Either<TcpStream, UnixStream>, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Either::Left(stream))
+                let peer = Peer::of_tcp(&stream)?;
+                Ok((Either::Left(stream), peer))
             }
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Either::Right(stream)),
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = Peer::of_unix(&stream)?;
+                Ok((Either::Right(stream), peer))
+            }
         }
     }
 }
@@ -66,19 +74,19 @@ pub async fn accept(
     loop {
         let next = async {
             let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-            listener.accept().await.map(|io| (io, permit))
+            listener.accept().await.map(|(io, peer)| (io, peer, permit))
         };
         let next = tokio::select! {
             () = shutdown.cancelled() => break,
             next = next => next,
         };
         match next {
-            Ok((io, permit)) => {
+            Ok((io, peer, permit)) => {
                 let (accepted, shutdown) = (accepted.clone(), shutdown.clone());
                 greetings.spawn(async move {
                     tokio::select! {
                         () = shutdown.cancelled() => {}
-                        connection = greet(io, permit) => if let Some(connection) = connection {
+                        connection = greet(io, peer, permit) => if let Some(connection) = connection {
                             // Nobody takes it any more only when the server has ended.
                             let _ = accepted.send(Ok(connection)).await;
                         },
@@ -96,25 +104,27 @@ pub async fn accept(
 }
 
 /// Waits for the preface, for so long.
-async fn greet(mut io: Either<TcpStream, UnixStream>, permit: OwnedSemaphorePermit) -> Option<Connection> {
+async fn greet(mut io: Either<TcpStream, UnixStream>, peer: Peer, permit: OwnedSemaphorePermit) -> Option<Connection> {
     let mut found = [0_u8; PREFACE.len()];
     match timeout(FIRST_MESSAGE_WAIT_MAX, io.read_exact(&mut found)).await {
-        Ok(Ok(_)) if found == *PREFACE => Some(Connection { io, preface: PREFACE, _permit: permit }),
+        Ok(Ok(_)) if found == *PREFACE => Some(Connection { io, peer, preface: PREFACE, _permit: permit }),
         Ok(Ok(_)) => {
-            debug!("a peer that does not speak HTTP/2 was closed");
+            debug!(%peer, "a peer that does not speak HTTP/2 was closed");
             None
         }
         Ok(Err(_)) | Err(_) => {
-            debug!("a peer that did not speak was closed");
+            debug!(%peer, "a peer that did not speak was closed");
             None
         }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
 }
 
 impl AsyncRead for Connection {

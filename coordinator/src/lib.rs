@@ -12,6 +12,7 @@ pub mod journal;
 pub mod launch;
 pub mod mirror;
 pub mod observe;
+pub mod peer;
 pub mod place;
 mod run;
 pub mod saver;

@@ -39,6 +39,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use crate::accept::Connection;
 use crate::driver::Input;
+use crate::peer::Peer;
 use crate::training::{BatchDone, Computed, Event, Profile, ShardDone, WorkerId};
 
 /// How long a worker may take to hear its farewell and close its side.
@@ -216,9 +217,10 @@ impl tonic::codegen::Service<http::Request<Body>> for Service {
         let service = self.clone();
         let n_bytes_max = message_bytes_max(self.shared.buffers.n_params());
         Box::pin(async move {
-            let (head, body) = request.into_parts();
+            let (mut head, body) = request.into_parts();
+            let peer = head.extensions.remove::<Peer>().expect("every connection says whose it is");
             Ok(match head.uri.path() {
-                call::SESSION => answer(Ok(service.session(Messages::of_request(body, n_bytes_max)))),
+                call::SESSION => answer(Ok(service.session(peer, Messages::of_request(body, n_bytes_max)))),
                 call::FETCH_DATASET => {
                     answer(service.fetch_dataset(Messages::of_request(body, MESSAGE_OVERHEAD_BYTES_MAX)).await)
                 }
@@ -229,9 +231,13 @@ impl tonic::codegen::Service<http::Request<Body>> for Service {
 }
 
 impl Service {
-    fn session(&self, inbound: Messages<WorkerMessage>) -> ReceiverStream<Result<CoordinatorMessage, Status>> {
+    fn session(
+        &self,
+        peer: Peer,
+        inbound: Messages<WorkerMessage>,
+    ) -> ReceiverStream<Result<CoordinatorMessage, Status>> {
         let (messages, stream) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-        let session = Session { shared: Arc::clone(&self.shared), messages, closed: CancellationToken::new() };
+        let session = Session { shared: Arc::clone(&self.shared), peer, messages, closed: CancellationToken::new() };
         self.shared.sessions.spawn(session.run(inbound).in_current_span());
         ReceiverStream::new(stream)
     }
@@ -287,6 +293,7 @@ async fn send_dataset(data: &Dataset, pieces: mpsc::Sender<Result<DatasetPiece, 
 /// One worker's stream.
 struct Session {
     shared: Arc<Shared>,
+    peer: Peer,
     messages: mpsc::Sender<Result<CoordinatorMessage, Status>>,
     closed: CancellationToken,
 }
@@ -309,7 +316,7 @@ impl Session {
             }
         };
         let worker_id = WorkerId(self.shared.last_worker_id.fetch_add(1, Ordering::Relaxed) + 1);
-        let Self { shared, messages, closed } = self;
+        let Self { shared, peer: _, messages, closed } = self;
         let mut memory = shared.memory();
         let results = memory.offered();
         let outbox = Outbox { results, path: GradientPath::Bytes, messages: messages.clone(), closed: closed.clone() };
@@ -361,7 +368,7 @@ impl Session {
             )));
         }
         let [host, backend, compute_class] = [host, backend, compute_class].map(short);
-        Ok(Profile { host, process, backend, compute_class, n_threads: threads })
+        Ok(Profile { identity: self.peer.identity(), host, process, backend, compute_class, n_threads: threads })
     }
 }
 

@@ -31,7 +31,7 @@ pub use action::{Action, Farewell, Outcome, Refusal, Work};
 pub use assign::Late;
 pub use event::{BatchDone, Computed, Event, ShardDone};
 pub use report::{EpochReport, Report, StepReport, Tally};
-pub use roster::{Profile, WorkerId};
+pub use roster::{Identity, Profile, WorkerId};
 pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
 pub use schedule::{Place, Schedule};
 

@@ -14,9 +14,28 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// What a worker says it is.
+/// What a peer counts as: two connections of one identity are one peer, whatever they say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity(String);
+
+impl Identity {
+    /// The identity of this name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+/// What a worker is: all that it says, but for its identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
+    /// What the system says of its connection.
+    pub identity: Identity,
     /// Its machine.
     pub host: String,
     /// Its process there.

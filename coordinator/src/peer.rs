@@ -1,0 +1,103 @@
+//! Who is at the other end of a connection, as far as that can be told without asking it: what the system says of the socket.
+//! A peer can choose every word that it sends, but not this.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::training::Identity;
+
+/// The peer of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where its connection comes from.
+    pub address: PeerAddress,
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// A TCP port.
+    Tcp(SocketAddr),
+    /// A process of this machine, by a Unix socket.
+    Unix {
+        /// Its number, where the system tells it.
+        process: Option<u32>,
+        /// Its user.
+        user: u32,
+    },
+}
+
+impl Peer {
+    /// The peer of a TCP connection.
+    ///
+    /// # Errors
+    /// If the connection is closed already.
+    pub fn of_tcp(stream: &TcpStream) -> std::io::Result<Self> {
+        let address = stream.peer_addr()?;
+        Ok(Self { address: PeerAddress::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port())) })
+    }
+
+    /// The peer of a connection to a Unix socket.
+    ///
+    /// # Errors
+    /// If the system does not tell whose it is.
+    pub fn of_unix(stream: &UnixStream) -> std::io::Result<Self> {
+        let owner = stream.peer_cred()?;
+        let process = owner.pid().and_then(|process| u32::try_from(process).ok());
+        Ok(Self { address: PeerAddress::Unix { process, user: owner.uid() } })
+    }
+
+    /// What it counts as. Of an IPv6 address the first 64 bits count, since a host can take any address in its network.
+    pub fn identity(&self) -> Identity {
+        Identity::new(match self.address {
+            PeerAddress::Tcp(address) => match address.ip() {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => {
+                    let [a, b, c, d, ..] = address.segments();
+                    format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+                }
+            },
+            PeerAddress::Unix { process: Some(process), .. } => format!("process {process}"),
+            PeerAddress::Unix { process: None, user } => format!("user {user}"),
+        })
+    }
+
+    /// Whether it is on this machine, so that it may be able to open this process' memory.
+    pub fn is_on_this_machine(&self) -> bool {
+        match self.address {
+            PeerAddress::Tcp(address) => address.ip().is_loopback(),
+            PeerAddress::Unix { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            PeerAddress::Tcp(address) => address.fmt(out),
+            PeerAddress::Unix { process: Some(process), user } => write!(out, "process {process} of user {user}"),
+            PeerAddress::Unix { process: None, user } => write!(out, "a process of user {user}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_is_what_a_peer_cannot_choose() {
+        let check = |address: &str, expected: &str| {
+            let address = PeerAddress::Tcp(address.parse().expect("an address"));
+            assert_eq!(Peer { address }.identity().to_string(), expected);
+        };
+        check("192.168.0.10:1", "192.168.0.10");
+        check("192.168.0.10:65535", "192.168.0.10");
+        check("[2001:db8:1:2:3:4:5:6]:7", "2001:db8:1:2::/64");
+        check("[2001:db8:1:2:ffff:ffff:ffff:ffff]:7", "2001:db8:1:2::/64");
+        let local = |process| Peer { address: PeerAddress::Unix { process, user: 1000 } }.identity().to_string();
+        assert_eq!([local(Some(42)), local(None)], ["process 42", "user 1000"]);
+    }
+}
