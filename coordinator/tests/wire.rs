@@ -3,61 +3,34 @@
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use model::backend::reference_device;
-use model::data::{DataChoice, Dataset, PLAIN_NAMES, Split, open};
-use model::params::{params_blake3, params_fingerprint};
-use model::random::ShardKey;
+use model::data::{DataChoice, Dataset, open};
+use model::params::params_blake3;
 use model::recipe::Recipe;
-use model::replica::Replica;
 use model::report::DownloadBar;
-use model::training::{Next, initial_weights, train};
+use peers::{
+    N_PARAMS, Route, WAIT_MAX, Way, Worker, join, name_alone, next, open_session, work, work_honestly, write_data_set,
+    zeros,
+};
 use prost::bytes::Bytes;
 use proto::limits::RESULT_SLOTS;
-use proto::shared::{FreeSlot, ResultSlots, UpdateSlots};
+use proto::shared::FreeSlot;
 use proto::v1::coordinator_message::Kind as Told;
-use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
-use proto::v1::{
-    CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, SharedMemory, State,
-    Update, Welcome, Work, WorkerMessage,
-};
+use proto::v1::{Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, State};
 use proto::values;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
-
-/// Nothing that is waited for takes longer.
-const WAIT_MAX: Duration = Duration::from_mins(1);
-
-/// Values of denoising's parameters.
-const N_PARAMS: usize = 163_814;
-
-/// A data set of 120 images for training and validation, and 10 for the test.
-fn write_data_set(folder: &Path) {
-    for (names, n_images) in [&PLAIN_NAMES[..2], &PLAIN_NAMES[2..]].into_iter().zip([120_u32, 10]) {
-        let pixel = |place: u32| u8::try_from(place * place / 7 % 256).expect("below 256");
-        let images = (0..n_images * 784).map(pixel);
-        let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
-        std::fs::write(folder.join(names[0]), header.into_iter().chain(images).collect::<Vec<u8>>()).expect("a file");
-        let header = [0x801, n_images].map(u32::to_be_bytes).concat();
-        std::fs::write(folder.join(names[1]), [header, vec![3; n_images as usize]].concat()).expect("a file");
-    }
-}
+use tonic::Code;
 
 /// A coordinator that waits for workers, killed when it is dropped.
 struct Coordinator {
     folder: TempDir,
     process: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    address: String,
+    route: Route,
 }
 
 impl Coordinator {
@@ -86,13 +59,8 @@ impl Coordinator {
         let mut process = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
         let begin: Value = serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON");
-        let address = begin["address"].as_str().expect("an address").to_owned();
-        Self { folder, process, lines, address }
-    }
-
-    async fn channel(&self) -> Channel {
-        let endpoint = Channel::from_shared(self.address.clone()).expect("an address");
-        endpoint.connect().await.expect("the coordinator listens")
+        let route = Route::to(begin["address"].as_str().expect("an address"));
+        Self { folder, process, lines, route }
     }
 
     /// Its exit code, and the last line that it printed, if any, or else what it said on standard error.
@@ -114,210 +82,6 @@ impl Drop for Coordinator {
     }
 }
 
-/// How the gradients of a worker played by hand travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Bytes,
-    Slots,
-}
-
-/// A worker played by hand.
-struct Worker {
-    outbound: mpsc::Sender<WorkerMessage>,
-    inbound: Streaming<CoordinatorMessage>,
-    welcome: Welcome,
-    memory: Option<(ResultSlots, UpdateSlots)>,
-}
-
-/// Opens the memory that a welcome offers, as a worker on this machine.
-fn open_memory(welcome: &Welcome) -> (ResultSlots, UpdateSlots) {
-    let SharedMemory { process, results, updates } = welcome.shared_memory.clone().expect("an offer");
-    let results = ResultSlots::open(process, &results.expect("a region"), N_PARAMS).expect("a region for results");
-    let updates = UpdateSlots::open(process, &updates.expect("a region"), N_PARAMS).expect("a region for updates");
-    (results, updates)
-}
-
-fn join(process: u32) -> Join {
-    Join { version: proto::VERSION.to_owned(), host: "here".to_owned(), process, ..Join::default() }
-}
-
-async fn open_session(
-    coordinator: &Coordinator,
-    first: Kind,
-) -> (mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>) {
-    let (outbound, messages) = mpsc::channel(16);
-    outbound.send(WorkerMessage { kind: Some(first) }).await.expect("a new queue has room");
-    let mut client = TrainingClient::new(coordinator.channel().await);
-    let inbound = client.session(ReceiverStream::new(messages)).await.expect("a session").into_inner();
-    (outbound, inbound)
-}
-
-async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Told, Status> {
-    let message = timeout(WAIT_MAX, inbound.message()).await.expect("an answer in time")?;
-    message.and_then(|message| message.kind).ok_or_else(|| Status::ok("the stream ended"))
-}
-
-impl Worker {
-    async fn join(coordinator: &Coordinator) -> Self {
-        Self::join_as(coordinator, 1).await
-    }
-
-    async fn join_as(coordinator: &Coordinator, process: u32) -> Self {
-        let (outbound, mut inbound) = open_session(coordinator, Kind::Join(join(process))).await;
-        match next(&mut inbound).await {
-            Ok(Told::Welcome(welcome)) => Self { outbound, inbound, welcome, memory: None },
-            other => panic!("a welcome expected, found {other:?}"),
-        }
-    }
-
-    /// Joins and gets ready; gives the state that it gets then.
-    async fn enter(coordinator: &Coordinator, process: u32) -> (Self, State) {
-        Self::enter_by(Way::Bytes, coordinator, process).await
-    }
-
-    async fn enter_by(way: Way, coordinator: &Coordinator, process: u32) -> (Self, State) {
-        let mut worker = Self::join_as(coordinator, process).await;
-        worker.memory = (way == Way::Slots).then(|| open_memory(&worker.welcome));
-        worker.say(Kind::Ready(worker.ready())).await;
-        match next(&mut worker.inbound).await {
-            Ok(Told::State(state)) => (worker, state),
-            other => panic!("a state expected, found {other:?}"),
-        }
-    }
-
-    fn fence(&self) -> Option<Fence> {
-        self.welcome.fence.clone()
-    }
-
-    fn ready(&self) -> Ready {
-        let Welcome { fence, layout_fingerprint, data_fingerprint, .. } = self.welcome.clone();
-        Ready { fence, layout_fingerprint, data_fingerprint, shared_memory: self.memory.is_some() }
-    }
-
-    /// Says what it computed; the gradient goes the way that gradients of this worker go, if there is room.
-    async fn say_done(&self, mut done: ShardDone) {
-        if let Some(mut free) = self.memory.as_ref().and_then(|(results, _)| results.free()) {
-            // As it is, finite or not.
-            for (value, bytes) in free.values().iter_mut().zip(done.gradient_sum.as_chunks().0) {
-                *value = f32::from_le_bytes(*bytes);
-            }
-            (done.gradient_sum, done.slot) = (Bytes::new(), Some(free.fill()));
-        }
-        self.say(Kind::ShardDone(done)).await;
-    }
-
-    /// The gradient of an update, wherever it lies.
-    fn gradient(&self, update: &Update, gradient: &mut [f32]) {
-        match (update.slot, &self.memory) {
-            (Some(slot), Some((_, updates))) => {
-                let read = updates.read(slot, update.step, |start, block| {
-                    gradient[start..start + block.len()].copy_from_slice(block);
-                });
-                read.expect("a worker that keeps up");
-            }
-            (None, None) => values::decode(Encoding::F32, &update.gradient, gradient).expect("finite values"),
-            other => panic!("the way that was settled expected, found {other:?}"),
-        }
-    }
-
-    async fn say(&self, kind: Kind) {
-        self.outbound.send(WorkerMessage { kind: Some(kind) }).await.expect("the session is open");
-    }
-
-    /// What comes next that is no update and no more work: those go on beside.
-    async fn hear(&mut self) -> Result<Told, Status> {
-        loop {
-            match next(&mut self.inbound).await? {
-                Told::Update(_) | Told::Work(_) => {}
-                told => return Ok(told),
-            }
-        }
-    }
-}
-
-/// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
-async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dataset) -> Vec<f32> {
-    let ended = Box::pin(work(entered, recipe, data, &|_, _| {})).await;
-    ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
-}
-
-/// Computes what a worker is asked for, and sends each shard's result as it is after a change, until it is dismissed; gives
-/// the parameters at the end of the run.
-async fn work(
-    (mut worker, state): (Worker, State),
-    recipe: &Recipe,
-    data: &Dataset,
-    change: &dyn Fn(&Worker, &mut ShardDone),
-) -> Result<Vec<f32>, Dismissal> {
-    let mut first = Some(Told::State(state));
-    let mut replica = Replica::new(recipe, &reference_device());
-    let evaluate = |params: &[f32], batch| {
-        let weights = model::weights::Weights { architecture: recipe.architecture, params: params.to_vec() };
-        model::evaluation::Evaluator::new(&weights, &reference_device()).evaluate_batch(data, Split::Valid, batch)
-    };
-    let (mut params, mut gradient) = (Vec::new(), Vec::new());
-    loop {
-        let told = match first.take() {
-            Some(told) => told,
-            None => next(&mut worker.inbound).await.expect("a session to the end"),
-        };
-        let work: Work = match told {
-            Told::State(state) => {
-                params = vec![0.0; state.params.len() / 4];
-                gradient.clone_from(&params);
-                values::decode(Encoding::F32, &state.params, &mut params).expect("finite values");
-                state.work.unwrap_or_default()
-            }
-            Told::Update(update) => {
-                worker.gradient(&update, &mut gradient);
-                recipe.sgd.apply(&mut params, &mut [], &gradient);
-                update.work.unwrap_or_default()
-            }
-            Told::Work(work) => work,
-            Told::Dismissal(dismissal) if dismissal.farewell() == Farewell::End => return Ok(params),
-            Told::Dismissal(dismissal) => return Err(dismissal),
-            Told::Refusal(_) => continue, // of what another one has computed too
-            other @ Told::Welcome(_) => panic!("an order expected, found {other:?}"),
-        };
-        let sampler = recipe.sampler(work.epoch, 110);
-        replica.load(&params);
-        for shard in work.shards {
-            let key = ShardKey { epoch: work.epoch, step: work.step, shard };
-            let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
-            let mut gradient_sum = vec![0.0; params.len()];
-            let sums = replica.shard_result(data, key, places, &mut gradient_sum);
-            let mut done = ShardDone {
-                fence: worker.fence(),
-                step: work.step,
-                shard,
-                n_samples: sums.n_samples,
-                loss_sum: sums.loss_sum,
-                correct_sum: sums.correct_sum,
-                gradient_sum: values::encode(Encoding::F32, &gradient_sum),
-                params_fingerprint: params_fingerprint(&params),
-                compute_nanoseconds: 1,
-                slot: None,
-            };
-            change(&worker, &mut done);
-            worker.say_done(done).await;
-        }
-        for batch in work.batches {
-            let sums = evaluate(&params, batch);
-            worker
-                .say(Kind::BatchDone(proto::v1::BatchDone {
-                    fence: worker.fence(),
-                    step: work.step,
-                    batch,
-                    n_samples: sums.n_samples,
-                    loss_sum: sums.loss_sum,
-                    correct_sum: sums.correct_sum,
-                    params_fingerprint: params_fingerprint(&params),
-                }))
-                .await;
-        }
-    }
-}
-
 fn small_run(coordinator: &Coordinator) -> (Recipe, Dataset) {
     let data = open(&DataChoice::Folder(coordinator.folder.path().to_owned()), &mut DownloadBar::default());
     let description = std::fs::read(coordinator.folder.path().join("run/run.json")).expect("a description");
@@ -325,27 +89,9 @@ fn small_run(coordinator: &Coordinator) -> (Recipe, Dataset) {
     (serde_json::from_value(description["recipe"].clone()).expect("a recipe"), data.expect("a whole data set"))
 }
 
-/// A result as the first worker's first shard would be, all zeros.
-fn zeros(worker: &Worker, state: &State) -> ShardDone {
-    let mut params = vec![0.0; state.params.len() / 4];
-    values::decode(Encoding::F32, &state.params, &mut params).expect("finite values");
-    ShardDone {
-        fence: worker.fence(),
-        step: 0,
-        shard: 0,
-        n_samples: 4,
-        loss_sum: 0.0,
-        correct_sum: 0,
-        gradient_sum: vec![0_u8; state.params.len()].into(),
-        params_fingerprint: params_fingerprint(&params),
-        compute_nanoseconds: 1,
-        slot: None,
-    }
-}
-
 /// The first messages of a session, each wrong in one thing.
 async fn check_refused(coordinator: &Coordinator, first: Kind, code: Code, part: &str) {
-    let (_outbound, mut inbound) = open_session(coordinator, first).await;
+    let (_outbound, mut inbound) = open_session(&coordinator.route, first).await;
     let status = next(&mut inbound).await.expect_err(part);
     assert_eq!(status.code(), code, "{status:?}");
     assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
@@ -353,7 +99,7 @@ async fn check_refused(coordinator: &Coordinator, first: Kind, code: Code, part:
 
 /// A message in a session that has got its state, changed in one thing, that ends the session.
 async fn check_ends(coordinator: &Coordinator, change: impl FnOnce(&mut ShardDone), code: Code, part: &str) {
-    let mut worker = Worker::join(coordinator).await;
+    let mut worker = Worker::join(&coordinator.route).await;
     worker.say(Kind::Ready(worker.ready())).await;
     let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
     let mut done = zeros(&worker, &state);
@@ -381,7 +127,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
         (|ready| ready.data_fingerprint = "0".repeat(64), "expected the data set"),
         (|ready| ready.fence = None, "found nothing of the kind"),
     ] {
-        let mut worker = Worker::join(&coordinator).await;
+        let mut worker = Worker::join(&coordinator.route).await;
         let mut ready = worker.ready();
         change(&mut ready);
         worker.say(Kind::Ready(ready)).await;
@@ -403,7 +149,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     .await;
 
     // A session that goes on: what is stale, unknown or computed on other parameters is not used.
-    let mut worker = Worker::join(&coordinator).await;
+    let mut worker = Worker::join(&coordinator.route).await;
     worker.say(Kind::Ready(worker.ready())).await;
     let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
     for (change, part) in [
@@ -435,7 +181,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     }
 
     let (recipe, data) = small_run(&coordinator);
-    let params = work_honestly(Worker::enter(&coordinator, 1).await, &recipe, &data).await;
+    let params = work_honestly(Worker::enter(&coordinator.route, 1).await, &recipe, &data).await;
     let expected = name_alone(&recipe, &data);
     assert_eq!(params_blake3(&params), expected);
     let (code, last) = coordinator.end();
@@ -444,21 +190,15 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     assert_eq!(end["params_blake3"], expected);
 }
 
-/// The name of the parameters that one process gives alone.
-fn name_alone(recipe: &Recipe, data: &Dataset) -> String {
-    let weights = initial_weights(recipe).expect("weights");
-    let alone = train(recipe, data, &reference_device(), weights, &mut |_| Ok(Next::GoOn));
-    params_blake3(&alone.expect("a run to the end").params)
-}
-
 /// Two honest workers, and one who changes what it sends: it is evicted with a reason, and the run ends as if it had never
 /// been there.
 async fn check_evicted(flags: &str, way: Way, change: impl Fn(&mut ShardDone), part: &str) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
     // The one who lies joins first, so that it is dealt something, and begins when the others are there.
-    let liar = Worker::enter_by(way, &coordinator, 3).await;
-    let [first, second] = [Worker::enter(&coordinator, 1).await, Worker::enter_by(way, &coordinator, 2).await];
+    let liar = Worker::enter_by(way, &coordinator.route, 3).await;
+    let [first, second] =
+        [Worker::enter(&coordinator.route, 1).await, Worker::enter_by(way, &coordinator.route, 2).await];
     let lying = async {
         let dismissal = Box::pin(work(liar, &recipe, &data, &|_, done| change(done))).await.expect_err("an eviction");
         assert_eq!(dismissal.farewell(), Farewell::Evicted);
@@ -513,9 +253,9 @@ async fn an_audit_finds_who_computes_other_bits() {
 async fn check_undisturbed(flags: &str, disturb: impl AsyncFnOnce(Worker, State)) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
-    let (worker, state) = Worker::enter_by(Way::Slots, &coordinator, 3).await;
-    let first = Worker::enter_by(Way::Bytes, &coordinator, 1).await;
-    let second = Worker::enter_by(Way::Slots, &coordinator, 2).await;
+    let (worker, state) = Worker::enter_by(Way::Slots, &coordinator.route, 3).await;
+    let first = Worker::enter_by(Way::Bytes, &coordinator.route, 1).await;
+    let second = Worker::enter_by(Way::Slots, &coordinator.route, 2).await;
     let honest = |entered| work_honestly(entered, &recipe, &data);
     let ((), first, second) = tokio::join!(disturb(worker, state), honest(first), honest(second));
     let expected = name_alone(&recipe, &data);
@@ -553,7 +293,7 @@ async fn a_lie_about_a_slot_ends_the_session() {
 #[tokio::test]
 async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
     let coordinator = Coordinator::start_with("--wire grpc");
-    let mut worker = Worker::join(&coordinator).await;
+    let mut worker = Worker::join(&coordinator.route).await;
     assert_eq!(worker.welcome.shared_memory, None, "nothing is offered");
     worker.say(Kind::Ready(Ready { shared_memory: true, ..worker.ready() })).await;
     let status = worker.hear().await.expect_err("a lie");
@@ -569,7 +309,7 @@ async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
 async fn what_is_written_to_a_slot_after_it_was_read_changes_nothing() {
     let coordinator = Coordinator::start();
     let (recipe, data) = small_run(&coordinator);
-    let entered = Worker::enter_by(Way::Slots, &coordinator, 1).await;
+    let entered = Worker::enter_by(Way::Slots, &coordinator.route, 1).await;
     let n_spoiled = Cell::new(0);
     // Alone, it computes both shards of a step: when the first one's slot is free, its result waits to be added.
     let spoil = |worker: &Worker, _: &mut ShardDone| {
@@ -636,16 +376,16 @@ async fn the_memory_of_a_session_goes_with_it() {
         }
     };
     check([1, 1]).await; // the one for updates
-    let sharing = Worker::enter_by(Way::Slots, &coordinator, 1).await;
+    let sharing = Worker::enter_by(Way::Slots, &coordinator.route, 1).await;
     check([1, 2]).await;
-    let joined = Worker::join(&coordinator).await;
+    let joined = Worker::join(&coordinator.route).await;
     check([2, 3]).await;
-    let other = Worker::enter_by(Way::Bytes, &coordinator, 2).await;
+    let other = Worker::enter_by(Way::Bytes, &coordinator.route, 2).await;
     check([2, 3]).await;
     drop((sharing, joined, other));
     check([1, 1]).await;
     for process in 0..50 {
-        Worker::enter_by(Way::Slots, &coordinator, process).await;
+        Worker::enter_by(Way::Slots, &coordinator.route, process).await;
     }
     check([1, 1]).await;
 }
@@ -653,7 +393,7 @@ async fn the_memory_of_a_session_goes_with_it() {
 #[tokio::test]
 async fn a_number_that_is_not_finite_ends_the_run_with_its_place() {
     let coordinator = Coordinator::start();
-    let mut worker = Worker::join(&coordinator).await;
+    let mut worker = Worker::join(&coordinator.route).await;
     worker.say(Kind::Ready(worker.ready())).await;
     let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
     let mut done = zeros(&worker, &state);
@@ -678,12 +418,12 @@ async fn health_and_reflection_answer() {
 
     let coordinator = Coordinator::start();
     let service = "telar.v1.Training".to_owned();
-    let health = HealthClient::new(coordinator.channel().await).check(HealthCheckRequest { service }).await;
+    let health = HealthClient::new(coordinator.route.channel().await).check(HealthCheckRequest { service }).await;
     assert_eq!(health.expect("an answer").into_inner().status(), ServingStatus::Serving);
 
     let list = server_reflection_request::MessageRequest::ListServices(String::new());
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
-    let mut client = ServerReflectionClient::new(coordinator.channel().await);
+    let mut client = ServerReflectionClient::new(coordinator.route.channel().await);
     let answer = client.server_reflection_info(tokio_stream::once(request)).await.expect("an answer");
     let answer = answer.into_inner().message().await.expect("a message").and_then(|answer| answer.message_response);
     let Some(server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer else {

@@ -10,9 +10,5 @@ mod plan;
 mod run;
 mod session;
 
-#[cfg(test)]
-#[path = "../tests/common/mod.rs"]
-mod common;
-
 pub use config::Config;
 pub use run::{Outcome, WorkerError, exit_code, run};

@@ -174,11 +174,10 @@ fn noise(kind: &str, strength: f32) -> Result<Noise, NoiseError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common;
 
     fn check(change: impl FnOnce(&mut Welcome), part: &str) {
         let mut welcome =
-            common::welcome(Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 }, "0".repeat(64));
+            peers::welcome(Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 }, "0".repeat(64));
         change(&mut welcome);
         match Terms::try_from(welcome) {
             Ok(terms) => assert!(part.is_empty(), "expected `{part}`, found {terms:?}"),

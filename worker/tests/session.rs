@@ -1,7 +1,5 @@
 //! The program in a session with a coordinator that follows a script.
 
-mod common;
-
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
@@ -98,7 +96,7 @@ struct Place {
 impl Place {
     fn open() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (data, n_fetched) = (Arc::new(common::data_set()), Arc::new(AtomicUsize::new(0)));
+        let (data, n_fetched) = (Arc::new(peers::data_set()), Arc::new(AtomicUsize::new(0)));
         let (sending, peers) = mpsc::channel(4);
         let script = Script { peers: sending, data: Arc::clone(&data), n_fetched: Arc::clone(&n_fetched) };
         let listener = UnixListener::bind(folder.path().join("socket")).expect("a socket");
@@ -156,7 +154,7 @@ impl Place {
     /// The next worker that joins, admitted with an offer of memory and ready, and whether it has opened that.
     async fn ready_to_share(&mut self, shared_memory: Option<SharedMemory>) -> (Peer, bool) {
         let mut peer = self.joined().await;
-        let welcome = common::welcome(common::fence(), self.data.fingerprint());
+        let welcome = peers::welcome(peers::fence(), self.data.fingerprint());
         peer.say(Said::Welcome(Welcome { shared_memory, ..welcome })).await;
         match peer.hear().await {
             Heard::Ready(ready) => {
@@ -232,7 +230,7 @@ fn check_end(output: &Output, exit_code: i32, part: &str) {
     assert!(error.contains(part), "`{error}` does not hold `{part}`");
 }
 
-/// The recipe of [`common::welcome`], from flags as one process alone has them.
+/// The recipe of [`peers::welcome`], from flags as one process alone has them.
 fn recipe() -> Recipe {
     let args = RecipeArgs {
         arch: Some(model::arch::Architecture::Denoising),
@@ -273,7 +271,7 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
     let params = initial_params(recipe.architecture, recipe.seed);
     let mut replica = Replica::new(&recipe, &reference_device());
     replica.load(&params);
-    let sampler = recipe.sampler(0, common::N_TRAIN);
+    let sampler = recipe.sampler(0, peers::N_TRAIN);
     peer.say(state(0, &params, work(0, &[0, 1], &[]))).await;
     let mut gradient = vec![];
     for shard in 0..2 {
@@ -281,7 +279,7 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
         let key = ShardKey { epoch: 0, step: 0, shard };
         let mut expected = vec![0.0; params.len()];
         let sums = replica.shard_result(&place.data, key, sampler.shard(0, shard as usize), &mut expected);
-        assert_eq!((done.fence, done.step, done.shard, done.n_samples), (Some(common::fence()), 0, shard, 4));
+        assert_eq!((done.fence, done.step, done.shard, done.n_samples), (Some(peers::fence()), 0, shard, 4));
         assert_eq!(done.loss_sum.to_bits(), sums.loss_sum.to_bits());
         assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected));
         assert_eq!(done.params_fingerprint, params_fingerprint(&params));
@@ -323,7 +321,7 @@ fn gradients_alone(data: &Dataset, params: &[f32], step: u64) -> [Vec<f32>; 2] {
     let recipe = recipe();
     let mut replica = Replica::new(&recipe, &reference_device());
     replica.load(params);
-    let sampler = recipe.sampler(0, common::N_TRAIN);
+    let sampler = recipe.sampler(0, peers::N_TRAIN);
     [0, 1].map(|shard| {
         let mut gradient = vec![0.0; params.len()];
         let images = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
@@ -448,7 +446,7 @@ async fn a_worker_that_is_refused_says_why() {
         check_end(&end(child).await, exit_code, part);
     };
     check(Err(Status::failed_precondition("expected version 9")), 64, "error: expected version 9").await;
-    let mut welcome = common::welcome(common::fence(), "0".repeat(64));
+    let mut welcome = peers::welcome(peers::fence(), "0".repeat(64));
     welcome.layout_fingerprint += 1;
     check(Ok(Said::Welcome(welcome)), 64, "expected the parameter layout").await;
     let dismissal = Dismissal { farewell: Farewell::End.into(), reason: "nothing to do".to_owned() };

@@ -324,7 +324,6 @@ pub(super) mod tests {
     use model::recipe::Recipe;
 
     use super::*;
-    use crate::common;
     use crate::plan::Terms;
 
     pub struct Bench {
@@ -336,8 +335,8 @@ pub(super) mod tests {
 
     impl Bench {
         pub fn new() -> Self {
-            let data = common::data_set();
-            let welcome = common::welcome(common::fence(), data.fingerprint());
+            let data = peers::data_set();
+            let welcome = peers::welcome(peers::fence(), data.fingerprint());
             let terms = Terms::try_from(welcome).expect("a welcome that can be followed");
             let backend =
                 BackendArgs { backend: None, device: None, operations: None, threads: None }.open().expect("a device");
@@ -390,7 +389,7 @@ pub(super) mod tests {
         let (recipe, mut params) = (bench.recipe().clone(), bench.params());
         let mut velocity = recipe.sgd.velocity(params.len());
         let mut replica = Replica::new(&recipe, &bench.computer.backend.device);
-        let sampler = recipe.sampler(0, common::N_TRAIN);
+        let sampler = recipe.sampler(0, peers::N_TRAIN);
 
         let mut found = shards(bench.order(bench.state(0, Some(work(0, &[1, 0])))));
         for step in 0..2_u64 {

@@ -1,17 +1,17 @@
-//! What several tests need: a small data set, and the welcome to a small run on it.
+//! A small data set, for tests that compute little.
 
 use std::path::Path;
 
-use model::arch::Architecture;
 use model::data::{DataChoice, Dataset, PLAIN_NAMES, open};
-use model::params::ParamLayout;
 use model::report::DownloadBar;
-use proto::v1::{Encoding, Fence, Recipe, Welcome};
 
 /// Images of the small data set that are trained on: those of the file without its last twelfth.
 pub const N_TRAIN: u32 = 110;
 
 /// A data set of 120 images for training and validation, and 10 for the test.
+///
+/// # Panics
+/// If it cannot be written.
 pub fn data_set() -> Dataset {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_data_set(folder.path());
@@ -19,7 +19,11 @@ pub fn data_set() -> Dataset {
     open(&DataChoice::Folder(folder.path().to_owned()), &mut DownloadBar::default()).expect("a whole data set")
 }
 
-fn write_data_set(folder: &Path) {
+/// Writes its four files.
+///
+/// # Panics
+/// If they cannot be written.
+pub fn write_data_set(folder: &Path) {
     for (names, n_images) in [&PLAIN_NAMES[..2], &PLAIN_NAMES[2..]].into_iter().zip([120_u32, 10]) {
         let pixel = |place: u32| u8::try_from(place * place / 7 % 256).expect("below 256");
         let images = (0..n_images * 784).map(pixel);
@@ -27,35 +31,5 @@ fn write_data_set(folder: &Path) {
         std::fs::write(folder.join(names[0]), header.into_iter().chain(images).collect::<Vec<u8>>()).expect("a file");
         let header = [0x801, n_images].map(u32::to_be_bytes).concat();
         std::fs::write(folder.join(names[1]), [header, vec![3; n_images as usize]].concat()).expect("a file");
-    }
-}
-
-/// The first process of a run's coordinator.
-pub fn fence() -> Fence {
-    Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 }
-}
-
-/// The welcome to a run of two shards of four images.
-pub fn welcome(fence: Fence, data_fingerprint: String) -> Welcome {
-    let recipe = Recipe {
-        architecture: "denoising".to_owned(),
-        batch_size: 8,
-        shards: 2,
-        learning_rate: 0.5,
-        momentum: 0.9,
-        nesterov: false,
-        noise: "gaussian".to_owned(),
-        noise_strength: 0.2,
-        shuffle: true,
-        seed: 7,
-    };
-    Welcome {
-        worker_id: 3,
-        fence: Some(fence),
-        recipe: Some(recipe),
-        data_fingerprint,
-        layout_fingerprint: ParamLayout::of(Architecture::Denoising).fingerprint().0,
-        encoding: Encoding::F32.into(),
-        shared_memory: None,
     }
 }

@@ -1,0 +1,170 @@
+//! Peers that mean harm: each opens what it can, and begins anew when it is closed. All of them end when the [`Attack`] is
+//! dropped.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use prost::bytes::Bytes;
+use proto::v1::training_client::TrainingClient;
+use proto::v1::worker_message::Kind;
+use proto::v1::{FetchDatasetRequest, Heartbeat, ShardDone, WorkerMessage};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpSocket;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::sleep;
+
+use crate::worker::{Route, Worker, params_fingerprint_of};
+
+/// Between two attempts of an attacker that was closed.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What an attacker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// Connects, and says nothing.
+    SilentTcp,
+    /// Speaks HTTP/2, and opens no stream.
+    IdleHttp2,
+    /// Joins, and says nothing more than that it is there.
+    JoinedSilent,
+    /// Gets ready, gives signs of life, and reads nothing.
+    Unread,
+    /// Gets ready, and sends signs of life as fast as it can.
+    Heartbeats,
+    /// Gets ready, and sends results that it was not dealt, all zeros, for every shard.
+    Results,
+    /// Gets ready, and asks for the state again and again, without reading it.
+    States,
+    /// Fetches the data set without having joined.
+    FetchUnjoined,
+    /// Joins, fetches the data set, and reads nothing of it.
+    FetchUnread,
+}
+
+/// Attackers at work.
+pub struct Attack {
+    _runtime: Runtime,
+}
+
+impl Attack {
+    /// Lets so many attackers loose on a coordinator, each with a connection of its own.
+    ///
+    /// # Panics
+    /// If there are no threads to be had.
+    pub fn begin(route: &Route, harms: &[(Harm, usize)]) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        for &(harm, n_attackers) in harms {
+            for _ in 0..n_attackers {
+                let route = route.clone();
+                runtime.spawn(async move {
+                    loop {
+                        // Whatever it comes to, it begins anew.
+                        let _ = attack(harm, &route).await;
+                        sleep(PAUSE).await;
+                    }
+                });
+            }
+        }
+        Self { _runtime: runtime }
+    }
+}
+
+/// One connection of an attacker, to its end; none if it did not come that far.
+async fn attack(harm: Harm, route: &Route) -> Option<()> {
+    match harm {
+        Harm::SilentTcp => silent_tcp(route).await,
+        Harm::IdleHttp2 => {
+            let _channel = route.try_channel().await.ok()?;
+            // The channel does not tell that it was closed; one that is closed is replaced by and by.
+            sleep(Duration::from_secs(15)).await;
+            Some(())
+        }
+        Harm::JoinedSilent => {
+            let worker = Worker::try_join(route, 1).await?;
+            keep_alive(&worker).await
+        }
+        Harm::Unread => {
+            let worker = ready(route).await?;
+            keep_alive(&worker).await
+        }
+        Harm::Heartbeats => {
+            let worker = ready(route).await?;
+            loop {
+                send(&worker, Kind::Heartbeat(Heartbeat { step: 0 })).await?;
+            }
+        }
+        Harm::Results => {
+            let (worker, state) = Worker::try_enter(route, 1).await?;
+            let zeros = Bytes::from(vec![0; state.params.len()]);
+            let params_fingerprint = params_fingerprint_of(&state);
+            let mut step = state.step;
+            loop {
+                for shard in 0..4 {
+                    let done = ShardDone {
+                        fence: worker.welcome.fence.clone(),
+                        step,
+                        shard,
+                        n_samples: 4,
+                        gradient_sum: zeros.clone(),
+                        params_fingerprint,
+                        compute_nanoseconds: 1,
+                        ..ShardDone::default()
+                    };
+                    send(&worker, Kind::ShardDone(done)).await?;
+                }
+                step += 1;
+            }
+        }
+        Harm::States => {
+            let worker = ready(route).await?;
+            loop {
+                let reason = "I lost it".to_owned();
+                send(&worker, Kind::Lagging(proto::v1::Lagging { reason })).await?;
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Harm::FetchUnjoined => {
+            let mut client = TrainingClient::new(route.try_channel().await.ok()?);
+            let request = FetchDatasetRequest { data_fingerprint: String::new() };
+            let _pieces = client.fetch_dataset(request).await.ok()?;
+            sleep(Duration::from_secs(1)).await;
+            Some(())
+        }
+        Harm::FetchUnread => {
+            let (worker, channel) = Worker::try_join_over(route, 1).await?;
+            let request = FetchDatasetRequest { data_fingerprint: worker.welcome.data_fingerprint.clone() };
+            let _pieces = TrainingClient::new(channel).fetch_dataset(request).await.ok()?;
+            keep_alive(&worker).await
+        }
+    }
+}
+
+async fn silent_tcp(route: &Route) -> Option<()> {
+    let address: SocketAddr = route.address.strip_prefix("http://")?.parse().ok()?;
+    let socket = TcpSocket::new_v4().ok()?;
+    if let Some(from) = route.from {
+        socket.bind((from, 0).into()).ok()?;
+    }
+    let mut stream = socket.connect(address).await.ok()?;
+    // Until the other end has enough of it.
+    stream.read_u8().await.ok()?;
+    Some(())
+}
+
+async fn ready(route: &Route) -> Option<Worker> {
+    let worker = Worker::try_join(route, 1).await?;
+    send(&worker, Kind::Ready(worker.ready())).await?;
+    Some(worker)
+}
+
+async fn send(worker: &Worker, kind: Kind) -> Option<()> {
+    worker.outbound.send(WorkerMessage { kind: Some(kind) }).await.ok()
+}
+
+/// Gives signs of life until the session ends.
+async fn keep_alive(worker: &Worker) -> Option<()> {
+    loop {
+        send(worker, Kind::Heartbeat(Heartbeat { step: 0 })).await?;
+        sleep(Duration::from_millis(400)).await;
+    }
+}

@@ -1,0 +1,15 @@
+//! Peers that tests play by hand: a worker that says whatever a test wants, honest or not, over a connection from any address of
+//! this machine; peers that mean harm; and the small data set that they train on.
+
+mod attack;
+mod coordinator;
+mod data;
+mod worker;
+
+pub use attack::{Attack, Harm};
+pub use coordinator::{fence, welcome};
+pub use data::{N_TRAIN, data_set, write_data_set};
+pub use worker::{
+    N_PARAMS, Route, WAIT_MAX, Way, Worker, join, name_alone, next, open_memory, open_session, work, work_honestly,
+    zeros,
+};
