@@ -16,6 +16,7 @@ mod external;
 mod faults;
 mod golden;
 mod health;
+mod hostile;
 mod mirror;
 mod output;
 mod partition;

@@ -1,28 +1,31 @@
-//! The accept loop: who may connect, how many at once, and how long a peer may take to say its first word. A connection
-//! that never speaks would be kept for ever by the HTTP/2 server, and would keep it from shutting down.
+//! The accept loop: who may connect, and how long a peer may take to be of use. A connection that never speaks would be kept for
+//! ever by the HTTP/2 server, and would keep it from shutting down.
 
+use std::io::{Error, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use proto::limits::FIRST_MESSAGE_WAIT_MAX;
+use proto::limits::{FIRST_MESSAGE_WAIT_MAX, UNADMITTED_BYTES_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use tokio_util::either::Either;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use crate::admission::{Admission, ConnectionHandle, Lease};
 use crate::peer::Peer;
 
 /// What an HTTP/2 client says first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long to wait after the system could not give a connection, as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Where connections come from.
 #[derive(Debug)]
 pub enum Listener {
@@ -32,18 +35,24 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// A connection whose peer has begun to speak HTTP/2.
+/// The bytes of a connection.
+type Io = Either<TcpStream, UnixStream>;
+
+/// A connection whose peer has begun to speak HTTP/2. It breaks when it has to give way, and when the peer sends more than a
+/// join takes before it is admitted.
 #[derive(Debug)]
 pub struct Connection {
-    io: Either<TcpStream, UnixStream>,
-    peer: Peer,
+    io: Io,
     /// What was read of the preface and not given on yet.
     preface: &'static [u8],
-    _permit: OwnedSemaphorePermit,
+    lease: Lease,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Bytes that came before it was admitted.
+    n_unadmitted: usize,
 }
 
 impl Listener {
-    async fn accept(&self) -> std::io::Result<(Either<TcpStream, UnixStream>, Peer)> {
+    async fn accept(&self) -> std::io::Result<(Io, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -60,54 +69,74 @@ impl Listener {
     }
 }
 
-/// Accepts connections until `shutdown`, at most `n_connections_max` at a time, and gives each to `accepted` once it has
-/// begun to speak.
+/// Accepts connections until `shutdown`, as many as `admission` allows, and gives each to `accepted` once it has begun to
+/// speak. One over which no worker has joined within 10 s is closed.
 pub async fn accept(
     listener: Listener,
-    n_connections_max: usize,
+    admission: Arc<Admission>,
     accepted: mpsc::Sender<std::io::Result<Connection>>,
     shutdown: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(n_connections_max));
     let greetings = TaskTracker::new();
     // Ends with the shutdown.
     loop {
-        let next = async {
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-            listener.accept().await.map(|(io, peer)| (io, peer, permit))
-        };
         let next = tokio::select! {
             () = shutdown.cancelled() => break,
-            next = next => next,
+            next = listener.accept() => next,
         };
-        match next {
-            Ok((io, peer, permit)) => {
-                let (accepted, shutdown) = (accepted.clone(), shutdown.clone());
-                greetings.spawn(async move {
-                    tokio::select! {
-                        () = shutdown.cancelled() => {}
-                        connection = greet(io, peer, permit) => if let Some(connection) = connection {
-                            // Nobody takes it any more only when the server has ended.
-                            let _ = accepted.send(Ok(connection)).await;
-                        },
-                    }
-                });
-            }
+        let (io, peer) = match next {
+            Ok(next) => next,
+            // The peer was gone before it was looked at.
+            Err(error) if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::ConnectionAborted) => continue,
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-        }
+        };
+        let identity = peer.identity();
+        let lease = match admission.connect(peer.clone()) {
+            Ok(lease) => lease,
+            Err(error) => {
+                warn!(%peer, %identity, reason = %error, "a connection was refused");
+                continue;
+            }
+        };
+        let (accepted, shutdown) = (accepted.clone(), shutdown.clone());
+        let closing = lease.handle().closing().clone();
+        greetings.spawn(async move {
+            let connection = tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = closing.cancelled() => return,
+                connection = greet(io, lease) => connection,
+            };
+            let Some(connection) = connection else { return };
+            let handle = connection.lease.handle().clone();
+            // Nobody takes it any more only when the server has ended.
+            let _ = accepted.send(Ok(connection)).await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = closing.cancelled() => {}
+                () = sleep(FIRST_MESSAGE_WAIT_MAX) => if !handle.is_admitted() {
+                    debug!(peer = %handle.peer, "a connection over which nobody joined was closed");
+                    handle.close();
+                }
+            }
+        });
     }
     greetings.close();
     greetings.wait().await;
 }
 
 /// Waits for the preface, for so long.
-async fn greet(mut io: Either<TcpStream, UnixStream>, peer: Peer, permit: OwnedSemaphorePermit) -> Option<Connection> {
+async fn greet(mut io: Io, lease: Lease) -> Option<Connection> {
     let mut found = [0_u8; PREFACE.len()];
+    let peer = &lease.handle().peer;
     match timeout(FIRST_MESSAGE_WAIT_MAX, io.read_exact(&mut found)).await {
-        Ok(Ok(_)) if found == *PREFACE => Some(Connection { io, peer, preface: PREFACE, _permit: permit }),
+        Ok(Ok(_)) if found == *PREFACE => {
+            let closing = Box::pin(lease.handle().closing().clone().cancelled_owned());
+            Some(Connection { io, preface: PREFACE, lease, closing, n_unadmitted: 0 })
+        }
         Ok(Ok(_)) => {
             debug!(%peer, "a peer that does not speak HTTP/2 was closed");
             None
@@ -119,11 +148,28 @@ async fn greet(mut io: Either<TcpStream, UnixStream>, peer: Peer, permit: OwnedS
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
+impl Connection {
+    /// Counts bytes that came in, as long as no worker has joined.
+    fn count_unadmitted(&mut self, n_bytes: usize) -> std::io::Result<()> {
+        if self.lease.handle().is_admitted() {
+            return Ok(());
+        }
+        self.n_unadmitted += n_bytes;
+        if self.n_unadmitted <= UNADMITTED_BYTES_MAX {
+            return Ok(());
+        }
+        let peer = &self.lease.handle().peer;
+        debug!(%peer, "a peer that sent more than a join takes before it had joined was closed");
+        self.lease.handle().close();
+        Err(Error::new(ErrorKind::ConnectionAborted, "expected a join, found more than it takes"))
+    }
+}
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+impl Connected for Connection {
+    type ConnectInfo = ConnectionHandle;
+
+    fn connect_info(&self) -> ConnectionHandle {
+        self.lease.handle().clone()
     }
 }
 
@@ -134,8 +180,16 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
+        if this.closing.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(Error::new(ErrorKind::ConnectionAborted, "the connection gave way")));
+        }
         if this.preface.is_empty() {
-            return Pin::new(&mut this.io).poll_read(context, buffer);
+            let n_before = buffer.filled().len();
+            let polled = Pin::new(&mut this.io).poll_read(context, buffer);
+            return match this.count_unadmitted(buffer.filled().len() - n_before) {
+                Ok(()) => polled,
+                Err(error) => Poll::Ready(Err(error)),
+            };
         }
         let (now, later) = this.preface.split_at(this.preface.len().min(buffer.remaining()));
         buffer.put_slice(now);

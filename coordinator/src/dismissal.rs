@@ -9,10 +9,11 @@ use proto::v1::{Dismissal, Farewell};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info};
 
 use crate::driver::Input;
-use crate::server::Outbox;
+use crate::outbox::Outbox;
 use crate::training::{Event, Outcome, WorkerId};
 
 /// How long a coordinator that finds its run complete waits for workers, to tell them so: for a probe to find it ready, a
@@ -24,6 +25,8 @@ const AWAIT_MAX: Duration = Duration::from_secs(15);
 pub struct OpenSessions {
     inputs: mpsc::Receiver<Input>,
     outboxes: BTreeMap<WorkerId, Outbox>,
+    /// Ends the wait for workers that have not joined yet.
+    stop: CancellationToken,
 }
 
 /// What all workers are dismissed with.
@@ -88,8 +91,8 @@ impl DismissalTask {
 
 impl OpenSessions {
     /// The sessions whose workers are to be dismissed, and where all that sessions say arrives.
-    pub fn new(inputs: mpsc::Receiver<Input>, outboxes: BTreeMap<WorkerId, Outbox>) -> Self {
-        Self { inputs, outboxes }
+    pub fn new(inputs: mpsc::Receiver<Input>, outboxes: BTreeMap<WorkerId, Outbox>, stop: CancellationToken) -> Self {
+        Self { inputs, outboxes, stop }
     }
 
     /// Starts the task, which logs in `span`.
@@ -111,7 +114,7 @@ impl OpenSessions {
                 Some(input) = self.inputs.recv() => match input {
                     Input::Joined(worker_id, _, outbox) => drop(self.outboxes.insert(worker_id, outbox)),
                     Input::Happened(Event::Lost(worker_id, _)) => drop(self.outboxes.remove(&worker_id)),
-                    // A signal ends the wait below; results of a run that is over are of no use.
+                    // Results of a run that is over are of no use.
                     Input::Ready(..) | Input::ShardDone(..) | Input::Happened(_) => {}
                 },
             }
@@ -126,12 +129,16 @@ impl OpenSessions {
             info!(seconds = AWAIT_MAX.as_secs(), "waiting for workers, to tell them that the run is over");
         }
         while n_dismissed < notice.n_awaited {
-            match timeout_at(deadline, self.inputs.recv()).await {
+            let input = tokio::select! {
+                input = timeout_at(deadline, self.inputs.recv()) => input,
+                () = self.stop.cancelled() => return,
+            };
+            match input {
                 Ok(Some(Input::Joined(_, _, outbox))) => {
                     send(&outbox, &notice);
                     n_dismissed += 1;
                 }
-                Ok(Some(Input::Happened(Event::Stop)) | None) | Err(_) => return,
+                Ok(None) | Err(_) => return,
                 Ok(Some(Input::Ready(..) | Input::ShardDone(..) | Input::Happened(_))) => {}
             }
         }

@@ -13,7 +13,6 @@ use model::report::{EpochRecord, StepRecord};
 use model::weights::Weights;
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
-use proto::limits::HEARTBEAT_INTERVAL;
 use proto::shared::Updates;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
@@ -21,22 +20,23 @@ use proto::values;
 use proto::watch::Watch;
 use tokio::sync::mpsc;
 use tokio::task::{block_in_place, yield_now};
-use tokio::time::timeout_at;
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 
+use crate::clock::Clock;
 use crate::config::{HashSteps, JournalSteps};
 use crate::dismissal::OpenSessions;
 use crate::observe::{Happening, Observer, StepCosts};
+use crate::outbox::{GradientPath, Outbox};
 use crate::saver::Desk;
-use crate::server::{Facts, GradientPath, Outbox};
+use crate::server::Facts;
 use crate::training::{
     Action, Event, Farewell, Outcome, Profile, Report, ShardDone, StepReport, Training, Work, WorkerId,
 };
 
 /// Inputs that wait for the driver: some of each worker at most.
 pub const INPUTS_MAX: usize = 4096;
-
-/// A thread that wakes up later than this was held up, with all others of its machine.
-const STALL: Duration = Duration::from_millis(250);
 
 /// What the driver is told.
 #[derive(Debug)]
@@ -76,6 +76,10 @@ pub struct Driver {
     pub hash_steps: HashSteps,
     /// Whether it waits without sleep at first.
     pub watches: bool,
+    /// Ends the run, with what it came to kept.
+    pub stop: CancellationToken,
+    /// The clock that the core sees.
+    pub clock: Clock,
 }
 
 /// How it went.
@@ -94,8 +98,21 @@ pub struct Ended {
 impl Driver {
     /// Runs until the core wishes to finish.
     pub async fn run(self) -> Ended {
-        let Self { training, recipe, inputs, facts, buffers, updates, observer, desk, journal, hash_steps, watches } =
-            self;
+        let Self {
+            training,
+            recipe,
+            inputs,
+            facts,
+            buffers,
+            updates,
+            observer,
+            desk,
+            journal,
+            hash_steps,
+            watches,
+            stop,
+            clock,
+        } = self;
         let running = Running {
             training,
             recipe,
@@ -109,7 +126,9 @@ impl Driver {
             hash_steps,
             watches,
             outboxes: BTreeMap::new(),
-            clock: Clock::start(),
+            encoded_state: None,
+            stop,
+            clock,
             costs: StepCosts::default(),
         };
         running.run(inputs).await
@@ -138,44 +157,24 @@ struct Running {
     hash_steps: HashSteps,
     watches: bool,
     outboxes: BTreeMap<WorkerId, Outbox>,
+    /// Encoded once for all workers that need it.
+    encoded_state: Option<EncodedState>,
+    stop: CancellationToken,
     clock: Clock,
     costs: StepCosts,
 }
 
-/// Time since the start, without the time in which this process was held up: nobody else is to blame for that.
-struct Clock {
-    start: Instant,
-    stalled: Duration,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self { start: Instant::now(), stalled: Duration::ZERO }
-    }
-
-    fn now(&self) -> Duration {
-        self.start.elapsed().saturating_sub(self.stalled)
-    }
-
-    /// The moment that the clock will show `time`, if nothing holds it up.
-    fn moment(&self, time: Duration) -> Instant {
-        self.start + self.stalled + time
-    }
-
-    /// Whether a wait for a moment ended much later. If so, the clock is set back, and for a sign of life of each worker more:
-    /// those that came in the meantime are still to be read.
-    fn was_held_up(&mut self, moment: Instant) -> bool {
-        let late = moment.elapsed();
-        let is_late = late > STALL;
-        if is_late {
-            self.stalled += late + HEARTBEAT_INTERVAL;
-        }
-        is_late
-    }
+/// Parameters and velocity as they travel, after so many updates.
+struct EncodedState {
+    step: u64,
+    params: Bytes,
+    velocity: Bytes,
 }
 
 impl Running {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Ended {
+        // Whether deadlines were looked at since the last input: once for each, however many inputs wait.
+        let mut is_looked_at = false;
         // Ends when the core wishes to finish, which it does at the latest when nobody can tell it anything any more.
         loop {
             match self.act() {
@@ -185,32 +184,33 @@ impl Running {
                     continue;
                 }
                 Some(Pause::End(outcome)) => {
-                    let Self { training, observer, outboxes, .. } = self;
-                    return Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes) };
+                    let Self { training, observer, outboxes, stop, .. } = self;
+                    return Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes, stop) };
                 }
             }
             if self.journal == JournalSteps::Yes {
                 self.write_journal();
             }
+            let (now, deadline) = (self.clock.now(), self.training.next_deadline());
+            if !is_looked_at && deadline.is_some_and(|deadline| deadline <= now) {
+                is_looked_at = true;
+                self.training.handle_deadline(now);
+                continue;
+            }
+            is_looked_at = false;
             let waiting = Instant::now();
-            let moment = self.training.next_deadline().map(|deadline| self.clock.moment(deadline));
+            let moment = deadline.map(|deadline| self.clock.moment(deadline));
             if self.watches {
                 let watch = Watch::begin();
-                let is_due = || moment.is_some_and(|moment| moment <= Instant::now());
+                let is_due = || moment.is_some_and(|moment| moment <= Instant::now()) || self.stop.is_cancelled();
                 while inputs.is_empty() && !is_due() && watch.goes_on() {
                     yield_now().await;
                 }
             }
-            let input = match moment {
-                None => Some(inputs.recv().await),
-                Some(moment) => timeout_at(moment.into(), inputs.recv()).await.ok(),
-            };
+            let input = next_input(&self.stop, &mut inputs, moment).await;
             self.costs.wait += waiting.elapsed();
-            let was_held_up = moment.is_some_and(|moment| self.clock.was_held_up(moment));
-            match input {
-                Some(input) => self.take(input.unwrap_or(Input::Happened(Event::Stop))),
-                None if was_held_up => {}
-                None => self.training.handle_deadline(self.clock.now()),
+            if let Some(input) = input {
+                self.take(input);
             }
         }
     }
@@ -268,7 +268,7 @@ impl Running {
                     let results = self.outboxes.get_mut(&worker_id).and_then(|outbox| outbox.results.take());
                     self.send(worker_id, Kind::Welcome(self.facts.welcome(worker_id, results)));
                 }
-                Action::SendState(worker_id, work) => self.send(worker_id, self.state(work)),
+                Action::SendState(worker_id, work) => self.send_state(worker_id, work),
                 Action::SendWork(worker_id, work) => self.send(worker_id, Kind::Work(message_of(work))),
                 Action::Refuse(worker_id, refusal) => {
                     self.send(worker_id, Kind::Refusal(Refusal { reason: refusal.to_string() }));
@@ -297,6 +297,7 @@ impl Running {
     /// Sends an update to all named: its gradient lies where those of this machine find it, and goes to others as bytes.
     fn send_update(&mut self, gradient: Vec<f32>, work: BTreeMap<WorkerId, Work>) {
         let begun = Instant::now();
+        self.encoded_state = None;
         let step = self.training.state().step;
         let goes_by = |path| work.keys().any(|worker_id| self.path(*worker_id) == Some(path));
         let has_bytes = goes_by(GradientPath::Bytes);
@@ -322,15 +323,24 @@ impl Running {
         self.outboxes.get(&worker_id).map(|outbox| outbox.path)
     }
 
-    /// All that a replica is. Always as f32: nothing may be lost here.
-    fn state(&self, work: Work) -> Kind {
+    /// Sends all that a replica is. Always as f32: nothing may be lost here.
+    fn send_state(&mut self, worker_id: WorkerId, work: Work) {
         let state = self.training.state();
-        Kind::State(v1::State {
+        let encoded = self.encoded_state.take_if(|encoded| encoded.step == state.step);
+        let encoded = encoded.unwrap_or_else(|| EncodedState {
             step: state.step,
             params: values::encode(Encoding::F32, &state.params),
             velocity: values::encode(Encoding::F32, &state.velocity),
-            work: Some(message_of(work)),
-        })
+        });
+        if let Some(outbox) = self.outboxes.get(&worker_id) {
+            let (peer, identity) = (&outbox.peer, outbox.peer.identity());
+            info!(worker = %worker_id, %peer, %identity, step = encoded.step, "the state is sent");
+        }
+        let EncodedState { step, params, velocity } = &encoded;
+        let (params, velocity) = (params.clone(), velocity.clone());
+        let kind = Kind::State(v1::State { step: *step, params, velocity, work: Some(message_of(work)) });
+        self.encoded_state = Some(encoded);
+        self.send(worker_id, kind);
     }
 
     fn send(&mut self, worker_id: WorkerId, kind: Kind) {
@@ -400,6 +410,27 @@ impl Running {
         // The first step begins with the first worker, the waiting before.
         let costs = StepCosts { compute, wait: costs.wait.min(duration), ..costs };
         Happening::Step { record, costs, workers, n_active }
+    }
+}
+
+/// What comes next; nothing if a moment comes before.
+async fn next_input(
+    stop: &CancellationToken,
+    inputs: &mut mpsc::Receiver<Input>,
+    moment: Option<Instant>,
+) -> Option<Input> {
+    let is_due = async {
+        match moment {
+            Some(moment) => sleep_until(moment.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    let stopped = || Input::Happened(Event::Stop);
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Some(stopped()),
+        input = inputs.recv() => Some(input.unwrap_or_else(stopped)),
+        () = is_due => None,
     }
 }
 

@@ -17,6 +17,7 @@ use tonic_health::server::HealthReporter;
 use tracing::warn;
 
 use crate::accept::{Listener, accept};
+use crate::admission::{Admission, Limits};
 use crate::config::ListenAddress;
 
 /// Serves from the first moment on: a probe that fails here means that the process hangs.
@@ -24,8 +25,11 @@ pub const LIVENESS: &str = "liveness";
 /// Serves while workers can join. The service without a name says the same.
 pub const READINESS: &str = "readiness";
 
-/// Connections of probes at a time; the kubelet has one for each of its three probes.
+/// Connections of probes at a time, of which the oldest gives way to a new one; the kubelet has one for each of its three
+/// probes.
 const CONNECTIONS_MAX: usize = 16;
+const LIMITS: Limits =
+    Limits { n_connections_max: CONNECTIONS_MAX, n_per_identity_max: CONNECTIONS_MAX, n_sessions_max: 0 };
 /// How long one of them may stay.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(10);
 /// How long a check may take.
@@ -50,7 +54,7 @@ impl HealthPort {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
         let (accepted, connections) = mpsc::channel(CONNECTIONS_MAX);
-        tokio::spawn(accept(listener, CONNECTIONS_MAX, accepted, shutdown.clone()));
+        tokio::spawn(accept(listener, Admission::new(LIMITS), accepted, shutdown.clone()));
         // A probe has a connection of its own, and is soon done: who stays would keep the next one out.
         let server = Server::builder()
             .timeout(CHECK_WAIT_MAX)

@@ -1,22 +1,28 @@
 //! Who is in, what step it is, what the parameters are.
 
 pub mod accept;
+pub mod admission;
 pub mod args;
+pub mod bucket;
 pub mod checkpoint;
+pub mod clock;
 pub mod config;
 pub mod description;
 pub mod dismissal;
 pub mod driver;
+mod fetch;
 pub mod health;
 pub mod journal;
 pub mod launch;
 pub mod mirror;
 pub mod observe;
+pub mod outbox;
 pub mod peer;
 pub mod place;
 mod run;
 pub mod saver;
 pub mod server;
+mod session;
 pub mod shutdown;
 pub mod start;
 pub mod training;

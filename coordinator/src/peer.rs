@@ -13,6 +13,8 @@ use crate::training::Identity;
 pub struct Peer {
     /// Where its connection comes from.
     pub address: PeerAddress,
+    /// Whether that is this machine, so that it may be able to open this process' memory.
+    pub is_on_this_machine: bool,
 }
 
 /// Where a connection comes from.
@@ -35,8 +37,11 @@ impl Peer {
     /// # Errors
     /// If the connection is closed already.
     pub fn of_tcp(stream: &TcpStream) -> std::io::Result<Self> {
-        let address = stream.peer_addr()?;
-        Ok(Self { address: PeerAddress::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port())) })
+        let [address, own] = [stream.peer_addr()?, stream.local_addr()?];
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        // Who connects to an address of its own machine comes from it.
+        let is_on_this_machine = address.ip().is_loopback() || address.ip() == own.ip().to_canonical();
+        Ok(Self { address: PeerAddress::Tcp(address), is_on_this_machine })
     }
 
     /// The peer of a connection to a Unix socket.
@@ -46,7 +51,7 @@ impl Peer {
     pub fn of_unix(stream: &UnixStream) -> std::io::Result<Self> {
         let owner = stream.peer_cred()?;
         let process = owner.pid().and_then(|process| u32::try_from(process).ok());
-        Ok(Self { address: PeerAddress::Unix { process, user: owner.uid() } })
+        Ok(Self { address: PeerAddress::Unix { process, user: owner.uid() }, is_on_this_machine: true })
     }
 
     /// What it counts as. Of an IPv6 address the first 64 bits count, since a host can take any address in its network.
@@ -63,14 +68,6 @@ impl Peer {
             PeerAddress::Unix { process: None, user } => format!("user {user}"),
         })
     }
-
-    /// Whether it is on this machine, so that it may be able to open this process' memory.
-    pub fn is_on_this_machine(&self) -> bool {
-        match self.address {
-            PeerAddress::Tcp(address) => address.ip().is_loopback(),
-            PeerAddress::Unix { .. } => true,
-        }
-    }
 }
 
 impl fmt::Display for Peer {
@@ -84,6 +81,14 @@ impl fmt::Display for Peer {
 }
 
 #[cfg(test)]
+impl Peer {
+    /// One at an address of another machine.
+    pub fn at(address: PeerAddress) -> Self {
+        Self { address, is_on_this_machine: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -91,13 +96,13 @@ mod tests {
     fn identity_is_what_a_peer_cannot_choose() {
         let check = |address: &str, expected: &str| {
             let address = PeerAddress::Tcp(address.parse().expect("an address"));
-            assert_eq!(Peer { address }.identity().to_string(), expected);
+            assert_eq!(Peer::at(address).identity().to_string(), expected);
         };
         check("192.168.0.10:1", "192.168.0.10");
         check("192.168.0.10:65535", "192.168.0.10");
         check("[2001:db8:1:2:3:4:5:6]:7", "2001:db8:1:2::/64");
         check("[2001:db8:1:2:ffff:ffff:ffff:ffff]:7", "2001:db8:1:2::/64");
-        let local = |process| Peer { address: PeerAddress::Unix { process, user: 1000 } }.identity().to_string();
+        let local = |process| Peer::at(PeerAddress::Unix { process, user: 1000 }).identity().to_string();
         assert_eq!([local(Some(42)), local(None)], ["process 42", "user 1000"]);
     }
 }

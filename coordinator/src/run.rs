@@ -15,7 +15,6 @@ use model::params::ParamLayout;
 use model::recipe::Recipe;
 use model::report::{DownloadBar, LogFormat, Screen};
 use proto::buffers::Buffers;
-use proto::limits::WORKERS_MAX;
 use proto::shared::Updates;
 use proto::v1::{self, Encoding};
 use serde_json::json;
@@ -28,12 +27,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info_span, warn};
 
 use crate::accept::accept;
+use crate::admission::{Admission, Limits};
 use crate::args::Wire;
 use crate::checkpoint::Checkpoints;
+use crate::clock::Clock;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
 use crate::description::Description;
 use crate::dismissal::EndNotice;
-use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
+use crate::driver::{Driver, Ended, INPUTS_MAX};
 use crate::health::{HealthPort, NotServing};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
@@ -44,13 +45,11 @@ use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
 use crate::shutdown::Signals;
 use crate::start::{ResumeError, Start, data_choice, rounding};
-use crate::training::{AfterStop, Event, Outcome, Rules, State, Training};
+use crate::training::{AfterStop, Outcome, Rules, State, Training};
 use crate::trainjob::{Progress, RunEnd, TrainJob};
 
 /// How long sessions may take to end when the run is over.
 const GRACE: Duration = Duration::from_secs(2);
-/// Connections beyond the workers': health checks, reflection, data sets.
-const CONNECTIONS_MAX: usize = WORKERS_MAX + 64;
 /// Connections that wait to be served.
 const CONNECTIONS_WAITING_MAX: usize = 64;
 
@@ -135,20 +134,20 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let facts = Arc::new(session_facts(&config, &start, &layout, &data_fingerprint, updates.as_ref()));
     let Start { recipe, wire, state, folder, run_id, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
+    let stopping = CancellationToken::new();
     let stop = {
-        let inputs = inputs.clone();
-        // A full channel is no reason to block; whoever fills it is told to stop by the next signal.
-        move || drop(inputs.try_send(Input::Happened(Event::Stop)))
+        let stopping = stopping.clone();
+        move || stopping.cancel()
     };
     // A vector for each shard's result, each one's message in decoding, and the averaged gradient.
     let buffers = Arc::new(Buffers::new(layout.n_params(), 2 * recipe.shards.get() as usize + 1));
-    let service =
-        Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs.clone(), shutdown.clone());
+    let service = Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs, shutdown.clone());
+    let admission = Admission::new(Limits::of_process());
     let listener = place.listener.take().expect("it was opened and not taken yet");
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
-    let acceptor = tokio::spawn(accept(listener, CONNECTIONS_MAX, accepted, shutdown.clone()).instrument(span.clone()));
-    let stopper = tokio::spawn(signals.stop_run(inputs, mirror.clone())?);
+    let acceptor = tokio::spawn(accept(listener, admission, accepted, shutdown.clone()).instrument(span.clone()));
+    let stopper = tokio::spawn(signals.stop_run(stopping.clone(), mirror.clone())?);
     if let Some(health) = &health {
         health.set_ready().await;
     }
@@ -185,6 +184,8 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         // Where the runtime has more threads, each look would wake another one.
         watches: matches!(config.workers, Workers::Local { watch: true, .. })
             && Handle::current().metrics().num_workers() == 1,
+        stop: stopping,
+        clock: Clock::start()?,
     };
     let local = CancellationToken::new();
     let local_workers =

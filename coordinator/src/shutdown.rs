@@ -7,11 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use crate::driver::Input;
 use crate::mirror::MirrorHandle;
-use crate::training::Event;
 
 /// The handlers of both signals.
 #[derive(Debug)]
@@ -38,14 +36,14 @@ impl Signals {
         Ok(signals)
     }
 
-    /// From now on the first signal stops the run, by way of `inputs`; one that comes after the run's end ends the wait for
+    /// From now on the first signal stops the run, by way of `stop`; one that comes after the run's end ends the wait for
     /// the mirror. Runs for as long as the future is polled.
     ///
     /// # Errors
     /// If the system refuses a handler.
     pub fn stop_run(
         &self,
-        inputs: mpsc::Sender<Input>,
+        stop: CancellationToken,
         mirror: MirrorHandle,
     ) -> std::io::Result<impl Future<Output = ()> + Send + use<>> {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -56,8 +54,7 @@ impl Signals {
                 _ = terminate.recv() => {}
             }
             mirror.end_wait();
-            // A driver that is gone has ended the run already.
-            let _ = inputs.send(Input::Happened(Event::Stop)).await;
+            stop.cancel();
         })
     }
 

@@ -97,6 +97,11 @@ impl<M: Message + Default> Messages<M> {
         Self::new(body, n_bytes_max, End::Request)
     }
 
+    /// From now on each message may have so many bytes.
+    pub fn set_message_bytes_max(&mut self, n_bytes_max: usize) {
+        self.assembler.set_message_bytes_max(n_bytes_max);
+    }
+
     fn new(body: Body, n_bytes_max: usize, end: End) -> Self {
         Self { body, assembler: Assembler::new(n_bytes_max), end, has_ended: false }
     }

@@ -124,6 +124,11 @@ impl<M: Message + Default> Assembler<M> {
         Self { pieces: Chain::default(), awaited: None, n_bytes_max, message: PhantomData }
     }
 
+    /// From now on each message may have so many bytes.
+    pub fn set_message_bytes_max(&mut self, n_bytes_max: usize) {
+        self.n_bytes_max = n_bytes_max;
+    }
+
     /// Adds what came next. Who adds no more than [`take`](Self::take) asks for bounds what is held here: to a message and a
     /// piece.
     pub fn add(&mut self, piece: Bytes) {

@@ -14,6 +14,8 @@ pub const DATASET_FILE_BYTES_MAX: u64 = 10 * (16 + 60_000 * 784);
 pub const TEXT_BYTES_MAX: usize = 256;
 /// Workers at once: connections, sessions, members.
 pub const WORKERS_MAX: usize = 1024;
+/// Bytes that a peer may send before it has joined: many times what a join, a health check or a reflection takes.
+pub const UNADMITTED_BYTES_MAX: usize = 64 << 10;
 /// HTTP/2 streams of one connection: a session, a data set, health, reflection, and some to spare.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 8;
 /// HTTP/2 window of a stream: some messages of the largest network.
@@ -30,12 +32,23 @@ pub const RESULT_SLOTS: u32 = 2;
 pub const UPDATE_SLOTS: u32 = 4;
 /// How often a worker gives a sign of life at least.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Messages of a worker that carry no result, signs of life for the most part: at once, and each second.
+pub const SMALL_MESSAGES_AT_ONCE_MAX: u32 = 100;
+/// As [`SMALL_MESSAGES_AT_ONCE_MAX`]: ten times what a worker sends.
+pub const SMALL_MESSAGES_PER_SECOND_MAX: u32 = 20;
 /// Time that a peer has from its connection to its first bytes, and from its stream to its first message.
 pub const FIRST_MESSAGE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes of the largest message of a layout of `n_params` values: a state, with parameters and velocity.
 pub const fn message_bytes_max(n_params: usize) -> usize {
     2 * 4 * n_params + MESSAGE_OVERHEAD_BYTES_MAX
+}
+
+/// Bytes of gradients and parameters that wait for a worker of a layout of `n_params` values: twice what HTTP/2 holds of them on
+/// its way, and two of the largest messages at least.
+pub const fn outbox_bytes_max(n_params: usize) -> usize {
+    let (n_usual, n_least) = (2 * STREAM_WINDOW_BYTES as usize, 2 * message_bytes_max(n_params));
+    if n_least > n_usual { n_least } else { n_usual }
 }
 
 const _: () = assert!(PIECE_BYTES + MESSAGE_OVERHEAD_BYTES_MAX <= message_bytes_max(PARAMS_MAX));

@@ -1,0 +1,428 @@
+//! Who may hold a connection, and a place in the run: bounds for all peers together and for each identity, so that no peer
+//! can keep the others out. Where a bound is reached, the oldest connection that has not proved its use gives way. Decides
+//! about connections and knows nothing of what travels over them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use proto::limits::WORKERS_MAX;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio_util::sync::CancellationToken;
+
+use crate::peer::Peer;
+use crate::training::Identity;
+
+/// Connections of one identity, of which each can hold one session: more workers than a machine has processors.
+pub const CONNECTIONS_PER_IDENTITY_MAX: usize = 256;
+/// Connections beyond the workers': health checks, reflection, and peers that have not joined yet.
+const CONNECTIONS_SPARE: usize = 64;
+/// File descriptors that are kept for the run's own files, its local workers' pipes and the runtime.
+const DESCRIPTORS_RESERVED: u64 = 128;
+/// File descriptors of a connection: its socket, and the memory that it shares with its worker until that has opened it.
+const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+
+/// How many connections and sessions there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections.
+    pub n_connections_max: usize,
+    /// Those of one identity.
+    pub n_per_identity_max: usize,
+    /// Sessions: connections whose worker has joined.
+    pub n_sessions_max: usize,
+}
+
+impl Limits {
+    /// As many as the wire and this process' file descriptors allow, after the soft limit of these was raised to the hard one.
+    pub fn of_process() -> Self {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        // Where it cannot be raised, it stays as it is.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+        Self::of_descriptors(getrlimit(Resource::Nofile).current)
+    }
+
+    /// As many as so many file descriptors allow; none for no limit.
+    fn of_descriptors(n_descriptors: Option<u64>) -> Self {
+        let n_usual = WORKERS_MAX + CONNECTIONS_SPARE;
+        let n_possible = n_descriptors.map_or(n_usual, |n_descriptors| {
+            let n_left = n_descriptors.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_PER_CONNECTION;
+            usize::try_from(n_left).unwrap_or(usize::MAX)
+        });
+        let n_connections_max = n_usual.min(n_possible.max(2));
+        Self {
+            n_connections_max,
+            // So that one identity cannot take all of them.
+            n_per_identity_max: CONNECTIONS_PER_IDENTITY_MAX.min(n_connections_max / 2),
+            n_sessions_max: WORKERS_MAX.min(n_connections_max),
+        }
+    }
+}
+
+/// How far a connection is. The further, the later it gives way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Nothing of use came over it.
+    Connected,
+    /// A worker has joined over it.
+    Joined,
+    /// Its worker takes part.
+    Ready,
+    /// Its session is over.
+    Over,
+}
+
+impl Stage {
+    fn has_session(self) -> bool {
+        matches!(self, Self::Joined | Self::Ready)
+    }
+}
+
+/// All connections there are.
+#[derive(Debug)]
+pub struct Admission {
+    limits: Limits,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    /// By number, which grows: the oldest first.
+    by_number: BTreeMap<u64, Entry>,
+    n_by_identity: BTreeMap<Identity, usize>,
+    n_numbers: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    identity: Identity,
+    stage: Stage,
+    closing: CancellationToken,
+}
+
+/// A connection that was not admitted, or a session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// There are too many connections of this identity, and all of them are of use.
+    #[error("expected at most {n_max} connections from {identity}, found one more")]
+    Identity {
+        /// Whose.
+        identity: Identity,
+        /// As many as there may be.
+        n_max: usize,
+    },
+    /// There are too many, and all of them are of use.
+    #[error("expected at most {n_max} workers, found one more")]
+    All {
+        /// As many as there may be.
+        n_max: usize,
+    },
+    /// The connection has a session already.
+    #[error("expected one session for each connection, found a second one")]
+    SecondSession,
+    /// No worker has joined over the connection, or it was sent the data set already.
+    #[error(
+        "expected a worker that has joined and not been sent the data set in this session, found another call for it"
+    )]
+    Fetch,
+    /// The connection has given way to another one, or is closed.
+    #[error("the connection is closed")]
+    Closed,
+}
+
+impl Admission {
+    /// Nobody is there.
+    pub fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { limits, entries: Mutex::default() })
+    }
+
+    /// Takes a new connection in. Another one may give way to it.
+    ///
+    /// # Errors
+    /// If there are too many, and none gives way.
+    pub fn connect(self: &Arc<Self>, peer: Peer) -> Result<Lease, NotAdmitted> {
+        let (identity, closing) = (peer.identity(), CancellationToken::new());
+        let mut entries = self.entries();
+        entries.make_room_for(&identity, &self.limits)?;
+        let number = entries.insert(Entry { identity, stage: Stage::Connected, closing: closing.clone() });
+        drop(entries);
+        let handle = ConnectionHandle {
+            admission: Arc::clone(self),
+            number,
+            peer,
+            closing,
+            is_admitted: Arc::default(),
+            has_fetched: Arc::default(),
+        };
+        Ok(Lease(handle))
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn insert(&mut self, entry: Entry) -> u64 {
+        self.n_numbers += 1;
+        *self.n_by_identity.entry(entry.identity.clone()).or_default() += 1;
+        self.by_number.insert(self.n_numbers, entry);
+        self.n_numbers
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.by_number.remove(&number)?;
+        if let Some(n_left) = self.n_by_identity.get_mut(&entry.identity) {
+            *n_left -= 1;
+            if *n_left == 0 {
+                self.n_by_identity.remove(&entry.identity);
+            }
+        }
+        Some(entry)
+    }
+
+    fn n_of(&self, identity: &Identity) -> usize {
+        self.n_by_identity.get(identity).copied().unwrap_or_default()
+    }
+
+    /// Makes room for a connection of an identity: of its own ones if it has as many as it may have, else of those of the
+    /// identity that has the most.
+    fn make_room_for(&mut self, identity: &Identity, limits: &Limits) -> Result<(), NotAdmitted> {
+        let is_silent = |entry: &Entry| entry.stage == Stage::Connected;
+        if self.n_of(identity) >= limits.n_per_identity_max {
+            let oldest = self.by_number.iter().find(|(_, entry)| is_silent(entry) && entry.identity == *identity);
+            let Some(number) = oldest.map(|(&number, _)| number) else {
+                let n_max = limits.n_per_identity_max;
+                return Err(NotAdmitted::Identity { identity: identity.clone(), n_max });
+            };
+            self.close(number);
+        }
+        if self.by_number.len() >= limits.n_connections_max {
+            let number = self.victim(is_silent).ok_or(NotAdmitted::All { n_max: limits.n_sessions_max })?;
+            self.close(number);
+        }
+        Ok(())
+    }
+
+    /// The oldest connection that `may` give way, of the identity that has the most.
+    fn victim(&self, may: impl Fn(&Entry) -> bool) -> Option<u64> {
+        let able = self.by_number.iter().filter(|(_, entry)| may(entry));
+        // The last one of equals is the oldest one.
+        able.rev().max_by_key(|(_, entry)| self.n_of(&entry.identity)).map(|(&number, _)| number)
+    }
+
+    /// Closes a connection, whose place is free at once.
+    fn close(&mut self, number: u64) {
+        if let Some(entry) = self.remove(number) {
+            entry.closing.cancel();
+        }
+    }
+
+    fn join(&mut self, number: u64, limits: &Limits) -> Result<(), NotAdmitted> {
+        let entry = self.by_number.get(&number).ok_or(NotAdmitted::Closed)?;
+        if entry.stage != Stage::Connected {
+            return Err(NotAdmitted::SecondSession);
+        }
+        let identity = entry.identity.clone();
+        let has_session = |entry: &Entry| entry.stage.has_session();
+        let n_sessions = self.by_number.values().filter(|entry| has_session(entry)).count();
+        if n_sessions >= limits.n_sessions_max {
+            // Whoever has more places than the newcomer would have gives one up: first one that has not become ready.
+            let n_own = self.n_of(&identity);
+            let has_more = |entry: &Entry| self.n_of(&entry.identity) > n_own;
+            let unready = self.victim(|entry| entry.stage == Stage::Joined && has_more(entry));
+            let victim = unready.or_else(|| self.victim(|entry| has_session(entry) && has_more(entry)));
+            self.close(victim.ok_or(NotAdmitted::All { n_max: limits.n_sessions_max })?);
+        }
+        if let Some(entry) = self.by_number.get_mut(&number) {
+            entry.stage = Stage::Joined;
+        }
+        Ok(())
+    }
+}
+
+/// A connection's place, which is free again when this is dropped.
+#[derive(Debug)]
+pub struct Lease(ConnectionHandle);
+
+impl Lease {
+    /// What others may know of it and do to it.
+    pub fn handle(&self) -> &ConnectionHandle {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.closing.cancel();
+        self.0.admission.entries().remove(self.0.number);
+    }
+}
+
+/// A connection, as its calls see it.
+#[derive(Clone, Debug)]
+pub struct ConnectionHandle {
+    admission: Arc<Admission>,
+    number: u64,
+    /// Who is at its other end.
+    pub peer: Peer,
+    closing: CancellationToken,
+    is_admitted: Arc<AtomicBool>,
+    has_fetched: Arc<AtomicBool>,
+}
+
+impl ConnectionHandle {
+    /// Notes that a worker has joined over it.
+    ///
+    /// # Errors
+    /// If another one has, or there are too many workers.
+    pub fn join(&self) -> Result<(), NotAdmitted> {
+        self.admission.entries().join(self.number, &self.admission.limits)?;
+        self.is_admitted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Notes that its worker takes part.
+    pub fn set_ready(&self) {
+        self.set_stage(Stage::Ready);
+    }
+
+    /// Notes that its session is over.
+    pub fn set_over(&self) {
+        self.set_stage(Stage::Over);
+    }
+
+    fn set_stage(&self, stage: Stage) {
+        if let Some(entry) = self.admission.entries().by_number.get_mut(&self.number) {
+            entry.stage = stage;
+        }
+    }
+
+    /// Whether a worker has joined over it.
+    pub fn is_admitted(&self) -> bool {
+        self.is_admitted.load(Ordering::Acquire)
+    }
+
+    /// Notes that its worker is sent the data set.
+    ///
+    /// # Errors
+    /// If it was sent that already, or is no worker.
+    pub fn begin_fetch(&self) -> Result<(), NotAdmitted> {
+        let stage = self.admission.entries().by_number.get(&self.number).map(|entry| entry.stage);
+        let has_session = stage.is_some_and(Stage::has_session);
+        if !has_session || self.has_fetched.swap(true, Ordering::AcqRel) {
+            return Err(NotAdmitted::Fetch);
+        }
+        Ok(())
+    }
+
+    /// Closes it, whatever is on its way.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Ends when it is to be closed.
+    pub fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::PeerAddress;
+
+    const LIMITS: Limits = Limits { n_connections_max: 6, n_per_identity_max: 3, n_sessions_max: 4 };
+
+    /// A peer of the machine of this number.
+    fn peer(machine: u8) -> Peer {
+        Peer::at(PeerAddress::Tcp(([10, 0, 0, machine], 1).into()))
+    }
+
+    fn is_open(lease: &Lease) -> bool {
+        !lease.handle().closing().is_cancelled()
+    }
+
+    #[test]
+    fn oldest_silent_connection_gives_way_to_one_of_its_identity() {
+        let admission = Admission::new(LIMITS);
+        let connect = || admission.connect(peer(1)).expect("room");
+        let [first, second, third] = [connect(), connect(), connect()];
+        first.handle().join().expect("a place");
+        let fourth = connect();
+        assert_eq!([&first, &second, &third, &fourth].map(is_open), [true, false, true, true]);
+        for lease in [&third, &fourth] {
+            lease.handle().join().expect("a place");
+        }
+        let refused = admission.connect(peer(1)).expect_err("all of its connections are of use");
+        assert_eq!(refused, NotAdmitted::Identity { identity: Identity::new("10.0.0.1"), n_max: 3 });
+        drop(third);
+        assert!(admission.connect(peer(1)).is_ok(), "a place is free again");
+    }
+
+    #[test]
+    fn identity_with_most_connections_gives_way_where_all_are_taken() {
+        let admission = Admission::new(LIMITS);
+        let leases: Vec<Lease> =
+            [1, 2, 2, 2, 3, 3].map(|machine| admission.connect(peer(machine)).expect("room")).into();
+        let newcomer = admission.connect(peer(4)).expect("somebody gives way");
+        assert_eq!(leases.iter().map(is_open).collect::<Vec<_>>(), [true, false, true, true, true, true]);
+        assert!(is_open(&newcomer));
+    }
+
+    #[test]
+    fn session_that_is_not_ready_gives_way_to_a_worker_of_another_identity() {
+        let admission = Admission::new(LIMITS);
+        let connect = |machine| admission.connect(peer(machine)).expect("room");
+        let sessions = [connect(1), connect(1), connect(1), connect(2)];
+        for session in &sessions {
+            session.handle().join().expect("a place");
+        }
+        sessions[0].handle().set_ready();
+        let newcomer = connect(3);
+        newcomer.handle().join().expect("somebody gives way");
+        assert_eq!(sessions.each_ref().map(is_open), [true, false, true, true]);
+        // Now nobody has more than a newcomer of the first machine would have.
+        let second = connect(1);
+        assert_eq!(second.handle().join(), Err(NotAdmitted::All { n_max: 4 }));
+    }
+
+    #[test]
+    fn connection_has_one_session() {
+        let admission = Admission::new(LIMITS);
+        let lease = admission.connect(peer(1)).expect("room");
+        let handle = lease.handle().clone();
+        assert!(!handle.is_admitted());
+        assert_eq!([handle.join(), handle.join()], [Ok(()), Err(NotAdmitted::SecondSession)]);
+        assert!(handle.is_admitted());
+        drop(lease);
+        assert_eq!(handle.join(), Err(NotAdmitted::Closed));
+    }
+
+    #[test]
+    fn data_set_goes_to_a_worker_once() {
+        let admission = Admission::new(LIMITS);
+        let connect = || admission.connect(peer(1)).expect("room");
+        let lease = connect();
+        let handle = lease.handle();
+        assert_eq!(handle.begin_fetch(), Err(NotAdmitted::Fetch), "no worker");
+        handle.join().expect("a place");
+        assert_eq!([handle.begin_fetch(), handle.begin_fetch()], [Ok(()), Err(NotAdmitted::Fetch)]);
+        let over = connect();
+        over.handle().join().expect("a place");
+        over.handle().set_over();
+        assert_eq!(over.handle().begin_fetch(), Err(NotAdmitted::Fetch));
+    }
+
+    #[test]
+    fn descriptor_limit_bounds_connections() {
+        let check = |n_descriptors, n_connections_max, n_per_identity_max, n_sessions_max| {
+            let expected = Limits { n_connections_max, n_per_identity_max, n_sessions_max };
+            assert_eq!(Limits::of_descriptors(n_descriptors), expected);
+        };
+        check(None, 1088, 256, 1024);
+        check(Some(1 << 20), 1088, 256, 1024);
+        check(Some(1024), 448, 224, 448); // (1024 - 128) / 2
+        check(Some(64), 2, 1, 2);
+    }
+}

@@ -1,0 +1,111 @@
+//! The data set, for workers that have no copy of it: one time for each session, to a few workers at once, and at a least pace,
+//! so that nobody who does not read keeps the others from it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use model::data::Dataset;
+use prost::bytes::Bytes;
+use proto::limits::{DATASET_FILE_BYTES_MAX, PIECE_BYTES};
+use proto::v1::DatasetPiece;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+
+use crate::training::Identity;
+
+/// Data sets on their way at once.
+const N_FETCHES_MAX: usize = 8;
+/// Those to one identity.
+const N_FETCHES_PER_IDENTITY_MAX: usize = 4;
+/// Pieces that wait to be sent.
+const PIECES_WAITING_MAX: usize = 4;
+/// How long a worker may take for its first pieces, and for each one on the average: 256 KiB/s at least.
+const FIRST_PIECES_WAIT_MAX: Duration = Duration::from_secs(3);
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Who is sent the data set at the moment.
+#[derive(Debug)]
+pub(crate) struct Fetches {
+    all: Arc<Semaphore>,
+    by_identity: Mutex<BTreeMap<Identity, Arc<Semaphore>>>,
+}
+
+/// A turn, which ends when it is dropped.
+pub(crate) struct Turn {
+    _own: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+impl Fetches {
+    /// Nobody is sent anything.
+    pub fn new() -> Self {
+        Self { all: Arc::new(Semaphore::new(N_FETCHES_MAX)), by_identity: Mutex::default() }
+    }
+
+    /// Waits for a turn of an identity.
+    pub async fn turn(&self, identity: Identity) -> Result<Turn, AcquireError> {
+        let own = {
+            let mut by_identity = self.by_identity.lock().unwrap_or_else(PoisonError::into_inner);
+            by_identity.retain(|_, own| Arc::strong_count(own) > 1);
+            Arc::clone(
+                by_identity.entry(identity).or_insert_with(|| Arc::new(Semaphore::new(N_FETCHES_PER_IDENTITY_MAX))),
+            )
+        };
+        let own = own.acquire_owned().await?;
+        Ok(Turn { _own: own, _of_all: Arc::clone(&self.all).acquire_owned().await? })
+    }
+}
+
+/// A data set on its way.
+pub(crate) type Pieces = mpsc::Receiver<Result<DatasetPiece, Status>>;
+
+/// Where pieces are put in, and where they come out.
+pub(crate) fn pieces() -> (mpsc::Sender<Result<DatasetPiece, Status>>, Pieces) {
+    mpsc::channel(PIECES_WAITING_MAX)
+}
+
+/// Sends all files, piece by piece, until the receiver has them, or is gone, or too slow.
+pub(crate) async fn send_dataset(data: &Dataset, pieces: mpsc::Sender<Result<DatasetPiece, Status>>) {
+    let mut deadline = Instant::now() + FIRST_PIECES_WAIT_MAX;
+    for file in data.plain_files() {
+        let file_bytes = (file.header.len() + file.content.len()) as u64;
+        assert!(file_bytes <= DATASET_FILE_BYTES_MAX, "a data set that was opened is within the bounds of its reader");
+        let mut offset = 0;
+        for content in std::iter::once(file.header.as_slice()).chain(file.content.chunks(PIECE_BYTES)) {
+            let piece = DatasetPiece {
+                name: file.name.to_owned(),
+                file_bytes,
+                offset,
+                content: Bytes::copy_from_slice(content),
+            };
+            if !matches!(timeout_at(deadline, pieces.send(Ok(piece))).await, Ok(Ok(()))) {
+                return;
+            }
+            offset += content.len() as u64;
+            deadline += PIECE_WAIT_MAX;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The goal: an identity that reads nothing keeps others from nothing.
+    #[tokio::test]
+    async fn identity_has_half_of_the_turns() {
+        let fetches = Fetches::new();
+        let identity = |name: &str| Identity::new(name);
+        let mut turns = Vec::new();
+        for _ in 0..N_FETCHES_PER_IDENTITY_MAX {
+            turns.push(fetches.turn(identity("one")).await.expect("a turn"));
+        }
+        let wait = Duration::from_millis(50);
+        assert!(tokio::time::timeout(wait, fetches.turn(identity("one"))).await.is_err());
+        turns.push(fetches.turn(identity("other")).await.expect("a turn"));
+        turns.remove(0);
+        assert!(tokio::time::timeout(wait, fetches.turn(identity("one"))).await.is_ok());
+    }
+}

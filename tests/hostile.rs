@@ -1,0 +1,173 @@
+//! Peers that mean harm, or are merely broken: whatever they send, hold or leave unread, an honest worker is let in, the run
+//! ends with the bits of one process, and the coordinator keeps no more than it should.
+//!
+//! Attackers come from 127.0.0.2, honest workers from 127.0.0.1: two machines, as far as the coordinator can see.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use peers::{Attack, Harm, Route};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::harness::{Place, Process, Stream, wait_until};
+
+/// What is trained under attack.
+const RUN: &str = "--arch denoising --shards 4 --batch-size 16 --data small";
+/// Nothing that is waited for takes longer.
+const WAIT_MAX: Duration = Duration::from_mins(1);
+
+fn reference_flags() -> String {
+    format!("{RUN} --epochs 4")
+}
+
+/// A coordinator under attack, and who attacks it.
+struct Siege<'a> {
+    place: &'a Place,
+    coordinator: Process,
+    address: String,
+}
+
+impl<'a> Siege<'a> {
+    fn begin(place: &'a Place, n_epochs: u32, flags: &str) -> Self {
+        // Attackers and the test are one process.
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the hard limit is allowed");
+        let (coordinator, address) = place.external(&format!("{RUN} --run-dir run --epochs {n_epochs} {flags}"));
+        Self { place, coordinator, address }
+    }
+
+    fn attack(&self, harms: &[(Harm, usize)]) -> Attack {
+        Attack::begin(&Route::to(&self.address).from("127.0.0.2"), harms)
+    }
+
+    /// An honest worker is let in, and the run ends with the bits of one process.
+    fn check_end(&self) {
+        let worker = self.place.worker("honest", &self.address);
+        let end = self.coordinator.end();
+        self.place.run("run", &end).assert_same_bits(&self.place.reference(&reference_flags()));
+        worker.succeed();
+    }
+
+    /// Megabytes that the coordinator has in memory.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.coordinator.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1000
+    }
+
+    /// Sockets that the coordinator has open.
+    fn n_sockets(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.coordinator.id())).expect("it runs");
+        let links = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    fn wait_for_sockets(&self, n_sockets: usize) {
+        wait_until(&format!("{n_sockets} sockets are open"), WAIT_MAX, || self.n_sockets() >= n_sockets);
+    }
+}
+
+/// While peers keep the coordinator busy, the clock goes on for one that is silent.
+#[test]
+fn silent_worker_is_dismissed_while_others_flood() {
+    let place = Place::new();
+    let siege = Siege::begin(&place, 4, "--heartbeat-timeout 1");
+    let attack = siege.attack(&[(Harm::Heartbeats, 3)]);
+    siege.coordinator.wait_for_line(Stream::Err, "a session ended");
+    let silent = place.worker("silent", &siege.address);
+    let line = siege.coordinator.wait_for_line(Stream::Err, &format!("process={}", silent.id()));
+    let number = crate::harness::field(&line, "worker");
+    silent.signal("STOP");
+    siege.coordinator.wait_for_line(Stream::Err, &format!("worker={number} reason=\"silent for 1000 ms\""));
+    silent.signal("KILL");
+    siege.check_end();
+    drop(attack);
+}
+
+#[test]
+fn peers_that_read_nothing_cost_bounded_memory() {
+    let place = Place::new();
+    let siege = Siege::begin(&place, 200, "");
+    let honest = place.worker("honest", &siege.address);
+    siege.coordinator.wait_for_line(Stream::Err, "worker joined");
+    let before = siege.resident();
+    let attack = siege.attack(&[(Harm::Unread, 84), (Harm::States, 16), (Harm::FetchUnread, 50)]);
+    siege.coordinator.wait_for_nth_line(Stream::Err, "it does not take its messages", 5);
+    let under_attack = siege.resident();
+    drop(attack);
+    eprintln!("{before} MB before, {under_attack} MB under attack");
+    assert!(under_attack <= before + 100, "{before} MB before, {under_attack} MB under attack");
+    wait_until("the memory is given back", WAIT_MAX, || siege.resident() <= before + 20);
+    siege.coordinator.terminate();
+    honest.signal("KILL");
+}
+
+/// More connections than there are file descriptors, where the system allows no more.
+#[test]
+fn connections_beyond_the_descriptor_limit_end_nothing() {
+    let place = Place::new();
+    let command = place.command(
+        "coordinator",
+        &format!("{RUN} --epochs 4 --run-dir run --launch external --listen 127.0.0.1:0 --json"),
+    );
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    limited.current_dir(place.path("."));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let coordinator = place.start("coordinator", limited);
+    let address = coordinator.begin()["address"].as_str().expect("an address").to_owned();
+    let siege = Siege { place: &place, coordinator, address };
+    let attack = siege.attack(&[(Harm::SilentTcp, 300), (Harm::JoinedSilent, 100)]);
+    siege.wait_for_sockets(40);
+    siege.check_end();
+    drop(attack);
+}
+
+/// An honest worker from another address is let in, whatever others hold.
+fn check_let_in(harm: Harm, n_attackers: usize, n_sockets: usize) {
+    let place = Place::new();
+    let siege = Siege::begin(&place, 4, "");
+    let attack = siege.attack(&[(harm, n_attackers)]);
+    siege.wait_for_sockets(n_sockets);
+    siege.check_end();
+    drop(attack);
+}
+
+#[test]
+fn silent_connections_keep_no_worker_out() {
+    check_let_in(Harm::SilentTcp, 3_500, 200);
+}
+
+#[test]
+fn idle_http2_connections_keep_no_worker_out() {
+    check_let_in(Harm::IdleHttp2, 1_088, 200);
+}
+
+#[test]
+fn joined_silent_workers_keep_no_worker_out() {
+    check_let_in(Harm::JoinedSilent, 400, 200);
+}
+
+/// The data set is for workers that have joined; an honest one that has no copy gets it beside others that read nothing.
+#[test]
+fn fetchers_keep_no_worker_from_the_data_set() {
+    let place = Place::new();
+    let siege = Siege::begin(&place, 4, "");
+    let attack = siege.attack(&[(Harm::FetchUnjoined, 20), (Harm::FetchUnread, 50)]);
+    siege.wait_for_sockets(40);
+    let flags = format!("--coordinator {} --threads 1", siege.address);
+    let mut command = place.command("worker", &flags);
+    command.env("XDG_CACHE_HOME", place.path("empty"));
+    let worker = place.start("fetching", command);
+    let end = siege.coordinator.end();
+    place.run("run", &end).assert_same_bits(&place.reference(&reference_flags()));
+    worker.succeed();
+    assert_eq!(worker.lines(Stream::Err, "fetching it from the coordinator").len(), 1);
+    drop(attack);
+}
