@@ -5,7 +5,7 @@ use std::io::{Error, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::limits::{FIRST_MESSAGE_WAIT_MAX, UNADMITTED_BYTES_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -95,7 +95,7 @@ pub async fn accept(
             }
         };
         let identity = peer.identity();
-        let lease = match admission.connect(peer.clone()) {
+        let lease = match admission.connect(peer.clone(), Instant::now()) {
             Ok(lease) => lease,
             Err(error) => {
                 warn!(%peer, %identity, reason = %error, "a connection was refused");

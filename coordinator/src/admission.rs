@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use model::bucket::{Bucket, Rate};
 use proto::limits::WORKERS_MAX;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,10 @@ use crate::training::Identity;
 
 /// Connections of one identity, of which each can hold one session: more workers than a machine has processors.
 pub const CONNECTIONS_PER_IDENTITY_MAX: usize = 256;
+/// How often one identity may connect: as many workers as it may have, twice, and then as an honest one that tries again.
+const CONNECTS: Rate = Rate { n_max: 512, per_second: 32 };
+/// Identities that are remembered before those are forgotten that have no connection and had none lately.
+const IDENTITIES_KEPT: usize = 1024;
 /// Connections beyond the workers': health checks, reflection, and peers that have not joined yet.
 const CONNECTIONS_SPARE: usize = 64;
 /// File descriptors that are kept for the run's own files, its local workers' pipes and the runtime.
@@ -89,8 +95,15 @@ pub struct Admission {
 struct Entries {
     /// By number, which grows: the oldest first.
     by_number: BTreeMap<u64, Entry>,
-    n_by_identity: BTreeMap<Identity, usize>,
+    by_identity: BTreeMap<Identity, Usage>,
     n_numbers: u64,
+}
+
+/// What an identity has, and had lately.
+#[derive(Debug)]
+struct Usage {
+    n_connections: usize,
+    connects: Bucket,
 }
 
 #[derive(Debug)]
@@ -110,6 +123,12 @@ pub enum NotAdmitted {
         identity: Identity,
         /// As many as there may be.
         n_max: usize,
+    },
+    /// This identity connects too often.
+    #[error("expected at most {} connections a second from {identity}, found more", CONNECTS.per_second)]
+    Often {
+        /// Whose.
+        identity: Identity,
     },
     /// There are too many, and all of them are of use.
     #[error("expected at most {n_max} workers, found one more")]
@@ -139,10 +158,13 @@ impl Admission {
     /// Takes a new connection in. Another one may give way to it.
     ///
     /// # Errors
-    /// If there are too many, and none gives way.
-    pub fn connect(self: &Arc<Self>, peer: Peer) -> Result<Lease, NotAdmitted> {
+    /// If there are too many, and none gives way, or the peer connects too often.
+    pub fn connect(self: &Arc<Self>, peer: Peer, now: Instant) -> Result<Lease, NotAdmitted> {
         let (identity, closing) = (peer.identity(), CancellationToken::new());
         let mut entries = self.entries();
+        if !entries.usage(&identity, now).connects.take(now) {
+            return Err(NotAdmitted::Often { identity });
+        }
         entries.make_room_for(&identity, &self.limits)?;
         let number = entries.insert(Entry { identity, stage: Stage::Connected, closing: closing.clone() });
         drop(entries);
@@ -165,24 +187,31 @@ impl Admission {
 impl Entries {
     fn insert(&mut self, entry: Entry) -> u64 {
         self.n_numbers += 1;
-        *self.n_by_identity.entry(entry.identity.clone()).or_default() += 1;
+        if let Some(usage) = self.by_identity.get_mut(&entry.identity) {
+            usage.n_connections += 1;
+        }
         self.by_number.insert(self.n_numbers, entry);
         self.n_numbers
     }
 
     fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.by_number.remove(&number)?;
-        if let Some(n_left) = self.n_by_identity.get_mut(&entry.identity) {
-            *n_left -= 1;
-            if *n_left == 0 {
-                self.n_by_identity.remove(&entry.identity);
-            }
+        if let Some(usage) = self.by_identity.get_mut(&entry.identity) {
+            usage.n_connections -= 1;
         }
         Some(entry)
     }
 
+    fn usage(&mut self, identity: &Identity, now: Instant) -> &mut Usage {
+        if self.by_identity.len() >= IDENTITIES_KEPT {
+            self.by_identity.retain(|_, usage| usage.n_connections > 0 || !usage.connects.is_full(now));
+        }
+        let new = || Usage { n_connections: 0, connects: Bucket::new(CONNECTS, now) };
+        self.by_identity.entry(identity.clone()).or_insert_with(new)
+    }
+
     fn n_of(&self, identity: &Identity) -> usize {
-        self.n_by_identity.get(identity).copied().unwrap_or_default()
+        self.by_identity.get(identity).map_or(0, |usage| usage.n_connections)
     }
 
     /// Makes room for a connection of an identity: of its own ones if it has as many as it may have, else of those of the
@@ -329,6 +358,8 @@ impl ConnectionHandle {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::peer::PeerAddress;
 
@@ -346,7 +377,7 @@ mod tests {
     #[test]
     fn oldest_silent_connection_gives_way_to_one_of_its_identity() {
         let admission = Admission::new(LIMITS);
-        let connect = || admission.connect(peer(1)).expect("room");
+        let connect = || admission.connect(peer(1), Instant::now()).expect("room");
         let [first, second, third] = [connect(), connect(), connect()];
         first.handle().join().expect("a place");
         let fourth = connect();
@@ -354,18 +385,18 @@ mod tests {
         for lease in [&third, &fourth] {
             lease.handle().join().expect("a place");
         }
-        let refused = admission.connect(peer(1)).expect_err("all of its connections are of use");
+        let refused = admission.connect(peer(1), Instant::now()).expect_err("all of its connections are of use");
         assert_eq!(refused, NotAdmitted::Identity { identity: Identity::new("10.0.0.1"), n_max: 3 });
         drop(third);
-        assert!(admission.connect(peer(1)).is_ok(), "a place is free again");
+        assert!(admission.connect(peer(1), Instant::now()).is_ok(), "a place is free again");
     }
 
     #[test]
     fn identity_with_most_connections_gives_way_where_all_are_taken() {
         let admission = Admission::new(LIMITS);
         let leases: Vec<Lease> =
-            [1, 2, 2, 2, 3, 3].map(|machine| admission.connect(peer(machine)).expect("room")).into();
-        let newcomer = admission.connect(peer(4)).expect("somebody gives way");
+            [1, 2, 2, 2, 3, 3].map(|machine| admission.connect(peer(machine), Instant::now()).expect("room")).into();
+        let newcomer = admission.connect(peer(4), Instant::now()).expect("somebody gives way");
         assert_eq!(leases.iter().map(is_open).collect::<Vec<_>>(), [true, false, true, true, true, true]);
         assert!(is_open(&newcomer));
     }
@@ -373,7 +404,7 @@ mod tests {
     #[test]
     fn session_that_is_not_ready_gives_way_to_a_worker_of_another_identity() {
         let admission = Admission::new(LIMITS);
-        let connect = |machine| admission.connect(peer(machine)).expect("room");
+        let connect = |machine| admission.connect(peer(machine), Instant::now()).expect("room");
         let sessions = [connect(1), connect(1), connect(1), connect(2)];
         for session in &sessions {
             session.handle().join().expect("a place");
@@ -388,9 +419,21 @@ mod tests {
     }
 
     #[test]
+    fn identity_that_connects_too_often_waits() {
+        let (admission, now) = (Admission::new(LIMITS), Instant::now());
+        for _ in 0..CONNECTS.n_max {
+            admission.connect(peer(1), now).expect("room");
+        }
+        let often = NotAdmitted::Often { identity: Identity::new("10.0.0.1") };
+        assert_eq!(admission.connect(peer(1), now).expect_err("too often"), often);
+        assert!(admission.connect(peer(2), now).is_ok());
+        assert!(admission.connect(peer(1), now + Duration::from_secs(1)).is_ok());
+    }
+
+    #[test]
     fn connection_has_one_session() {
         let admission = Admission::new(LIMITS);
-        let lease = admission.connect(peer(1)).expect("room");
+        let lease = admission.connect(peer(1), Instant::now()).expect("room");
         let handle = lease.handle().clone();
         assert!(!handle.is_admitted());
         assert_eq!([handle.join(), handle.join()], [Ok(()), Err(NotAdmitted::SecondSession)]);
@@ -402,7 +445,7 @@ mod tests {
     #[test]
     fn data_set_goes_to_a_worker_once() {
         let admission = Admission::new(LIMITS);
-        let connect = || admission.connect(peer(1)).expect("room");
+        let connect = || admission.connect(peer(1), Instant::now()).expect("room");
         let lease = connect();
         let handle = lease.handle();
         assert_eq!(handle.begin_fetch(), Err(NotAdmitted::Fetch), "no worker");

@@ -3,7 +3,6 @@
 pub mod accept;
 pub mod admission;
 pub mod args;
-pub mod bucket;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;

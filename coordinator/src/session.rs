@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use model::bucket::{Bucket, Rate};
 use model::gradients::ShardResult;
 use model::loss::LossSums;
 use proto::call::Messages;
@@ -20,7 +21,6 @@ use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use crate::admission::ConnectionHandle;
-use crate::bucket::{Bucket, Rate};
 use crate::driver::Input;
 use crate::outbox::{GradientPath, Outbox, OutboxSender};
 use crate::server::Shared;

@@ -5,6 +5,7 @@ pub mod arch;
 pub mod args;
 mod arithmetic;
 pub mod backend;
+pub mod bucket;
 pub mod configuration;
 pub mod data;
 pub mod evaluation;

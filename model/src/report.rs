@@ -3,6 +3,7 @@
 mod bar;
 mod download_bar;
 mod log;
+mod log_limit;
 mod output;
 mod picture;
 mod records;

@@ -7,8 +7,11 @@ use std::sync::OnceLock;
 use clap::ValueEnum;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::bar;
+use super::log_limit::LogLimit;
 
 /// What a line of the log looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -44,7 +47,8 @@ pub struct LogGuard {
 }
 
 /// Sends events to standard error: those that `$RUST_LOG` lets through, else those that `default_level` does, such as
-/// `warn`. To be kept until the program's end.
+/// `warn`. Of each kind of line about a peer there are at most 10 a second, after 100 at once. To be kept until the program's
+/// end.
 ///
 /// # Panics
 /// If a log was set up before.
@@ -56,8 +60,12 @@ pub fn init_log(format: LogFormat, default_level: &str) -> LogGuard {
     // That a line cannot be written would otherwise be written, and panic if it cannot.
     let log = log.log_internal_errors(false);
     match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).without_time().init(),
-        LogFormat::Json => log.json().with_current_span(false).with_span_list(true).init(),
+        LogFormat::Text => {
+            log.with_ansi(std::io::stderr().is_terminal()).without_time().finish().with(LogLimit::default()).init();
+        }
+        LogFormat::Json => {
+            log.json().with_current_span(false).with_span_list(true).finish().with(LogLimit::default()).init();
+        }
     }
     LogGuard { _thread: thread }
 }
