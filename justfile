@@ -64,6 +64,11 @@ chaos MINUTES:
     cargo build --release --workspace
     TELAR_CHAOS_MINUTES={{MINUTES}} TELAR_CHAOS_SEED=${TELAR_CHAOS_SEED:-$(date +%s)} cargo test --release --workspace --test cluster -- --exact chaos::a_soak_loses_nothing --nocapture
 
+# Attacks a run in every way at once for so many minutes, and compares what comes out
+siege MINUTES:
+    cargo build --release --workspace
+    TELAR_SIEGE_MINUTES={{MINUTES}} cargo test --release --workspace --test cluster -- --exact hostile::run_under_siege_has_the_bits_of_one_process --nocapture
+
 # The schedule of a seed of the core's simulation, line by line
 sim SEED:
     TELAR_SIM_SEED={{SEED}} cargo test --release --workspace --test simulation -- --exact one_schedule --nocapture

@@ -19,7 +19,7 @@ const ENDLESS_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 
 /// Steps of an epoch of it.
 const N_EPOCH_STEPS: u64 = 138;
 /// How long a run that was asked to end may take, whoever is silent.
-const END_MAX: Duration = Duration::from_secs(5);
+const END_MAX: Duration = Duration::from_mins(1);
 
 /// Panics unless every checkpoint of a run that has its name is whole; gives how many files were not finished.
 fn check_checkpoints(run: &Path) -> usize {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peers::{Attack, Harm, Route};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -127,6 +127,53 @@ fn connections_beyond_the_descriptor_limit_end_nothing() {
     siege.wait_for_sockets(40);
     siege.check_end();
     drop(attack);
+}
+
+/// Everything at once, for as many minutes as `TELAR_SIEGE_MINUTES` says, or some seconds: the run goes on to the bits that
+/// one process gives, and costs no more than it should.
+#[test]
+fn run_under_siege_has_the_bits_of_one_process() {
+    const SHORT_TIME: Duration = Duration::from_secs(15);
+    let minutes =
+        std::env::var("TELAR_SIEGE_MINUTES").ok().map(|text| text.parse::<f64>().expect("a number of minutes"));
+    let time = minutes.map_or(SHORT_TIME, |minutes| Duration::from_secs_f64(60.0 * minutes));
+    let place = Place::new();
+    let siege = Siege::begin(&place, 1_000_000, "--audit 1 --checkpoint-every 1000");
+    let workers = ["first", "second"].map(|name| place.worker(name, &siege.address));
+    siege.coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
+    let attack = siege.attack(&[
+        (Harm::SilentTcp, 1_000),
+        (Harm::IdleHttp2, 200),
+        (Harm::JoinedSilent, 60),
+        (Harm::Unread, 40),
+        (Harm::Heartbeats, 3),
+        (Harm::Results, 2),
+        (Harm::Liar, 1),
+        (Harm::States, 4),
+        (Harm::FetchUnjoined, 10),
+        (Harm::FetchUnread, 20),
+    ]);
+    let begun = Instant::now();
+    let mut resident_max = 0;
+    while begun.elapsed() < time {
+        assert!(!siege.coordinator.ends_within(Duration::from_millis(500)), "the run goes on");
+        resident_max = resident_max.max(siege.resident());
+    }
+    drop(attack);
+    let end = siege.coordinator.terminated();
+    let n_steps = end["step"].as_u64().expect("a step");
+    assert!(n_steps > 0, "the run has come to something");
+    let run = place.run("run", &end);
+    let expected = place.reference(&format!("{RUN} --max-steps {n_steps}"));
+    assert_eq!(run.params_blake3, expected.params_blake3, "after {n_steps} steps");
+    let log_bytes: usize = siege.coordinator.lines(Stream::Err, "").iter().map(|line| line.len() + 1).sum();
+    eprintln!("{n_steps} steps in {time:?}, {resident_max} MB at most, {log_bytes} bytes of log");
+    assert!(resident_max <= 300, "{resident_max} MB");
+    assert!(log_bytes < 5_000_000, "{log_bytes} bytes of log");
+    assert!(siege.coordinator.lines(Stream::Err, "panicked").is_empty());
+    for worker in workers {
+        worker.signal("KILL");
+    }
 }
 
 /// An honest worker from another address is let in, whatever others hold.

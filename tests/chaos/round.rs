@@ -14,7 +14,7 @@ use crate::harness::{Line, Place, Process, Run, Stream, TERMINATED, field, is_al
 /// How long faults come, from the beginning of a round; then it may end.
 const FAULTS_TIME: Duration = Duration::from_secs(8);
 /// How long a coordinator may take to end that was asked to.
-const END_MAX: Duration = Duration::from_secs(8);
+const END_MAX: Duration = Duration::from_mins(1);
 /// Workers at most that others start.
 const N_WORKERS_MAX: usize = 6;
 /// Connections at most that say nothing of use.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use prost::bytes::Bytes;
+use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
 use proto::v1::{FetchDatasetRequest, Heartbeat, ShardDone, WorkerMessage};
@@ -33,6 +34,8 @@ pub enum Harm {
     Heartbeats,
     /// Gets ready, and sends results that it was not dealt, all zeros, for every shard.
     Results,
+    /// Gets ready, and says of each shard that it is dealt that its gradient is all zeros.
+    Liar,
     /// Gets ready, and asks for the state again and again, without reading it.
     States,
     /// Fetches the data set without having joined.
@@ -115,6 +118,7 @@ async fn attack(harm: Harm, route: &Route) -> Option<()> {
                 step += 1;
             }
         }
+        Harm::Liar => lie(route).await,
         Harm::States => {
             let worker = ready(route).await?;
             loop {
@@ -137,6 +141,44 @@ async fn attack(harm: Harm, route: &Route) -> Option<()> {
             keep_alive(&worker).await
         }
     }
+}
+
+/// Answers what it is dealt with a state. To what it is dealt with an update it gives the fingerprint of the state before, and
+/// is sent the state anew.
+async fn lie(route: &Route) -> Option<()> {
+    let (mut worker, mut state) = Worker::try_enter(route, 1).await?;
+    let mut work = state.work.clone().unwrap_or_default();
+    loop {
+        for &shard in &work.shards {
+            let done = ShardDone {
+                fence: worker.welcome.fence.clone(),
+                step: work.step,
+                shard,
+                n_samples: u64::from(n_samples_of_shard(&worker)),
+                loss_sum: 1.0,
+                gradient_sum: vec![0; state.params.len()].into(),
+                params_fingerprint: params_fingerprint_of(&state),
+                compute_nanoseconds: 1,
+                ..ShardDone::default()
+            };
+            send(&worker, Kind::ShardDone(done)).await?;
+        }
+        work = match worker.inbound.message().await.ok()??.kind? {
+            Told::State(newer) => {
+                state = newer;
+                state.work.clone().unwrap_or_default()
+            }
+            Told::Update(update) => update.work.unwrap_or_default(),
+            Told::Work(work) => work,
+            Told::Welcome(_) | Told::Refusal(_) => continue,
+            Told::Dismissal(_) => return None,
+        };
+    }
+}
+
+/// Images of each shard, where the batch is cut evenly.
+fn n_samples_of_shard(worker: &Worker) -> u32 {
+    worker.welcome.recipe.as_ref().map_or(0, |recipe| recipe.batch_size / recipe.shards.max(1))
 }
 
 async fn silent_tcp(route: &Route) -> Option<()> {
