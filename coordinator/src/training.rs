@@ -44,6 +44,9 @@ use roster::{Roster, Standing};
 use round::{Kind, Round, TaskKind};
 use schedule::Next;
 
+/// Compute classes that take part in a run at most: their names are kept to its end, and a peer can make up any number.
+pub const COMPUTE_CLASSES_MAX: usize = 16;
+
 /// The core. Feed it with [`Training::handle_event`] and [`Training::handle_deadline`], and do what
 /// [`Training::poll_action`] says until it says nothing.
 #[derive(Debug)]
@@ -243,8 +246,23 @@ impl Training {
             let reason = "the run has ended".to_owned();
             return self.actions.push_back(Action::Dismiss(worker_id, Farewell::End, reason));
         }
+        if let Err(reason) = self.check_class(&profile) {
+            return self.actions.push_back(Action::Dismiss(worker_id, Farewell::Refused, reason));
+        }
         self.roster.add(worker_id, profile, now);
         self.actions.push_back(Action::Welcome(worker_id));
+    }
+
+    /// Whether a worker's compute class may take part.
+    fn check_class(&self, profile: &Profile) -> Result<(), String> {
+        if self.classes.len() < COMPUTE_CLASSES_MAX || self.classes.contains(&profile.compute_class) {
+            return Ok(());
+        }
+        Err(format!(
+            "expected at most {COMPUTE_CLASSES_MAX} compute classes in a run, found one more, `{}`; start the worker on a \
+             machine and with a backend like those of the others",
+            profile.compute_class
+        ))
     }
 
     fn handle_ready(&mut self, now: Duration, worker_id: WorkerId) {
@@ -252,14 +270,17 @@ impl Training {
         if member.standing != Standing::Preparing {
             return self.send_state_anew(now, worker_id, "it said twice that it is ready".to_owned());
         }
-        member.standing = Standing::Active { lagged_at: None };
         let profile = member.profile.clone();
-        let is_new_class = self.classes.insert(profile.compute_class.clone());
+        // Others may have become ready since it joined.
+        if let Err(reason) = self.check_class(&profile) {
+            return self.dismiss(now, worker_id, Farewell::Refused, reason);
+        }
+        let Some(member) = self.roster.member_mut(worker_id) else { return };
+        member.standing = Standing::Active { lagged_at: None };
+        let class = profile.compute_class.clone();
         let n_active = self.roster.n_active();
         self.report(Report::Joined { worker_id, profile, n_active });
-        if is_new_class && self.classes.len() > 1 {
-            self.report(Report::MixedClasses(self.classes.clone()));
-        }
+        self.add_class(class);
         if std::mem::take(&mut self.is_waiting) {
             self.report(Report::GoingOn);
         }
@@ -269,6 +290,15 @@ impl Training {
         let mut dealt = self.deal(now);
         self.actions.push_back(Action::SendState(worker_id, dealt.remove(&worker_id).unwrap_or(Work::Nothing)));
         self.send_work(dealt);
+    }
+
+    /// A compute class takes part.
+    fn add_class(&mut self, class: String) {
+        let is_new = self.classes.insert(class.clone());
+        let n_classes = self.classes.len();
+        if is_new && n_classes > 1 {
+            self.report(Report::MixedClasses { class, n_classes });
+        }
     }
 
     fn handle_leaving(&mut self, now: Duration, worker_id: WorkerId) {
@@ -309,6 +339,15 @@ impl Training {
             TaskKind::Batch => self.batch_pace.late_after(),
         };
         self.phase = Phase::Working(round);
+    }
+
+    /// Begins the round at hand anew. Who computes one of its tasks goes on, and is listened to when it answers.
+    fn begin_round_again(&mut self, now: Duration) {
+        let before = std::mem::replace(&mut self.phase, Phase::Finished);
+        self.begin_round(now);
+        if let (Phase::Working(before), Some(round)) = (before, self.phase.round_mut()) {
+            round.tasks.take_over_holders(&before.tasks);
+        }
     }
 
     /// Deals what wants a worker.

@@ -135,9 +135,8 @@ fn log(report: &Report) {
         ),
         Report::Lagging { worker_id, reason } => warn!(worker = %worker_id, reason, "replica sent anew"),
         Report::Refused { worker_id, refusal } => warn!(worker = %worker_id, reason = %refusal, "message not used"),
-        Report::MixedClasses(classes) => {
-            let classes = classes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            warn!(classes, "workers of several compute classes: bits may depend on which computes what");
+        Report::MixedClasses { class, n_classes } => {
+            warn!(class, n_classes, "one more compute class takes part: bits may depend on which worker computes what");
         }
         Report::Waiting | Report::GoingOn | Report::Disputed { .. } | Report::Step(_) | Report::Epoch(_) => {
             unreachable!("these are for the screen")

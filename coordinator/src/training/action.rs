@@ -90,6 +90,16 @@ pub enum Refusal {
         /// The shard, or the batch.
         task: u32,
     },
+    /// The worker does not have to compute it: it was never dealt it, or has answered.
+    #[error(
+        "expected results of tasks that the worker has to compute, found one of task {task} of step {step}, which it has not"
+    )]
+    NotDealt {
+        /// The step at hand.
+        step: u64,
+        /// The shard, or the batch.
+        task: u32,
+    },
     /// There is no such shard or batch now.
     #[error("expected a task of step {step}, found task {task}, which there is none")]
     NoSuchTask {

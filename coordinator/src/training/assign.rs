@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::opinion::{Opinion, Verdict, judge};
-use super::roster::{Member, Profile, Roster, WorkerId};
+use super::roster::{Identity, Member, Profile, Roster, WorkerId};
 
 /// The tasks of a round, by number.
 #[derive(Debug)]
@@ -33,8 +33,10 @@ pub enum Standing {
     Wanted,
     /// It is not needed: another worker was faster, or others are asked now.
     Spare,
-    /// There is one already, and no other was asked for.
+    /// The worker gave one before.
     Duplicate,
+    /// The worker does not have to give one.
+    NotDealt,
     /// There is no such task.
     Unknown,
 }
@@ -80,14 +82,11 @@ impl Tasks {
     }
 
     /// Deals what wants a worker. Tasks that nobody has go to whoever has least to do, the one that joined first among
-    /// equals: the same workers so get the same tasks in every round. A second opinion goes to another process, of the same
+    /// equals: the same workers so get the same tasks in every round. A second opinion goes to another identity, of the same
     /// compute class if it has to agree. A task that is late goes to an idle worker. Those who lag behind are dealt
     /// something only where there is nobody else. Without workers, all stays open.
-    pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Option<Duration>) -> Dealt {
-        let is_late = |holder: &WorkerId| {
-            let began = roster.member(*holder).map(|member| member.began);
-            began.zip(late_after).is_some_and(|(began, late_after)| began + late_after <= now)
-        };
+    pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Duration) -> Dealt {
+        let is_late = |holder: &WorkerId| roster.member(*holder).is_some_and(|member| member.began + late_after <= now);
         let stragglers: BTreeSet<WorkerId> = self.holders().filter(is_late).collect();
         let mut candidates = self.candidates(roster, step, &stragglers);
         let mut dealt = Dealt::default();
@@ -103,10 +102,11 @@ impl Tasks {
         for (task, slot) in (0..).zip(&mut self.slots) {
             let late: Vec<WorkerId> =
                 slot.holders.iter().copied().filter(|holder| stragglers.contains(holder)).collect();
-            for _ in 0..slot.n_missing(late.len()) {
+            for _ in 0..slot.n_missing(roster, &late) {
                 let is_idle = |candidate: &Candidate| candidate.n_tasks == 0 && candidate.rank < 2;
                 let may = |candidate: &Candidate| {
-                    (late.is_empty() || is_idle(candidate)) && slot.may_ask(roster, &candidate.member.profile)
+                    (late.is_empty() || is_idle(candidate))
+                        && slot.may_ask(roster, &late, candidate.worker_id, &candidate.member.profile)
                 };
                 let Some(candidate) = least(&mut candidates, may) else {
                     is_short[task as usize] = true;
@@ -168,6 +168,13 @@ impl Tasks {
         n_tasks
     }
 
+    /// Who computes a task of the same round, begun before, still does.
+    pub fn take_over_holders(&mut self, before: &Self) {
+        for (slot, before) in self.slots.iter_mut().zip(&before.slots) {
+            slot.holders.clone_from(&before.holders);
+        }
+    }
+
     /// Forgets what a worker said of tasks that are not settled.
     pub fn disbelieve(&mut self, worker_id: WorkerId) {
         for slot in &mut self.slots {
@@ -178,13 +185,12 @@ impl Tasks {
     /// What an answer of a worker would be.
     pub fn standing(&self, task: u32, worker_id: WorkerId) -> Standing {
         let Some(slot) = self.slots.get(task as usize) else { return Standing::Unknown };
-        let has_answered = slot.opinions.iter().any(|opinion| opinion.worker_id == worker_id);
+        let has_answered =
+            slot.settled == Some(worker_id) || slot.opinions.iter().any(|opinion| opinion.worker_id == worker_id);
         match slot.settled {
-            Some(_) if slot.holders.contains(&worker_id) => Standing::Spare,
-            Some(_) => Standing::Duplicate,
-            None if has_answered => Standing::Duplicate,
-            // Nobody has seen to it that an opinion that was not asked for can agree with the others.
-            None if slot.n_wanted > 1 && !slot.holders.contains(&worker_id) => Standing::Spare,
+            _ if has_answered => Standing::Duplicate,
+            _ if !slot.holders.contains(&worker_id) => Standing::NotDealt,
+            Some(_) => Standing::Spare,
             None => Standing::Wanted,
         }
     }
@@ -199,8 +205,7 @@ impl Tasks {
 
     /// Whether one finite answer is all that a task waits for.
     pub fn is_simple(&self, task: u32) -> bool {
-        let slot = &self.slots[task as usize];
-        slot.n_wanted == 1 && slot.opinions.is_empty()
+        self.slots[task as usize].is_simple()
     }
 
     /// Keeps an opinion until its task is settled.
@@ -214,7 +219,7 @@ impl Tasks {
         let mut dispute = None;
         for (task, slot) in heard {
             let may_hear_more = !slot.holders.is_empty()
-                || roster.active_members().any(|(_, member)| slot.may_ask(roster, &member.profile));
+                || roster.active_members().any(|(id, member)| slot.may_ask(roster, &[], id, &member.profile));
             match judge(&slot.opinions, slot.n_wanted, may_hear_more) {
                 Verdict::Open => {}
                 Verdict::Disputed => dispute = dispute.or(Some((task, Verdict::Disputed))),
@@ -266,31 +271,46 @@ impl Tasks {
 }
 
 impl Slot {
+    /// Whether one finite answer is all that it waits for.
+    fn is_simple(&self) -> bool {
+        self.n_wanted == 1 && self.opinions.is_empty()
+    }
+
     fn hold(&mut self, task: u32, candidate: &mut Candidate, dealt: &mut Dealt) {
         self.holders.push(candidate.worker_id);
         candidate.n_tasks += 1;
         dealt.tasks.entry(candidate.worker_id).or_default().push(task);
     }
 
-    /// How many more workers are to be asked, if so many of those that were are late.
-    fn n_missing(&self, n_late: usize) -> usize {
+    /// Those who have said something of it, or may still do so in time: opinions of one identity are one.
+    fn voices<'a>(&'a self, roster: &'a Roster, late: &[WorkerId]) -> BTreeSet<&'a Identity> {
+        let in_time = self.holders.iter().filter(|holder| !late.contains(holder));
+        let holders = in_time.filter_map(|&holder| Some(&roster.member(holder)?.profile.identity));
+        self.opinions.iter().map(|opinion| &opinion.profile.identity).chain(holders).collect()
+    }
+
+    /// How many more workers are to be asked, where some of those that were are late.
+    fn n_missing(&self, roster: &Roster, late: &[WorkerId]) -> usize {
         if self.settled.is_some() {
             return 0;
         }
+        if self.is_simple() {
+            return usize::from(self.holders.len() == late.len());
+        }
         // Where as many have answered as should agree, they do not.
-        let n_asked_for = if self.opinions.len() < self.n_wanted { self.n_wanted } else { self.opinions.len() + 1 };
-        n_asked_for.saturating_sub(self.opinions.len() + self.holders.len() - n_late)
+        let n_answers = self.opinions.iter().map(|opinion| &opinion.profile.identity).collect::<BTreeSet<_>>().len();
+        let n_asked_for = if n_answers < self.n_wanted { self.n_wanted } else { n_answers + 1 };
+        n_asked_for.saturating_sub(self.voices(roster, late).len())
     }
 
-    /// Whether a worker can say something that those who were asked before it cannot.
-    fn may_ask(&self, roster: &Roster, profile: &Profile) -> bool {
+    /// Whether a worker can say something that those who were asked before it cannot, but for some that are late.
+    fn may_ask(&self, roster: &Roster, late: &[WorkerId], worker_id: WorkerId, profile: &Profile) -> bool {
         let holders = self.holders.iter().filter_map(|&holder| Some(&roster.member(holder)?.profile));
         let mut asked = self.opinions.iter().map(|opinion| &opinion.profile).chain(holders);
         let has_to_agree = self.n_wanted > 1;
-        asked.all(|other| {
-            let is_other = (&other.host, other.process) != (&profile.host, profile.process);
-            is_other && (!has_to_agree || other.compute_class == profile.compute_class)
-        })
+        !self.holders.contains(&worker_id)
+            && !self.voices(roster, late).contains(&profile.identity)
+            && (!has_to_agree || asked.all(|other| other.compute_class == profile.compute_class))
     }
 }
 

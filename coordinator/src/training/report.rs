@@ -1,6 +1,5 @@
 //! What the core tells those who watch.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::loss::LossSums;
@@ -70,8 +69,13 @@ pub enum Report {
         /// Why.
         refusal: Refusal,
     },
-    /// Workers of several compute classes take part: bits may depend on which computes what.
-    MixedClasses(BTreeSet<String>),
+    /// One more compute class takes part, so that bits may depend on who computes what.
+    MixedClasses {
+        /// The one that is new.
+        class: String,
+        /// How many take part.
+        n_classes: usize,
+    },
     /// Nobody is there to compute.
     Waiting,
     /// Somebody is there again.

@@ -42,6 +42,7 @@ impl Training {
                 return self.handle_answered(now, worker_id, task);
             }
             Standing::Duplicate => Some(Refusal::Duplicate { step, task }),
+            Standing::NotDealt => Some(Refusal::NotDealt { step, task }),
             Standing::Unknown => Some(Refusal::NoSuchTask { step, task }),
         };
         if let Some(refusal) = refusal {
@@ -81,26 +82,44 @@ impl Training {
             answer => {
                 let profile = self.roster.profile(worker_id);
                 round.tasks.hear(task, Opinion { worker_id, profile, answer });
-                self.handle_answered(now, worker_id, task);
+                self.note_answered(now, worker_id, task);
                 self.decide(now);
                 self.deal_more(now);
+                self.release_leavers(now);
             }
         }
     }
 
     /// A worker has one task less, whatever came of it.
     fn handle_answered(&mut self, now: Duration, worker_id: WorkerId, task: u32) {
-        let (Some(round), Some(member)) = (self.phase.round_mut(), self.roster.member_mut(worker_id)) else { return };
+        let is_pace_known = self.note_answered(now, worker_id, task);
+        if is_pace_known {
+            self.deal_if_short(now);
+        } else {
+            self.deal_more(now);
+        }
+        self.release_leavers(now);
+    }
+
+    /// Notes that a worker has answered, and how long that took; whether the pace was known before. Until it is, what is late is
+    /// decided anew with each time.
+    fn note_answered(&mut self, now: Duration, worker_id: WorkerId, task: u32) -> bool {
+        let (Some(round), Some(member)) = (self.phase.round_mut(), self.roster.member_mut(worker_id)) else {
+            return true;
+        };
         let pace = match round.task_kind() {
             TaskKind::Shard => &mut self.shard_pace,
             TaskKind::Batch => &mut self.batch_pace,
         };
+        let is_pace_known = pace.is_known();
         if round.tasks.answered(task, worker_id) {
             pace.note(now.saturating_sub(member.began));
             member.answered(self.state.step, now);
         }
-        self.deal_if_short(now);
-        self.release_leavers(now);
+        if !is_pace_known {
+            round.late_after = pace.late_after();
+        }
+        is_pace_known
     }
 
     /// A result that nothing is done with. Who was overtaken by others has to give it none the less, and is free then.
@@ -200,7 +219,7 @@ impl Training {
             round.tasks.disbelieve(worker_id);
             if round.tasks.counts(worker_id) {
                 let begun = round.begun;
-                self.begin_round(begun);
+                self.begin_round_again(begun);
             }
         }
         self.dismiss(now, worker_id, Farewell::Evicted, reason);

@@ -21,8 +21,8 @@ pub struct Round {
     pub tasks: Tasks,
     /// When it began.
     pub begun: Duration,
-    /// After how long a task is late, if that is known.
-    pub late_after: Option<Duration>,
+    /// After how long a task is late.
+    pub late_after: Duration,
     /// Whether there is a task that wants another worker, and none for it.
     pub is_short: bool,
     /// Whether it was told that workers differ, and nobody can say who is right.
@@ -73,7 +73,7 @@ impl Round {
     }
 
     fn new(kind: Kind, tasks: Tasks) -> Self {
-        let (begun, late_after, deadline) = (Duration::ZERO, None, None);
+        let (begun, late_after, deadline) = (Duration::ZERO, Duration::ZERO, None);
         Self { kind, tasks, begun, late_after, is_short: false, is_disputed: false, deadline }
     }
 
@@ -127,10 +127,8 @@ impl Round {
     /// not have answered for `answer_wait_max`.
     pub fn watch(&mut self, roster: &Roster, now: Duration, answer_wait_max: Duration) {
         let began = |worker_id| roster.member(worker_id).map(|member| member.began);
-        let late = self.late_after.and_then(|late_after| {
-            let moments = self.tasks.awaited().filter_map(began).map(|began| began + late_after);
-            moments.filter(|&moment| moment > now).min()
-        });
+        let late = self.tasks.awaited().filter_map(began).map(|began| began + self.late_after);
+        let late = late.filter(|&moment| moment > now).min();
         let stuck = self.tasks.awaited().filter_map(began).map(|began| began + answer_wait_max).min();
         self.deadline = [late, stuck].into_iter().flatten().min();
     }

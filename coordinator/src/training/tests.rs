@@ -172,7 +172,8 @@ impl Run {
 
 fn profile(process: u64, compute_class: &str) -> Profile {
     let process = u32::try_from(process).expect("a small number");
-    Profile { process, compute_class: compute_class.to_owned(), ..Profile::default() }
+    let (identity, compute_class) = (Identity::new(process.to_string()), compute_class.to_owned());
+    Profile { identity, process, compute_class, ..Profile::default() }
 }
 
 fn words_of(action: &Action) -> String {
@@ -218,7 +219,7 @@ fn words_of(action: &Action) -> String {
                 format!("late {} of {} for {} too", late.task, late.straggler, late.helper)
             }
             Report::Disputed { task, .. } => format!("disputed {task}"),
-            Report::Joined { .. } | Report::Evicted { .. } | Report::Refused { .. } | Report::MixedClasses(_) => {
+            Report::Joined { .. } | Report::Evicted { .. } | Report::Refused { .. } | Report::MixedClasses { .. } => {
                 String::new()
             }
         },
@@ -361,7 +362,11 @@ fn what_is_not_finite_ends_the_run_without_being_applied() {
 fn the_silent_are_closed_and_may_come_back() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
-        ("at 1, heard 2, at 2", "close 1: silent for 2000 ms; left 1, 2 handed on; work 2: shards 0+1 of 0"),
+        (
+            "at 1, heard 2, at 2",
+            "late 0 of 1 for 2 too; work 2: shards 0 of 0; \
+             close 1: silent for 2000 ms; left 1, 2 handed on; work 2: shards 1 of 0",
+        ),
         ("shard 0 of 0 by 1", ""),
     ]);
 }
@@ -422,31 +427,32 @@ fn a_run_goes_on_from_any_state_it_was_in() {
         };
         resumed.drain();
         resumed.play("enter 5, enter 6");
-        finish(&mut resumed, &[5, 6]);
+        finish(&mut resumed);
         assert_eq!((resumed.training.state().step, &resumed.training.state().params), (6, &vec![5.0]));
         n_states += 1;
-        advance(&mut whole, &[1]);
+        advance(&mut whole);
     }
     assert_eq!(n_states, 8); // six steps and two validations
     let ended = Training::new(rules, whole.training.state().clone(), Duration::ZERO);
     assert!(matches!(ended.phase, Phase::Finished), "a run that is complete has nothing to wait for");
 }
 
-/// Lets the round at hand be computed, its tasks in turn by the workers named.
-fn advance(run: &mut Run, workers: &[u64]) {
+/// Lets the round at hand be computed, each task by who was dealt it.
+fn advance(run: &mut Run) {
     let step = run.training.state().step;
-    let (word, n_tasks) = match &run.training.phase {
-        Phase::Working(round) if round.task_kind() == TaskKind::Shard => ("shard", 2),
-        Phase::Working(_) => ("batch", 2),
-        Phase::Gathering { .. } | Phase::Finished => panic!("a round is at hand"),
-    };
-    for (task, worker_id) in (0..n_tasks).zip(workers.iter().cycle()) {
+    let kind = run.training.phase.round().expect("a round is at hand").task_kind();
+    let word = if kind == TaskKind::Shard { "shard" } else { "batch" };
+    while let Some(round) = run.training.phase.round()
+        && (run.training.state().step, round.task_kind()) == (step, kind)
+    {
+        let worker_id = round.tasks.awaited().next().expect("somebody computes what is missing");
+        let task = round.tasks.of(worker_id).next().expect("it has a task");
         run.play(&format!("{word} {task} of {step} by {worker_id}"));
     }
 }
 
-fn finish(run: &mut Run, workers: &[u64]) {
+fn finish(run: &mut Run) {
     while !matches!(run.training.phase, Phase::Finished) {
-        advance(run, workers);
+        advance(run);
     }
 }

@@ -42,6 +42,7 @@ pub enum Seen {
     Released,
     RefusedStale,
     RefusedDuplicate,
+    RefusedNotDealt,
     Late,
     HelperFirst,
     StragglerFirst,
@@ -59,7 +60,7 @@ pub enum Seen {
 
 impl Seen {
     /// Every one.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::Kill,
         Self::Stall,
         Self::Slowness,
@@ -95,6 +96,7 @@ impl Seen {
         Self::Released,
         Self::RefusedStale,
         Self::RefusedDuplicate,
+        Self::RefusedNotDealt,
         Self::Late,
         Self::HelperFirst,
         Self::StragglerFirst,

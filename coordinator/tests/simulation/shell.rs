@@ -278,6 +278,7 @@ impl Shell {
                 match refusal {
                     Refusal::Stale { .. } => notes.seen.add(Seen::RefusedStale, 1),
                     Refusal::Duplicate { .. } => notes.seen.add(Seen::RefusedDuplicate, 1),
+                    Refusal::NotDealt { .. } => notes.seen.add(Seen::RefusedNotDealt, 1),
                     Refusal::NoSuchTask { .. } => panic!("nobody computes what there is not: {refusal}"),
                 }
                 self.send(worker_id, turn, notes, |_| ToWorker::Refusal);

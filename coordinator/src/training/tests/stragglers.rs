@@ -73,3 +73,46 @@ fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
         ("at 60", "close 1: no answer for 60 s, the --join-timeout; left 1, 1 handed on; waiting"),
     ]);
 }
+
+#[test]
+fn task_of_a_silent_holder_is_late_before_any_time_is_known() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("after 999, heard 1", ""),
+        ("after 1", "late 0 of 1 for 2 too; work 2: shards 0 of 0"),
+        ("shard 0 of 0 by 2", "late 1 of 1 for 2 too; work 2: shards 1 of 0"),
+        // Whoever has not answered is dealt nothing.
+        ("shard 1 of 0 by 2", "update 1 1: nothing 2: shards 0+1 of 1; step 1 by 2+2"),
+    ]);
+}
+
+#[test]
+fn task_is_late_after_some_times_the_fastest_before_the_pace_is_known() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("after 50, shard 0 of 0 by 1, after 50, shard 1 of 0 by 1", TO_STEP_1),
+        ("after 60, shard 0 of 1 by 1, after 139", ""),
+        ("after 1", "late 1 of 2 for 1 too; work 1: shards 1 of 1"),
+        ("shard 1 of 1 by 1", "update 1 1: shards 0+1 of 2 2: nothing; step 2 by 1+1"),
+    ]);
+}
+
+const TO_STEP_1: &str = "update 1 1: shards 0 of 1 2: shards 1 of 1; step 1 by 1+1";
+
+#[test]
+fn batch_is_late_by_the_times_of_batches() {
+    let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
+    let run = Run::with(recipe, |_| {});
+    check_run(
+        run,
+        &[
+            ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+            (
+                "after 1, shard 0 of 0 by 1, shard 1 of 0 by 1",
+                "update 1 1: batches 0 of 1 2: batches 1 of 1; step 1 by 1+1",
+            ),
+            ("after 30, batch 0 of 1 by 1, after 89, heard 2", ""),
+            ("after 1", "late 1 of 2 for 1 too; work 1: batches 1 of 1"),
+        ],
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coordinator::training::{Farewell, Profile};
+use coordinator::training::{Farewell, Identity, Profile};
 use proto::limits::FIRST_MESSAGE_WAIT_MAX;
 
 use super::super::network::{Connection, Fate, ToCoordinator, ToWorker, Way};
@@ -18,7 +18,8 @@ impl Cluster {
         let is_first = self.workers.iter().all(|worker| worker.slot != slot);
         let lies = self.plan.lies.filter(|_| is_first && slot < self.plan.n_liars && !self.is_calm);
         let compute_class = self.chance.pick(self.plan.classes).to_owned();
-        let profile = Profile { host: "here".to_owned(), process: number, compute_class, ..Profile::default() };
+        let (host, identity) = ("here".to_owned(), Identity::new(number.to_string()));
+        let profile = Profile { identity, host, process: number, compute_class, ..Profile::default() };
         self.notes.tell(|| format!("process {number} starts in slot {slot}"));
         self.workers.push(Worker {
             slot,

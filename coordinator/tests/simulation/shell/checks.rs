@@ -99,7 +99,7 @@ impl Shell {
                 self.late.push(late);
             }
             Report::Disputed { .. } => seen.add(Seen::Disputed, 1),
-            Report::MixedClasses(_) => seen.add(Seen::MixedClasses, 1),
+            Report::MixedClasses { .. } => seen.add(Seen::MixedClasses, 1),
             Report::Joined { .. } | Report::Refused { .. } | Report::Evicted { .. } => {}
         }
     }
