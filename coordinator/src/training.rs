@@ -40,7 +40,7 @@ use feedback::round_with_feedback;
 use pace::Pace;
 use reduce::Reduction;
 use results::Arrived;
-use roster::{Roster, Standing};
+use roster::{REFUSALS_MAX, Roster, Standing};
 use round::{Kind, Round, TaskKind};
 use schedule::Next;
 
@@ -581,8 +581,15 @@ impl Training {
         self.actions.push_back(Action::SendState(worker_id, work.unwrap_or(Work::Nothing)));
     }
 
-    fn refuse(&mut self, worker_id: WorkerId, refusal: Refusal) {
+    /// A result is not used. A worker that has sent too many such in a row is of no use itself.
+    fn refuse(&mut self, now: Duration, worker_id: WorkerId, refusal: Refusal) {
+        let Some(member) = self.roster.member_mut(worker_id) else { return };
+        let is_useless = member.note_refused();
         self.report(Report::Refused { worker_id, refusal: refusal.clone() });
+        if is_useless {
+            let reason = format!("{REFUSALS_MAX} results in a row were not used, the last one since: {refusal}");
+            return self.dismiss(now, worker_id, Farewell::Refused, reason);
+        }
         self.actions.push_back(Action::Refuse(worker_id, refusal));
     }
 

@@ -18,8 +18,9 @@ use prost::bytes::Bytes;
 use proto::limits::RESULT_SLOTS;
 use proto::shared::FreeSlot;
 use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
-use proto::v1::{Encoding, Farewell, Fence, Heartbeat, Join, Ready, ShardDone, State};
+use proto::v1::{Encoding, Farewell, Fence, FetchDatasetRequest, Heartbeat, Join, Ready, ShardDone, State};
 use proto::values;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -407,6 +408,44 @@ async fn a_number_that_is_not_finite_ends_the_run_with_its_place() {
     for part in ["at step 1, in epoch 1, the gradient of shard 0 is not finite", "lower --learning-rate"] {
         assert!(last.contains(part), "`{last}` does not say `{part}`");
     }
+}
+
+/// The data set is for those who joined, once; nobody learns its fingerprint by asking for another one.
+#[tokio::test]
+async fn data_set_is_sent_to_a_worker_once() {
+    let coordinator = Coordinator::start();
+    let request = |worker: &Worker| FetchDatasetRequest { data_fingerprint: worker.welcome.data_fingerprint.clone() };
+    let (worker, channel) = Worker::try_join_over(&coordinator.route, 1).await.expect("a welcome");
+    let mut pieces =
+        TrainingClient::new(channel.clone()).fetch_dataset(request(&worker)).await.expect("pieces").into_inner();
+    let mut n_bytes = 0;
+    while let Some(piece) = pieces.message().await.expect("a piece") {
+        n_bytes += piece.content.len();
+    }
+    assert_eq!(n_bytes, 130 * 784 + 2 * 16 + 130 + 2 * 8);
+    let refused = async |channel, request| {
+        let refused = TrainingClient::new(channel).fetch_dataset(request).await;
+        refused.map(|_| ()).expect_err("a refusal")
+    };
+    let again = refused(channel, request(&worker)).await;
+    assert_eq!(again.code(), Code::PermissionDenied, "{again:?}");
+    let unjoined = refused(coordinator.route.channel().await, request(&worker)).await;
+    assert_eq!(unjoined.code(), Code::PermissionDenied, "{unjoined:?}");
+    let (_other, channel) = Worker::try_join_over(&coordinator.route, 2).await.expect("a welcome");
+    let wrong = refused(channel, FetchDatasetRequest { data_fingerprint: "0".repeat(64) }).await;
+    assert_eq!(wrong.code(), Code::NotFound);
+    assert!(!wrong.message().contains(&worker.welcome.data_fingerprint), "{wrong:?}");
+}
+
+/// What comes before a join is not even read to its end.
+#[tokio::test]
+async fn first_message_is_no_longer_than_a_join_takes() {
+    let coordinator = Coordinator::start();
+    let long = ShardDone { gradient_sum: vec![0; 100_000].into(), ..ShardDone::default() };
+    let (_outbound, mut inbound) = open_session(&coordinator.route, Kind::ShardDone(long)).await;
+    let status = next(&mut inbound).await.expect_err("too long");
+    assert!(matches!(status.code(), Code::OutOfRange | Code::Unknown | Code::Unavailable), "{status:?}");
+    Worker::join(&coordinator.route).await;
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ impl Training {
         };
         if let Some(refusal) = refusal {
             self.keep_spent(computed);
-            return self.refuse(worker_id, refusal);
+            return self.refuse(now, worker_id, refusal);
         }
         if params_fingerprint != expected_fingerprint {
             self.keep_spent(computed);
@@ -127,7 +127,7 @@ impl Training {
         let expected = self.state.step;
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         if member.overtaken_at != Some(found) {
-            return self.refuse(worker_id, Refusal::Stale { expected, found });
+            return self.refuse(now, worker_id, Refusal::Stale { expected, found });
         }
         if member.is_behind {
             member.answered(expected, now);

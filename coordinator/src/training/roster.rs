@@ -81,6 +81,8 @@ pub struct Member {
     pub is_behind: bool,
     /// The step at which it is dealt something again, if others are there.
     pub rests_until: u64,
+    /// Results that were not used, since one was.
+    n_refused: u32,
     late: Lateness,
 }
 
@@ -97,6 +99,9 @@ struct Lateness {
 
 /// Answers in time after which a worker is as good as one that was never late.
 const N_RELIABLE: u32 = 100;
+/// Results in a row that are not used before their sender is sent away: an honest worker has one or two, when others were
+/// faster.
+pub const REFUSALS_MAX: u32 = 64;
 /// A worker that was late rests for two steps, then four, eight, and so on up to two to the power of this.
 const REST_POWER_MAX: u32 = 6;
 
@@ -114,8 +119,15 @@ impl Member {
         self.is_behind = true;
     }
 
+    /// Notes a result that was not used; whether there were too many in a row.
+    pub fn note_refused(&mut self) -> bool {
+        self.n_refused += 1;
+        self.n_refused >= REFUSALS_MAX
+    }
+
     /// It has answered at a step, late or not, and goes on with what else it has.
     pub fn answered(&mut self, step: u64, now: Duration) {
+        self.n_refused = 0;
         self.began = now;
         self.is_behind = false;
         if self.late.at.take().is_some() {
@@ -153,6 +165,7 @@ impl Roster {
             overtaken_at: None,
             is_behind: false,
             rests_until: 0,
+            n_refused: 0,
             late: Lateness::default(),
         };
         let known = self.members.insert(worker_id, member);

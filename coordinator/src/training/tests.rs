@@ -307,6 +307,22 @@ fn what_is_not_of_now_is_refused_and_not_counted() {
 }
 
 #[test]
+fn worker_whose_results_are_never_of_use_is_sent_away() {
+    let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
+    run.play("enter 1");
+    for _ in 0..63 {
+        assert!(run.play("shard 7 of 0 by 1").starts_with("refuse 1: "));
+    }
+    // One that is of use wipes the slate clean.
+    run.play("shard 0 of 0 by 1");
+    for _ in 0..63 {
+        assert!(run.play("shard 7 of 0 by 1").starts_with("refuse 1: "));
+    }
+    let last = run.play("shard 7 of 0 by 1");
+    assert!(last.starts_with("refuse 1 for good: 64 results in a row were not used"), "{last}");
+}
+
+#[test]
 fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),

@@ -2,9 +2,12 @@
 //! dropped.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prost::bytes::Bytes;
+use proto::limits::STREAMS_PER_CONNECTION_MAX;
 use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
@@ -26,7 +29,7 @@ pub enum Harm {
     SilentTcp,
     /// Speaks HTTP/2, and opens no stream.
     IdleHttp2,
-    /// Joins, and says nothing more than that it is there.
+    /// Joins with each stream that its connection may have, and says nothing more than that it is there.
     JoinedSilent,
     /// Gets ready, gives signs of life, and reads nothing.
     Unread,
@@ -47,6 +50,7 @@ pub enum Harm {
 /// Attackers at work.
 pub struct Attack {
     _runtime: Runtime,
+    n_attempts: Arc<AtomicUsize>,
 }
 
 impl Attack {
@@ -56,11 +60,13 @@ impl Attack {
     /// If there are no threads to be had.
     pub fn begin(route: &Route, harms: &[(Harm, usize)]) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        let n_attempts = Arc::new(AtomicUsize::new(0));
         for &(harm, n_attackers) in harms {
             for _ in 0..n_attackers {
-                let route = route.clone();
+                let (route, n_attempts) = (route.clone(), Arc::clone(&n_attempts));
                 runtime.spawn(async move {
                     loop {
+                        n_attempts.fetch_add(1, Ordering::Relaxed);
                         // Whatever it comes to, it begins anew.
                         let _ = attack(harm, &route).await;
                         sleep(PAUSE).await;
@@ -68,7 +74,12 @@ impl Attack {
                 });
             }
         }
-        Self { _runtime: runtime }
+        Self { _runtime: runtime, n_attempts }
+    }
+
+    /// How often an attacker has begun.
+    pub fn n_attempts(&self) -> usize {
+        self.n_attempts.load(Ordering::Relaxed)
     }
 }
 
@@ -83,12 +94,16 @@ async fn attack(harm: Harm, route: &Route) -> Option<()> {
             Some(())
         }
         Harm::JoinedSilent => {
-            let worker = Worker::try_join(route, 1).await?;
-            keep_alive(&worker).await
+            let (worker, channel) = Worker::try_join_over(route, 1).await?;
+            let mut workers = vec![worker];
+            for process in 2..=STREAMS_PER_CONNECTION_MAX {
+                workers.extend(Worker::try_join_on(channel.clone(), process).await);
+            }
+            keep_alive(&workers).await
         }
         Harm::Unread => {
             let worker = ready(route).await?;
-            keep_alive(&worker).await
+            keep_alive(&[worker]).await
         }
         Harm::Heartbeats => {
             let worker = ready(route).await?;
@@ -138,7 +153,7 @@ async fn attack(harm: Harm, route: &Route) -> Option<()> {
             let (worker, channel) = Worker::try_join_over(route, 1).await?;
             let request = FetchDatasetRequest { data_fingerprint: worker.welcome.data_fingerprint.clone() };
             let _pieces = TrainingClient::new(channel).fetch_dataset(request).await.ok()?;
-            keep_alive(&worker).await
+            keep_alive(&[worker]).await
         }
     }
 }
@@ -203,10 +218,12 @@ async fn send(worker: &Worker, kind: Kind) -> Option<()> {
     worker.outbound.send(WorkerMessage { kind: Some(kind) }).await.ok()
 }
 
-/// Gives signs of life until the session ends.
-async fn keep_alive(worker: &Worker) -> Option<()> {
+/// Gives signs of life until a session ends.
+async fn keep_alive(workers: &[Worker]) -> Option<()> {
     loop {
-        send(worker, Kind::Heartbeat(Heartbeat { step: 0 })).await?;
+        for worker in workers {
+            send(worker, Kind::Heartbeat(Heartbeat { step: 0 })).await?;
+        }
         sleep(Duration::from_millis(400)).await;
     }
 }

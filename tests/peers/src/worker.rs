@@ -150,10 +150,15 @@ impl Worker {
     /// Joins, if it is welcome; gives the connection too.
     pub async fn try_join_over(route: &Route, process: u32) -> Option<(Self, Channel)> {
         let channel = timeout(WAIT_MAX, route.try_channel()).await.ok()?.ok()?;
-        let (outbound, mut inbound) =
-            timeout(WAIT_MAX, try_open(channel.clone(), Kind::Join(join(process)))).await.ok()?.ok()?;
+        Some((Self::try_join_on(channel.clone(), process).await?, channel))
+    }
+
+    /// Joins over a connection that is there, if it is welcome.
+    pub async fn try_join_on(channel: Channel, process: u32) -> Option<Self> {
+        let opened = timeout(WAIT_MAX, try_open(channel, Kind::Join(join(process)))).await;
+        let (outbound, mut inbound) = opened.ok()?.ok()?;
         match next(&mut inbound).await {
-            Ok(Told::Welcome(welcome)) => Some((Self { outbound, inbound, welcome, memory: None }, channel)),
+            Ok(Told::Welcome(welcome)) => Some(Self { outbound, inbound, welcome, memory: None }),
             _ => None,
         }
     }
