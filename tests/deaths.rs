@@ -134,6 +134,23 @@ fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
     assert_eq!(unfinished(&place.path("run")), [""; 0]);
 }
 
+/// The goal: whatever becomes of the files that `--data` names, they were read, and nobody is killed for it.
+#[test]
+fn data_set_cut_off_in_place_ends_no_process() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let (coordinator, address) = place.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
+    let worker = place.worker("worker", &address);
+    coordinator.wait_for_checkpoint(20);
+    for entry in fs::read_dir(place.path("small")).expect("a folder") {
+        let path = entry.expect("a file").path();
+        fs::File::options().write(true).open(path).and_then(|file| file.set_len(0)).expect("a file");
+    }
+    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    worker.succeed();
+}
+
 /// The newest checkpoint is that of an epoch's last step, from before its validation, and the epoch has its line already.
 #[test]
 fn an_epoch_has_one_line_whatever_dies_after_its_validation() {

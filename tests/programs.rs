@@ -1,9 +1,10 @@
 //! The coordinator and its local workers as programs: flags, files, signals, exit codes, and that no process stays behind.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use model::params::params_blake3;
@@ -247,4 +248,64 @@ fn a_run_goes_on_while_one_of_its_workers_dies_at_once_again_and_again() {
     let step = coordinator.wait_for_checkpoint(100);
     coordinator.wait_for_checkpoint(step + 1_000);
     assert_eq!(coordinator.terminated()["outcome"], "stopped");
+}
+
+/// The folders of coordinators for their sockets and data sets.
+fn private_folders(place: &Place) -> Vec<PathBuf> {
+    let entries = fs::read_dir(place.path("")).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.filter(|path| path.file_name().expect("a name").to_string_lossy().starts_with("telar-")).collect()
+}
+
+/// Permissions of a folder and all that is in it, by name.
+fn modes(folder: &Path) -> Vec<(String, u32)> {
+    let mut found = vec![(folder.display().to_string(), fs::metadata(folder).expect("it is there").mode() & 0o777)];
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(modes(&path));
+        } else {
+            found.push((path.display().to_string(), fs::metadata(&path).expect("it is there").mode() & 0o777));
+        }
+    }
+    found
+}
+
+/// The goal: nobody else of the machine finds the socket or the data set, and a process that was killed leaves no data behind for
+/// longer than until the next one.
+#[test]
+fn private_folder_is_for_its_user_alone_and_goes_after_a_kill() {
+    let place = Place::new();
+    let start = |run: &str| {
+        let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 1 --data small --json --run-dir";
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 000; exec \"$0\" \"$@\""]);
+        let program = place.command("coordinator", &format!("{flags} {run}"));
+        command.arg(program.get_program()).args(program.get_args()).current_dir(place.path(""));
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        // Without a cache, the data set lies in the private folder.
+        command.env("XDG_CACHE_HOME", "/proc/nowhere");
+        let coordinator = place.start("coordinator", command);
+        coordinator.wait_for_line(Stream::Err, "worker joined");
+        coordinator
+    };
+    let first = start("first");
+    let [abandoned] = private_folders(&place).try_into().expect("one folder");
+    let found = modes(&abandoned);
+    assert!(found.len() >= 7, "a folder, its lock, the socket, a folder of data and four files: {found:?}");
+    assert!(found.iter().all(|(_, mode)| mode & 0o077 == 0), "{found:?}");
+    first.kill();
+    first.wait_exit();
+    let second = start("second");
+    let third = start("third");
+    assert!(!abandoned.exists(), "{} is still there", abandoned.display());
+    assert_eq!(private_folders(&place).len(), 2, "those of two that are at work");
+    for coordinator in [second, third] {
+        coordinator.terminate();
+    }
+    assert_eq!(private_folders(&place), [""; 0].map(PathBuf::from));
 }

@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use model::files::WriteError;
-use tempfile::TempDir;
+use model::files::{PrivateFolder, WriteError, restrict};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::warn;
 
@@ -23,7 +22,7 @@ pub struct Place {
     /// As people type it.
     pub words: String,
     /// The socket and whatever else is of this run only; goes with it.
-    pub private: TempDir,
+    pub private: PrivateFolder,
     /// A socket elsewhere.
     socket: Option<PathBuf>,
 }
@@ -57,7 +56,11 @@ impl Place {
             }
             ListenAddress::Unix(path) => {
                 remove_stale(path).await;
-                (Listener::Unix(UnixListener::bind(path).map_err(error)?), listen.to_string())
+                let listener = UnixListener::bind(path).map_err(error)?;
+                if is_local {
+                    restrict(path)?;
+                }
+                (Listener::Unix(listener), listen.to_string())
             }
         };
         let address = is_local.then(|| words.clone());
@@ -95,9 +98,9 @@ async fn remove_stale(path: &Path) {
 }
 
 /// A folder that is this run's alone, with a path that is short enough for a socket in it (`sun_path` in unix(7)).
-fn private_folder() -> Result<TempDir, WriteError> {
+fn private_folder() -> Result<PrivateFolder, WriteError> {
     const PATH_BYTES_MAX: usize = 80;
     let usual = std::env::temp_dir();
     let parent = if usual.as_os_str().len() > PATH_BYTES_MAX { Path::new("/tmp") } else { &usual };
-    tempfile::Builder::new().prefix("telar-").tempdir_in(parent).map_err(WriteError::at(parent))
+    PrivateFolder::create(parent, "telar-")
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-pub use copy::{PlainFile, open_copy, plain_cache_folder, store_plain};
+pub use copy::{PlainFile, open_cached, open_copy, plain_cache_folder, store_plain};
 pub use fetch::{FILES, FetchError, FetchProgress, FetchReport, MIRRORS, RemoteFile, fetch};
 pub use idx::{IdxError, Pixels};
 pub use sampler::{Order, Sampler};
@@ -51,7 +51,7 @@ struct Labelled {
     labels: Vec<u8>,
 }
 
-/// A data set in memory: pixels as bytes, mapped from the file where that is not compressed.
+/// A data set in memory: pixels as bytes, mapped from the file where this program alone writes to that.
 #[derive(Debug)]
 pub struct Dataset {
     name: String,

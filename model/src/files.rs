@@ -1,8 +1,14 @@
-//! Writing files that are whole or not there.
+//! Writing files that are whole or not there, and folders that are a process' own.
+
+#[cfg(unix)]
+mod private;
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+
+#[cfg(unix)]
+pub use private::{PrivateFolder, restrict};
 
 /// How the names begin of files that are not whole yet.
 const UNFINISHED_PREFIX: &str = ".telar-";
@@ -30,8 +36,10 @@ impl WriteError {
 /// # Errors
 /// If it cannot be read, or is larger: then nothing of it is kept.
 pub fn read_bounded(path: &Path, n_bytes_max: u64) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
-    let n_read = File::open(path)?.take(n_bytes_max + 1).read_to_end(&mut bytes)?;
+    let file = File::open(path)?;
+    let n_expected = file.metadata()?.len().min(n_bytes_max);
+    let mut bytes = Vec::with_capacity(usize::try_from(n_expected).unwrap_or(0));
+    let n_read = file.take(n_bytes_max + 1).read_to_end(&mut bytes)?;
     if n_read as u64 > n_bytes_max {
         return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {n_bytes_max} bytes")));
     }
@@ -58,10 +66,7 @@ pub fn write_parts_whole(path: &Path, parts: &[&[u8]]) -> Result<(), WriteError>
         if path.exists() && !path.is_file() {
             return Err(Error::new(ErrorKind::InvalidInput, "it is there and is no ordinary file"));
         }
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let folder = parent(&path);
         let mut file =
             with_usual_permissions(tempfile::Builder::new().prefix(UNFINISHED_PREFIX)).tempfile_in(folder)?;
         for part in parts {
@@ -70,9 +75,45 @@ pub fn write_parts_whole(path: &Path, parts: &[&[u8]]) -> Result<(), WriteError>
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|error| error.error)?;
         // The name is in the folder, so the folder has to reach the disk too.
-        File::open(folder)?.sync_all()
+        sync_folder(folder)
     };
     write().map_err(WriteError::at(path))
+}
+
+/// Makes a folder, and those above it that are missing, and brings their names to the disk.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn create_folder(path: &Path) -> Result<(), WriteError> {
+    let changed = folders_to_change(path);
+    let create = || {
+        std::fs::create_dir_all(path)?;
+        changed.iter().try_for_each(|folder| sync_folder(folder))
+    };
+    create().map_err(WriteError::at(path))
+}
+
+/// The folders that have another name in them when a folder and those above it are there.
+fn folders_to_change(path: &Path) -> Vec<PathBuf> {
+    let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    missing.map(|folder| parent(folder).to_owned()).collect()
+}
+
+/// Brings the names in a folder to the disk.
+///
+/// # Errors
+/// If the system cannot.
+pub fn sync_folder(folder: &Path) -> Result<(), Error> {
+    match File::open(folder) {
+        // A folder may be writable, and say nothing of what is in it.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
+    }
+}
+
+/// The folder that a name is in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Removes from a folder, if there is one, what a process has left that was killed while it wrote. Nobody else may be at
@@ -120,6 +161,19 @@ mod tests {
         let error = write_whole(&taken, b"x").expect_err("a full folder cannot be replaced");
         assert!(error.to_string().starts_with(&format!("cannot write {}", taken.display())), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 1);
+    }
+
+    #[test]
+    fn every_folder_with_a_new_name_is_brought_to_the_disk() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let changed = folders_to_change(&path("runs/conv-001/reconstructions"));
+        assert_eq!(changed, [path("runs/conv-001"), path("runs"), folder.path().to_owned()]);
+        create_folder(&path("runs/conv-001/reconstructions")).expect("the folder can be written");
+        assert_eq!(folders_to_change(&path("runs/conv-001/reconstructions")), [PathBuf::new(); 0]);
+        assert_eq!(folders_to_change(Path::new("nowhere/below")), [Path::new("nowhere"), Path::new(".")]);
+        let error = create_folder(Path::new("/proc/nowhere")).expect_err("nothing can be made there");
+        assert!(error.to_string().starts_with("cannot write /proc/nowhere: "), "{error}");
     }
 
     #[test]

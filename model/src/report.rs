@@ -16,6 +16,6 @@ pub use log::{LogFormat, LogGuard, init_log, write_stderr_line};
 pub use output::{check_output, print_line};
 pub use picture::{reconstruction_picture, split_picture};
 pub use records::{EpochRecord, StepRecord};
-pub use run_folder::{LINES_BYTES_MAX, RunFolder, picture_name, picture_number};
+pub use run_folder::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder, picture_name, picture_number};
 pub use screen::Screen;
 pub use summary::{SummaryRow, summary};

@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tonic::Status;
 use tracing::{info, warn};
 
-use model::data::{DataChoice, DataError, Dataset, PLAIN_NAMES, open, open_copy, plain_cache_folder};
-use model::files::WriteError;
+use model::data::{DataChoice, DataError, Dataset, PLAIN_NAMES, open, open_cached, open_copy, plain_cache_folder};
+use model::files::{PrivateFolder, WriteError, create_folder};
 use model::report::DownloadBar;
 use proto::call::Messages;
 use proto::limits;
@@ -106,7 +105,10 @@ fn open_own(choice: &DataChoice, fingerprint: &str) -> Result<Option<Dataset>, D
             let data = open(choice, &mut DownloadBar::default())?;
             let found = data.fingerprint();
             if found == fingerprint {
-                return Ok(Some(data));
+                // With a copy in the cache, memory holds the images once for all workers of this machine.
+                let is_cached = plain_cache_folder(fingerprint).as_ref() == Some(folder);
+                let cached = if is_cached { None } else { open_cached(fingerprint) };
+                return Ok(Some(cached.unwrap_or(data)));
             }
             warn!(folder = %folder.display(), expected = fingerprint, found, "--data is not the run's data set, and is not used");
             None
@@ -142,42 +144,53 @@ async fn pass_on(pieces: &mut Messages<DatasetPiece>, sender: mpsc::Sender<Datas
 /// Writes the files beside where they belong, and puts them there when they are what they should be.
 fn store(mut pieces: mpsc::Receiver<DatasetPiece>, fingerprint: &str) -> Result<Dataset, DatasetError> {
     let place = plain_cache_folder(fingerprint);
-    let folder = folder_beside(place.as_deref())?;
-    let mut incoming = Incoming::new(folder.path());
+    let staging = folder_beside(place.as_deref())?;
+    let folder = staging.path().join("data");
+    create_folder(&folder)?;
+    let mut incoming = Incoming::new(&folder);
     while let Some(piece) = pieces.blocking_recv() {
         incoming.add(&piece)?;
     }
     incoming.finish()?;
 
-    let data = open_folder(folder.path())?;
+    let data = open_folder(&folder)?;
     let found = data.fingerprint();
     if found != fingerprint {
         return Err(DatasetError::Other { expected: fingerprint.to_owned(), found });
     }
     let Some(place) = place else { return Ok(data) };
-    match std::fs::rename(folder.path(), &place) {
+    match std::fs::rename(&folder, &place) {
         Ok(()) => Ok(open_folder(&place)?),
         // Another process of this machine was faster: with its files, memory holds the images once.
         Err(_) => Ok(open_folder(&place).ok().filter(|data| data.fingerprint() == fingerprint).unwrap_or_else(|| {
             // Or what lies there is damaged, and goes out of the way. Ours are open, and stay so wherever they are.
-            let aside = place.with_extension("damaged");
-            let moved = std::fs::rename(&place, &aside).and_then(|()| std::fs::rename(folder.path(), &place));
+            let moved = move_aside(&place).and_then(|()| std::fs::rename(&folder, &place));
             warn!(folder = %place.display(), is_replaced = moved.is_ok(), "the copy of the data set there is damaged");
             data
         })),
     }
 }
 
+/// Moves a damaged copy to where it can be looked at. The one before it goes.
+fn move_aside(place: &Path) -> std::io::Result<()> {
+    let aside = place.with_extension("damaged");
+    match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::rename(place, &aside)
+}
+
 fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
     open(&DataChoice::Folder(folder.to_owned()), &mut DownloadBar::default())
 }
 
-/// A folder on the file system of `place` if there can be one, else a private one: data can be trained on unkept.
-fn folder_beside(place: Option<&Path>) -> Result<TempDir, WriteError> {
-    let private = || tempfile::tempdir().map_err(WriteError::at(&std::env::temp_dir()));
+/// A folder on the file system of `place` if there can be one, else elsewhere: data can be trained on unkept.
+fn folder_beside(place: Option<&Path>) -> Result<PrivateFolder, WriteError> {
+    const PREFIX: &str = ".fetching-";
+    let private = || PrivateFolder::create(&std::env::temp_dir(), PREFIX);
     let Some(parent) = place.and_then(Path::parent) else { return private() };
-    let beside = std::fs::create_dir_all(parent);
-    let beside = beside.and_then(|()| tempfile::Builder::new().prefix(".fetching-").tempdir_in(parent));
+    let beside = create_folder(parent).and_then(|()| PrivateFolder::create(parent, PREFIX));
     beside.or_else(|error| {
         warn!(folder = %parent.display(), %error, "the data set cannot be kept there for the next time");
         private()
@@ -315,6 +328,21 @@ mod tests {
                 assert!(!part.is_empty() && text.contains(part), "`{text}` does not say `{part}`");
             }
         }
+    }
+
+    #[test]
+    fn damaged_copy_takes_the_place_of_the_one_before_it() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let place = cache.path().join("0123456789abcdef");
+        for content in ["first", "second"] {
+            std::fs::create_dir(&place).expect("a folder");
+            std::fs::write(place.join(IMAGES), content).expect("a file");
+            move_aside(&place).expect("the folder can be written");
+            assert!(!place.exists());
+            let aside = std::fs::read_to_string(cache.path().join("0123456789abcdef.damaged").join(IMAGES));
+            assert_eq!(aside.expect("a file"), content);
+        }
+        assert_eq!(std::fs::read_dir(cache.path()).expect("the folder").count(), 1);
     }
 
     #[test]

@@ -8,20 +8,22 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::files::WriteError;
-use model::report::{LINES_BYTES_MAX, RunFolder};
+use model::files::{WriteError, create_folder, sync_folder};
+use model::report::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder};
 use proto::limits::PARAMS_MAX;
 use serde_json::Value;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::store::LINE_BYTES_MAX;
-use super::survey::{DESCRIPTION_BYTES_MAX, on_own_runtime};
+use super::store::PART_BYTES;
+use super::survey::on_own_runtime;
 use super::{Location, MirrorError, RunFile, Store, StoreError, Survey};
 use crate::checkpoint::{Checkpoint, FILE_BYTES_MAX};
 
 /// Where files are until all are whole.
 const STAGING: &str = ".telar-download";
+/// Bytes at most of a file of lines: what an object can have that is uploaded in parts. They are read in parts too.
+const LINES_BYTES_MAX: u64 = 10_000 * PART_BYTES as u64;
 /// Bytes at most of a picture.
 const PICTURE_BYTES_MAX: u64 = 1 << 24;
 /// Attempts at each file, each with the store's own deadlines.
@@ -161,20 +163,21 @@ impl Download<'_> {
     /// Gives the files their names in the run folder.
     fn move_to(&self, folder: &Path) -> Result<(), MirrorError> {
         let pictures = folder.join("reconstructions");
-        fs::create_dir_all(&pictures).map_err(WriteError::at(&pictures))?;
+        create_folder(&pictures)?;
         let others = self.survey.files.keys().filter(|file| file.checkpoint_step().is_none()).map(|file| file.path());
         for name in others.filter(|name| self.staging.join(name).exists()).chain(["checkpoints".to_owned()]) {
             let to = folder.join(&name);
             if name == "checkpoints" {
                 // The other names are on the disk before this one, which makes the folder a run.
                 for folder in [&pictures, folder] {
-                    sync_folder(folder)?;
+                    sync_folder(folder).map_err(WriteError::at(folder))?;
                 }
-                sync_folder(&self.staging.join(&name))?;
+                let staged = self.staging.join(&name);
+                sync_folder(&staged).map_err(WriteError::at(&staged))?;
             }
             fs::rename(self.staging.join(&name), &to).map_err(WriteError::at(&to))?;
         }
-        sync_folder(folder)?;
+        sync_folder(folder).map_err(WriteError::at(folder))?;
         fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
         Ok(())
     }
@@ -201,10 +204,6 @@ fn last_step(path: &Path) -> u64 {
     read().unwrap_or_default().rsplit(|&byte| byte == b'\n').find_map(step).unwrap_or(0)
 }
 
-fn sync_folder(folder: &Path) -> Result<(), WriteError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(WriteError::at(folder))
-}
-
 fn n_bytes_max(file: RunFile) -> u64 {
     match file {
         RunFile::Description => DESCRIPTION_BYTES_MAX,
@@ -226,7 +225,7 @@ mod tests {
     fn mirror() -> (tempfile::TempDir, Location) {
         let root = tempfile::tempdir().expect("a temporary folder");
         let folder = root.path().join("mirror");
-        let checkpoints = Checkpoints::of(&folder, 9);
+        let mut checkpoints = Checkpoints::of(&folder, 9);
         for step in [3, 4] {
             checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
         }

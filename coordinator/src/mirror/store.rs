@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::report::LINE_BYTES_MAX;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
@@ -27,7 +28,7 @@ use super::{Location, RunFile, StoreKind};
 
 /// Bytes of a part: what is larger goes in several, each with a request and a deadline of its own. 5 MiB is the least that
 /// S3 takes, so that a slow connection needs no more than 70 KiB/s to keep the deadline; S3's 10,000 parts are 50 GiB.
-const PART_BYTES: usize = 5 << 20;
+pub(super) const PART_BYTES: usize = 5 << 20;
 /// How long a connection may take.
 const CONNECT_DEADLINE: &str = "5 seconds";
 /// How long an attempt at a request may take, as the client's option and with all of its retries.
@@ -37,8 +38,6 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(90);
 const RETRY_DEADLINE: Duration = Duration::from_secs(5);
 /// Names looked at below the prefix. A run has a file an epoch, and few others.
 const OBJECTS_MAX: usize = 100_000;
-/// Bytes at the end of a file in which its last whole line is looked for.
-pub(super) const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a store's answer that are repeated.
 const REASON_CHARS_MAX: usize = 400;
 

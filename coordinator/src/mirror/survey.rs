@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::arch::Architecture;
+use model::report::DESCRIPTION_BYTES_MAX;
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{Location, MirrorError, RunFile, Store, StoreError};
 
-/// Bytes at most of a `run.json`.
-pub(super) const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
 /// How long all questions to the store may take together.
 const SURVEY_DEADLINE: Duration = Duration::from_secs(20);
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::idx::{images_header, labels_header};
 use super::source::{local_choices, open_local};
 use super::{DataChoice, Dataset, Labelled, PLAIN_NAMES};
-use crate::files::{WriteError, write_parts_whole};
+use crate::files::{WriteError, create_folder, write_parts_whole};
 
 /// Digits of a fingerprint: blake3 in hexadecimal.
 const FINGERPRINT_DIGITS: usize = 64;
@@ -54,7 +54,7 @@ fn n_images(file: &Labelled) -> u32 {
 /// # Errors
 /// If the folder cannot be written.
 pub fn store_plain(data: &Dataset, folder: &Path) -> Result<(), WriteError> {
-    std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
+    create_folder(folder)?;
     for PlainFile { name, header, content } in data.plain_files() {
         write_parts_whole(&folder.join(name), &[&header, content])?;
     }
@@ -67,15 +67,23 @@ pub fn plain_cache_folder(fingerprint: &str) -> Option<PathBuf> {
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let is_fingerprint = fingerprint.len() == FINGERPRINT_DIGITS && fingerprint.bytes().all(is_digit);
     let name = is_fingerprint.then(|| &fingerprint[..FOLDER_DIGITS])?;
-    dirs::cache_dir().map(|folder| folder.join("telar").join("datasets").join(name))
+    plain_cache().map(|folder| folder.join(name))
+}
+
+/// The user's folder for all such copies. Only this program writes there, and only by renaming what is whole.
+pub(super) fn plain_cache() -> Option<PathBuf> {
+    dirs::cache_dir().map(|folder| folder.join("telar").join("datasets"))
+}
+
+/// The data set of this fingerprint, if the user's folder has a copy, which all processes share in memory.
+pub fn open_cached(fingerprint: &str) -> Option<Dataset> {
+    first_of(fingerprint, plain_cache_folder(fingerprint).map(DataChoice::Folder).into_iter())
 }
 
 /// The data set of this fingerprint, if this machine has it: as an earlier copy, where `extra` says, in `$TELAR_DATA`,
 /// `data/`, or the user's cache folder. What is damaged or another data set is passed over.
 pub fn open_copy(fingerprint: &str, extra: Option<&DataChoice>) -> Option<Dataset> {
-    let copy = plain_cache_folder(fingerprint).map(DataChoice::Folder);
-    let choices = copy.into_iter().chain(extra.cloned()).chain(local_choices());
-    first_of(fingerprint, choices)
+    open_cached(fingerprint).or_else(|| first_of(fingerprint, extra.cloned().into_iter().chain(local_choices())))
 }
 
 fn first_of(fingerprint: &str, choices: impl Iterator<Item = DataChoice>) -> Option<Dataset> {

@@ -18,6 +18,8 @@ use ureq::{Agent, Body};
 
 pub use error::FetchError;
 
+use crate::files::create_folder;
+
 /// How long the name look-up may take, and then again how long the connection may.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a server may stay silent. The whole download has no limit, for slow lines.
@@ -347,7 +349,7 @@ fn agent() -> Agent {
 
 /// Waits until no other process fetches into `folder`. Dropping the file ends the lock.
 fn lock(folder: &Path) -> Result<File, FetchError> {
-    fs::create_dir_all(folder).map_err(unwritable(folder))?;
+    create_folder(folder).map_err(|error| unwritable(folder)(error.source))?;
     let path = folder.join(".lock");
     let file = open_for_writing(&path).map_err(unwritable(&path))?;
     file.lock().map_err(unwritable(&path))?;

@@ -51,7 +51,17 @@ pub(super) fn labels_header(n_labels: u32) -> Vec<u8> {
     [LABELS_MAGIC, n_labels].map(u32::to_be_bytes).concat()
 }
 
-/// A file's content: mapped where the file is plain, so that processes share it; in memory where it is compressed.
+/// How a plain file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Where it lies, so that processes share it. For files that nobody writes to: where one is cut off, whoever reads it there
+    /// is killed.
+    Mapped,
+    /// Into memory.
+    Copied,
+}
+
+/// A file's content.
 #[derive(Debug)]
 enum FileBytes {
     Mapped(Mmap),
@@ -66,22 +76,23 @@ impl FileBytes {
         }
     }
 
-    fn read(path: &Path) -> Result<Self, DataError> {
+    fn read(path: &Path, access: Access) -> Result<Self, DataError> {
         let error = |source| DataError::Read { path: path.to_owned(), source };
-        if path.extension().is_none_or(|extension| extension != "gz") {
-            let map = File::open(path).and_then(|file| map(&file)).map_err(error)?;
-            if map.len() as u64 > UNPACKED_BYTES_MAX {
-                let source = IdxError::TooLarge { max: UNPACKED_BYTES_MAX };
-                return Err(DataError::Idx { path: path.to_owned(), source });
-            }
-            return Ok(Self::Mapped(map));
+        let idx_error = |source| DataError::Idx { path: path.to_owned(), source };
+        let is_plain = path.extension().is_none_or(|extension| extension != "gz");
+        let is_too_large = is_plain && path.metadata().map_err(error)?.len() > UNPACKED_BYTES_MAX;
+        if is_too_large {
+            return Err(idx_error(IdxError::TooLarge { max: UNPACKED_BYTES_MAX }));
         }
-        let compressed = read_bounded(path, UNPACKED_BYTES_MAX).map_err(error)?;
-        unpack(&compressed).map(Self::Owned).map_err(|source| DataError::Idx { path: path.to_owned(), source })
+        if is_plain && access == Access::Mapped {
+            return File::open(path).and_then(|file| map(&file)).map(Self::Mapped).map_err(error);
+        }
+        let bytes = read_bounded(path, UNPACKED_BYTES_MAX).map_err(error)?;
+        if is_plain { Ok(Self::Owned(bytes)) } else { unpack(&bytes).map(Self::Owned).map_err(idx_error) }
     }
 }
 
-#[expect(unsafe_code, reason = "mapping a file is sound as long as nobody shortens it; data sets are not written to")]
+#[expect(unsafe_code, reason = "mapping a file is sound as long as nobody shortens it; see `Access`")]
 fn map(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is only read; the files are renamed into place whole and never changed after that.
     unsafe { Mmap::map(file) }
@@ -104,15 +115,15 @@ fn unpack(compressed: &[u8]) -> Result<Vec<u8>, IdxError> {
 }
 
 /// Reads a file of 28x28 images, plain or, if its name ends in `.gz`, compressed.
-pub(super) fn read_images(path: &Path) -> Result<Pixels, DataError> {
-    let bytes = FileBytes::read(path)?;
+pub(super) fn read_images(path: &Path, access: Access) -> Result<Pixels, DataError> {
+    let bytes = FileBytes::read(path, access)?;
     check_images(bytes.as_slice()).map_err(|source| DataError::Idx { path: path.to_owned(), source })?;
     Ok(Pixels { bytes, n_header: IMAGES_HEADER_BYTES })
 }
 
 /// Reads a file of labels, plain or compressed.
 pub(super) fn read_labels(path: &Path) -> Result<Vec<u8>, DataError> {
-    let bytes = FileBytes::read(path)?;
+    let bytes = FileBytes::read(path, Access::Copied)?;
     check_labels(bytes.as_slice()).map_err(|source| DataError::Idx { path: path.to_owned(), source })?;
     Ok(bytes.as_slice()[LABELS_HEADER_BYTES..].to_vec())
 }

@@ -5,10 +5,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::copy::plain_cache;
 use super::fetch::{FILES, FetchProgress, MIRRORS, fetch};
-use super::idx::{Pixels, read_images, read_labels};
+use super::idx::{Access, Pixels, read_images, read_labels};
 use super::{DataError, Dataset, Labelled, synthetic};
 use crate::arch::N_PIXELS;
+#[cfg(unix)]
+use crate::files::PrivateFolder;
 
 /// The environment variable that names the data set for `auto` and `fashion-mnist`.
 const VARIABLE: &str = "TELAR_DATA";
@@ -178,14 +181,38 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 }
 
 pub(super) fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
-    let [training_file, test_file] = [open_pair(folder, NAMES[0], 12)?, open_pair(folder, NAMES[1], 1)?];
+    let access = access(folder);
+    let open = |names, n_images_min| open_pair(folder, names, n_images_min, access);
+    let [training_file, test_file] = [open(NAMES[0], 12)?, open(NAMES[1], 1)?];
     Ok(Dataset { name: folder.display().to_string(), training_file, test_file })
 }
 
-fn open_pair(folder: &Path, [images, labels]: [&'static str; 2], n_images_min: usize) -> Result<Labelled, DataError> {
+/// Only what this program alone writes to, whole file by whole file, is read where it lies.
+fn access(folder: &Path) -> Access {
+    let parent = folder.canonicalize().ok().and_then(|folder| folder.parent().map(Path::to_owned));
+    let is_cached = parent.is_some() && parent == plain_cache().and_then(|cache| cache.canonicalize().ok());
+    if is_cached || is_private(folder) { Access::Mapped } else { Access::Copied }
+}
+
+#[cfg(unix)]
+fn is_private(folder: &Path) -> bool {
+    PrivateFolder::holds(folder)
+}
+
+#[cfg(not(unix))]
+fn is_private(_folder: &Path) -> bool {
+    false
+}
+
+fn open_pair(
+    folder: &Path,
+    [images, labels]: [&'static str; 2],
+    n_images_min: usize,
+    access: Access,
+) -> Result<Labelled, DataError> {
     let place = |name| find(folder, name).ok_or_else(|| DataError::Missing { name, folder: folder.to_owned() });
     let (images, labels) = (place(images)?, place(labels)?);
-    let file = Labelled { pixels: read_images(&images)?, labels: read_labels(&labels)? };
+    let file = Labelled { pixels: read_images(&images, access)?, labels: read_labels(&labels)? };
     let n_images = file.pixels.as_slice().len() / N_PIXELS;
     let n_labels = file.labels.len();
     if n_images != n_labels {

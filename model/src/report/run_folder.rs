@@ -1,18 +1,20 @@
 //! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `model.safetensors`, `reconstructions/`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::records::EpochRecord;
-use crate::files::{WriteError, read_bounded, remove_unfinished, write_whole};
+use crate::files::{WriteError, create_folder, read_bounded, remove_unfinished, sync_folder, write_whole};
 use crate::weights::Weights;
 
-/// Bytes at most of a file that is read again: a line has some 200, so that this is millions of steps.
-pub const LINES_BYTES_MAX: u64 = 1 << 30;
+/// Bytes at most of `run.json`.
+pub const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
+/// Bytes at most of a line. The longest are those of steps, with a number for each shard.
+pub const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// A run's folder and its open files. Lines reach the disk at least once an epoch.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ impl RunFolder {
         if Self::holds_run(&path) {
             return Err(WriteError::at(&path)(std::io::Error::new(ErrorKind::AlreadyExists, "it holds a run already")));
         }
-        fs::create_dir_all(path.join("reconstructions")).map_err(WriteError::at(&path))?;
+        create_folder(&path.join("reconstructions"))?;
         let open = |name| {
             let file = path.join(name);
             let file = File::create_new(&file).map_err(WriteError::at(&file))?;
@@ -66,22 +68,21 @@ impl RunFolder {
     /// If it cannot be read or written.
     pub fn reopen(path: &Path, step: u64, validated_step: u64) -> Result<Self, WriteError> {
         let reconstructions = path.join("reconstructions");
-        fs::create_dir_all(&reconstructions).map_err(WriteError::at(path))?;
+        create_folder(&reconstructions)?;
         remove_unfinished(path)?;
         remove_unfinished(&reconstructions)?;
         let open = |name, step| {
             let file = path.join(name);
-            keep_lines(&file, step)?;
-            let file = OpenOptions::new().append(true).open(&file).map_err(WriteError::at(&file))?;
-            Ok(BufWriter::new(file))
+            Ok(BufWriter::new(open_lines(&file, step).map_err(WriteError::at(&file))?))
         };
         let (history, steps) = (open("history.jsonl", validated_step)?, open("steps.jsonl", step)?);
+        sync_folder(path).map_err(WriteError::at(path))?;
         Ok(Self { history, steps, path: path.to_owned() })
     }
 
     /// What was last written by [`RunFolder::write_description`] in a folder, if it can be read.
     pub fn read_description(path: &Path) -> Option<Value> {
-        serde_json::from_slice(&read_bounded(&path.join("run.json"), LINES_BYTES_MAX).ok()?).ok()
+        serde_json::from_slice(&read_bounded(&path.join("run.json"), DESCRIPTION_BYTES_MAX).ok()?).ok()
     }
 
     /// Where it is.
@@ -166,19 +167,57 @@ struct Numbered {
     step: u64,
 }
 
-/// Rewrites a file with its whole lines up to a step; makes an empty one if there is none.
-fn keep_lines(path: &Path, step: u64) -> Result<(), WriteError> {
-    let bytes = match read_bounded(path, LINES_BYTES_MAX) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        read => read.map_err(WriteError::at(path))?,
-    };
-    let is_kept = |line: &&[u8]| serde_json::from_slice(line).is_ok_and(|Numbered { step: at }| at <= step);
-    let mut kept = Vec::with_capacity(bytes.len());
-    for line in bytes.split(|&byte| byte == b'\n').filter(is_kept) {
-        kept.extend_from_slice(line);
-        kept.push(b'\n');
+/// Opens a file to add lines after its last whole one of at most a step: what follows goes. Makes an empty one if there is
+/// none.
+fn open_lines(path: &Path, step: u64) -> std::io::Result<File> {
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let n_bytes = file.metadata()?.len();
+    let end = lines_end(&mut file, n_bytes, step)?;
+    if end < n_bytes {
+        file.set_len(end)?;
     }
-    write_whole(path, &kept)
+    if end > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::Start(end - 1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+    }
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Where the last line ends that is whole and of at most a step; 0 if there is none. Lines are in the order of their steps, so
+/// that it is looked for from the end, and no more is read than what goes, and a block.
+fn lines_end(file: &mut (impl Read + Seek), n_bytes: u64, step: u64) -> std::io::Result<u64> {
+    let is_kept = |line: &[u8]| serde_json::from_slice(line).is_ok_and(|Numbered { step: at }| at <= step);
+    let mut block = Vec::new();
+    let mut end = n_bytes;
+    // Ends: each block ends before the one after it began, or with the line that was cut by its beginning.
+    while end > 0 {
+        let begin = end.saturating_sub(LINE_BYTES_MAX);
+        file.seek(SeekFrom::Start(begin))?;
+        block.resize(usize::try_from(end - begin).expect("a block fits into memory"), 0);
+        file.read_exact(&mut block)?;
+        let mut rest = &block[..];
+        while let Some(start) = last_line(rest, begin) {
+            if is_kept(&rest[start..]) {
+                return Ok(begin + rest.len() as u64);
+            }
+            rest = &rest[..start];
+        }
+        // So many bytes without an end of a line are none.
+        end = if rest.len() == block.len() { begin } else { begin + rest.len() as u64 };
+    }
+    Ok(0)
+}
+
+/// Where the last line of a block begins, if that is in it.
+fn last_line(block: &[u8], begin: u64) -> Option<usize> {
+    let (_, before_last) = block.split_last()?;
+    let end_of_previous = before_last.iter().rposition(|&byte| byte == b'\n');
+    end_of_previous.map(|place| place + 1).or_else(|| (begin == 0).then_some(0))
 }
 
 fn add_line(file: &mut BufWriter<File>, record: &impl Serialize) -> std::io::Result<()> {
@@ -194,12 +233,12 @@ fn bring_to_disk(file: &mut BufWriter<File>) -> std::io::Result<()> {
 }
 
 fn make_next(parent: &Path, name: &str) -> Result<PathBuf, WriteError> {
-    fs::create_dir_all(parent).map_err(WriteError::at(parent))?;
+    create_folder(parent)?;
     // Ends: each number is tried once, and making a folder that is not there can only fail for another reason.
     for number in 1_u32.. {
         let path = parent.join(format!("{name}-{number:03}"));
         match fs::create_dir(&path) {
-            Ok(()) => return Ok(path),
+            Ok(()) => return sync_folder(parent).map_err(WriteError::at(parent)).map(|()| path),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(WriteError::at(&path)(error)),
         }
@@ -250,6 +289,58 @@ mod tests {
             check_reopened(Some(&format!("{one}{two}{}", &three[..torn])), 9, &format!("{one}{two}"));
         }
         check_reopened(Some(&format!("{one}{{\"epoch\":1}}\n\u{0}\u{0}")), 9, &one);
+        check_reopened(Some(&format!("{one}{}", two.trim_end())), 9, &format!("{one}{two}"));
+        check_reopened(Some(&"\u{0}".repeat(3 << 20)), 9, "");
+        let long = format!("{one}{{\"step\":2,\"workers\":[{}]}}\n", vec!["1"; 400_000].join(","));
+        check_reopened(Some(&format!("{long}{three}")), 2, &long);
+    }
+
+    /// A file that counts what is read of it.
+    struct Counted {
+        file: File,
+        n_read: u64,
+    }
+
+    impl Read for Counted {
+        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+            let n_read = self.file.read(into)?;
+            self.n_read += n_read as u64;
+            Ok(n_read)
+        }
+    }
+
+    impl Seek for Counted {
+        fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+            self.file.seek(to)
+        }
+    }
+
+    /// The goal: a run of any length can be resumed, at the cost of what it does anew.
+    #[test]
+    fn long_file_of_lines_is_read_from_its_end() {
+        const HOLE_BYTES: u64 = 5 << 30;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("steps.jsonl");
+        let lines: Vec<String> = (1..=20_000).map(|step| format!("{{\"step\":{step},\"loss\":0.25}}\n")).collect();
+        let mut file = File::create(&path).expect("a file");
+        file.set_len(HOLE_BYTES).expect("a file system with sparse files");
+        file.seek(SeekFrom::End(0)).expect("a file");
+        file.write_all(format!("\n{}", lines.concat()).as_bytes()).expect("a file");
+        let n_bytes = file.metadata().expect("a file").len();
+        for step in [20_000, 19_999, 10_000, 1] {
+            let n_later: u64 = lines[step..].iter().map(|line| line.len() as u64).sum();
+            let mut counted = Counted { file: File::open(&path).expect("a file"), n_read: 0 };
+            assert_eq!(lines_end(&mut counted, n_bytes, step as u64).expect("a file"), n_bytes - n_later);
+            assert!(counted.n_read <= n_later + 2 * LINE_BYTES_MAX, "{} bytes read for step {step}", counted.n_read);
+        }
+        let mut run = RunFolder::reopen(folder.path(), 19_999, 0).expect("the folder can be written");
+        assert_eq!(fs::metadata(&path).expect("a file").len(), n_bytes - lines[19_999].len() as u64);
+        run.add_step(&serde_json::json!({ "step": 20_000 })).expect("the folder can be written");
+        run.sync_lines().expect("the folder can be written");
+        let mut end = [0; 15];
+        let mut file = File::open(&path).expect("a file");
+        file.seek(SeekFrom::End(-15)).and_then(|_| file.read_exact(&mut end)).expect("a file");
+        assert_eq!(end, *b"{\"step\":20000}\n");
     }
 
     #[test]
