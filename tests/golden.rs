@@ -13,7 +13,7 @@ use crate::harness::{Place, SMALL_DATA};
 /// A file of golden vectors.
 struct Golden {
     architecture: Architecture,
-    layout: ParamLayout,
+    layout: &'static ParamLayout,
     learning_rate: String,
     tensors: HashMap<String, Vec<f32>>,
 }

@@ -1,8 +1,9 @@
 //! A coordinator that ends or dies in the middle of a run: the next one goes on from a checkpoint, to the same bits; or
 //! says why it does not.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -252,6 +253,66 @@ fn run_killed_before_its_first_checkpoint_is_begun_again() {
     }
     let end = place.coordinator(&format!("{flags} --workers 2 --run-dir run --resume auto")).end();
     place.run("run", &end).assert_same_bits(&expected);
+}
+
+/// The goal: whatever moment a coordinator is killed at, the same command begins its run again or goes on with it.
+#[test]
+fn folder_left_before_first_checkpoint_is_begun_again() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3");
+    let begun = place.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir begun"));
+    begun.wait_for_checkpoint(0);
+    begun.kill();
+    let file = |path: &str| fs::read(place.path("begun").join(path)).expect("a file");
+    let (description, checkpoint) = (file("run.json"), file("checkpoints/step-00000000.safetensors"));
+    let torn = &checkpoint[..checkpoint.len() / 2];
+    // Each has what those before it have.
+    let moments: [&[(&str, &[u8])]; 7] = [
+        &[("history.jsonl", b"")],
+        &[("steps.jsonl", b""), (".lock", b"")],
+        &[(".telar-Xa1b2c", &description[..100])],
+        &[("run.json", &description)],
+        &[("checkpoints/.telar-Xa1b2c", torn), ("journal/a.safetensors", b""), ("journal/b.safetensors", b"")],
+        &[("journal/a.safetensors", torn)],
+        &[("steps.jsonl", b"{\"step\":1,\"loss\":0.5}\n")],
+    ];
+    for n_moments in 0..=moments.len() {
+        for resume in ["", "--resume auto"] {
+            let run = place.path("run");
+            fs::create_dir_all(run.join("reconstructions")).expect("a folder");
+            for (path, content) in moments[..n_moments].concat() {
+                let path = run.join(path);
+                fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+                fs::write(path, content).expect("a file");
+            }
+            let end = place.coordinator(&format!("{flags} --workers 1 --run-dir run {resume}")).end();
+            assert_eq!((&end["outcome"], &end["step"]), (&"completed".into(), &3.into()), "{n_moments} {resume}");
+            let steps = fs::read_to_string(run.join("steps.jsonl")).expect("a file");
+            assert_eq!(steps.lines().count(), 3, "{n_moments} {resume}: {steps}");
+            fs::remove_dir_all(run).expect("a folder");
+        }
+    }
+}
+
+/// Puts a hole before the lines of a file, as if there were millions more of them.
+fn lengthen(path: &Path, n_bytes: u64) {
+    let lines = fs::read(path).expect("a file");
+    let mut file = File::create(path).expect("a file");
+    file.set_len(n_bytes).and_then(|()| file.seek(SeekFrom::End(0))).expect("a file system with sparse files");
+    file.write_all(&[b"\n", &lines[..]].concat()).expect("a file");
+}
+
+/// The goal: however long a run has become, it goes on.
+#[test]
+fn run_with_gigabytes_of_lines_goes_on_to_the_same_bits() {
+    let place = Place::new();
+    let flags = format!("--arch denoising {SHORT_RUN}");
+    let expected = place.reference(&flags);
+    let step = stop(&place, &flags)["step"].as_u64().expect("a step");
+    lengthen(&place.path("run/steps.jsonl"), 5 << 30);
+    let coordinator = place.coordinator("--resume run --data small --workers 2");
+    assert_eq!(coordinator.begin()["step"], step);
+    assert_eq!(coordinator.end()["params_blake3"], expected.params_blake3);
 }
 
 #[test]

@@ -374,7 +374,7 @@ fn worker(setting: Setting, address: &str) {
         while let Some(update) = orders.blocking_recv() {
             let gradient_sum = if setting.has_numbers { turn(&update, &mut params, &buffers) } else { always.clone() };
             let done = ShardDone {
-                fence: Some(Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 }),
+                fence: Some(Fence { run_id: "0123456789abcdef".to_owned(), coordinator_id: 1 }),
                 step: update.step,
                 shard: 1,
                 n_samples: 32,

@@ -107,6 +107,9 @@ pub struct Args {
     /// in --run-dir or else that at --mirror, and begin one where there is none
     #[arg(long, env = "TELAR_RESUME", value_name = "DIR|URL|auto", num_args = 0..=1, help_heading = "What comes out")]
     pub resume: Option<Option<PathBuf>>,
+    /// Resume a run also if a version has computed it that gives other bits, and note that in run.json
+    #[arg(long, env = "TELAR_ALLOW_OTHER_NUMERICS", help_heading = "What comes out")]
+    pub allow_other_numerics: bool,
     /// Copy what comes out to an object store, behind the training: `s3://BUCKET/PREFIX`, `gs://…`, `az://…`, `abfs://…` or
     /// `file:///DIR`, with credentials and endpoint from the environment [default: the URL of --resume]
     #[arg(long, env = "TELAR_MIRROR", value_name = "URL", help_heading = "What comes out")]

@@ -1,15 +1,16 @@
 //! Checkpoints: one `.safetensors` file each, complete when it is there, and enough alone to go on from.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::files::{WriteError, read_bounded, remove_unfinished, write_whole};
+use model::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
 use model::loss::LossSums;
-use model::params::{ParamLayout, params_blake3};
+use model::params::{ParamLayout, little_endian, params_blake3};
 use model::recipe::Recipe;
 use proto::limits::PARAMS_MAX;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::training::State;
@@ -18,6 +19,7 @@ const FORMAT: &str = "telar-checkpoint-1";
 /// Parameters, velocity and residual, each at most of the largest layout, and room for the header.
 pub(crate) const FILE_BYTES_MAX: u64 = 3 * 4 * PARAMS_MAX as u64 + (1 << 20);
 const HASH_KEY: &str = "blake3";
+const NUMERICS_KEY: &str = "numerics";
 
 /// A state of a run, with what it is a state of.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +30,25 @@ pub struct Checkpoint {
     pub recipe: Recipe,
     /// blake3 of what it trains on.
     pub data_fingerprint: String,
+    /// The [revisions](model::numerics::REVISION) that have computed it, the newest last.
+    pub numerics: Vec<u32>,
     /// What it has come to.
     pub state: State,
+}
+
+/// The content of a checkpoint's file: a header, and the vectors as they lie in memory.
+#[derive(Debug)]
+pub struct FileParts<'a> {
+    header: Vec<u8>,
+    groups: [Cow<'a, [u8]>; 3],
+}
+
+impl FileParts<'_> {
+    /// One after the other.
+    pub fn slices(&self) -> [&[u8]; 4] {
+        let [params, velocity, residual] = &self.groups;
+        [&self.header, params, velocity, residual]
+    }
 }
 
 /// A checkpoint that cannot be used.
@@ -60,27 +79,33 @@ impl Checkpoint {
     }
 
     /// The content of a file.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Panics
+    /// If a vector is neither empty nor as long as the network's layout.
+    pub fn to_parts(&self) -> FileParts<'_> {
         let layout = ParamLayout::of(self.recipe.architecture);
-        let groups = self.groups().map(|(group, values)| {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            (group, bytes)
-        });
-        let mut tensors = BTreeMap::new();
-        for (group, bytes) in groups.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+        let groups = self.groups();
+        let hashes = groups.map(|(group, values)| (group, params_blake3(values)));
+        let mut metadata = self.metadata(layout, &hashes[0].1);
+        metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes));
+        let mut tensors = Vec::new();
+        let mut group_start = 0;
+        for (group, values) in groups.iter().filter(|(_, values)| !values.is_empty()) {
+            assert_eq!(values.len(), layout.n_params(), "the {group} of a state has the length of its layout");
             for entry in layout.entries() {
                 let range = entry.range();
-                let data = &bytes[4 * range.start..4 * range.end];
-                let view = TensorView::new(Dtype::F32, entry.shape.clone(), data);
-                let view = view.expect("a range has as many values as its shape");
-                tensors.insert(format!("{group}.{}", entry.name), view);
+                let data_offsets = (group_start + 4 * range.start, group_start + 4 * range.end);
+                let info = TensorInfo { dtype: Dtype::F32, shape: entry.shape.clone(), data_offsets };
+                tensors.push((format!("{group}.{}", entry.name), info));
             }
+            group_start += 4 * values.len();
         }
-        let mut metadata = self.metadata(&layout);
-        metadata.insert(HASH_KEY, self.hash(&metadata));
-        let metadata: HashMap<String, String> =
-            metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written")
+        let metadata: HashMap<String, String> = metadata.into_iter().collect();
+        let metadata = Metadata::new(Some(metadata), tensors).expect("tensors lie one after the other");
+        let mut text = serde_json::to_vec(&metadata).expect("a header has only text keys");
+        text.resize(text.len().next_multiple_of(8), b' '); // so that values are aligned in a file that is mapped
+        let header = [&(text.len() as u64).to_le_bytes()[..], &text].concat();
+        FileParts { header, groups: groups.map(|(_, values)| little_endian(values)) }
     }
 
     /// The vectors, by the first part of their tensors' names.
@@ -89,36 +114,27 @@ impl Checkpoint {
         [("parameters", params), ("velocity", velocity), ("residual", residual)]
     }
 
-    fn metadata(&self, layout: &ParamLayout) -> BTreeMap<&'static str, String> {
-        let State { step, epoch_sums, epoch_time, params, .. } = &self.state;
+    fn metadata(&self, layout: &ParamLayout, params_blake3: &str) -> BTreeMap<String, String> {
+        let State { step, epoch_sums, epoch_time, .. } = &self.state;
         let recipe = serde_json::to_string(&self.recipe).expect("a recipe is numbers and words");
-        BTreeMap::from([
+        let numerics = self.numerics.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let entries = [
             ("format", FORMAT.to_owned()),
             ("run_id", self.run_id.clone()),
             ("architecture", self.recipe.architecture.name().to_owned()),
             ("recipe", recipe),
             ("data_fingerprint", self.data_fingerprint.clone()),
             ("layout_fingerprint", layout.fingerprint().to_string()),
+            (NUMERICS_KEY, numerics),
             ("step", step.to_string()),
             // As bits, since decimal digits may lose some.
             ("epoch_loss_sum", format!("{:016x}", epoch_sums.loss_sum.to_bits())),
             ("epoch_correct_sum", epoch_sums.correct_sum.to_string()),
             ("epoch_n_samples", epoch_sums.n_samples.to_string()),
             ("epoch_nanoseconds", epoch_time.as_nanos().to_string()),
-            ("params_blake3", params_blake3(params)),
-        ])
-    }
-
-    /// Names all that the file says, but for this name.
-    fn hash(&self, metadata: &BTreeMap<&'static str, String>) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for (key, value) in metadata {
-            hasher.update(format!("{key}={value}\n").as_bytes());
-        }
-        for (group, values) in self.groups() {
-            hasher.update(format!("{group}={}\n", params_blake3(values)).as_bytes());
-        }
-        hasher.finalize().to_hex().to_string()
+            ("params_blake3", params_blake3.to_owned()),
+        ];
+        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Reads a file and checks every bit of it.
@@ -135,7 +151,9 @@ impl Checkpoint {
         let words = |error: safetensors::SafeTensorError| error.to_string();
         let tensors = SafeTensors::deserialize(bytes).map_err(words)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(words)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+        let mut metadata: BTreeMap<String, String> =
+            header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let expected_hash = metadata.remove(HASH_KEY).ok_or_else(|| format!("no `{HASH_KEY}`"))?;
         let text = |key: &str| metadata.get(key).cloned().ok_or_else(|| format!("no `{key}`"));
         match text("format")? {
             format if format == FORMAT => {}
@@ -147,6 +165,10 @@ impl Checkpoint {
         };
         let recipe: Recipe =
             serde_json::from_str(&text("recipe")?).map_err(|error| format!("a recipe that {error}"))?;
+        // Files that are older than the number were all computed by the first one.
+        let numerics = metadata.get(NUMERICS_KEY).map_or("1", String::as_str);
+        let numerics = numerics.split(',').map(str::parse).collect::<Result<_, _>>();
+        let numerics = numerics.map_err(|_| format!("`{}` as {NUMERICS_KEY}", metadata[NUMERICS_KEY]))?;
         let layout = ParamLayout::of(recipe.architecture);
         let found = text("layout_fingerprint")?;
         if found != layout.fingerprint().to_string() {
@@ -160,9 +182,9 @@ impl Checkpoint {
         let loss_bits = u64::from_str_radix(&loss_bits, 16).map_err(|_| format!("`{loss_bits}` as epoch_loss_sum"))?;
         let state = State {
             step: number("step")?,
-            params: read_group(&tensors, &layout, "parameters")?,
-            velocity: read_group(&tensors, &layout, "velocity")?,
-            residual: read_group(&tensors, &layout, "residual")?,
+            params: read_group(&tensors, layout, "parameters")?,
+            velocity: read_group(&tensors, layout, "velocity")?,
+            residual: read_group(&tensors, layout, "residual")?,
             epoch_sums: LossSums {
                 loss_sum: f64::from_bits(loss_bits),
                 correct_sum: number("epoch_correct_sum")?,
@@ -170,11 +192,13 @@ impl Checkpoint {
             },
             epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
         };
-        let checkpoint = Self { run_id: text("run_id")?, recipe, data_fingerprint: text("data_fingerprint")?, state };
-        checkpoint.check(&layout)?;
-        let (expected, found) = (text(HASH_KEY)?, checkpoint.hash(&checkpoint.metadata(&layout)));
-        if expected != found {
-            return Err(format!("blake3 {found} where {expected} was written: some bits are others"));
+        let (run_id, data_fingerprint) = (text("run_id")?, text("data_fingerprint")?);
+        let checkpoint = Self { run_id, recipe, data_fingerprint, numerics, state };
+        checkpoint.check(layout)?;
+        let hashes = checkpoint.groups().map(|(group, values)| (group, params_blake3(values)));
+        let found = hash(&metadata, &hashes);
+        if expected_hash != found {
+            return Err(format!("blake3 {found} where {expected_hash} was written: some bits are others"));
         }
         Ok(checkpoint)
     }
@@ -202,6 +226,18 @@ impl Checkpoint {
     }
 }
 
+/// Names all that a file says, but for this name.
+fn hash(metadata: &BTreeMap<String, String>, groups: &[(&str, String)]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (key, value) in metadata {
+        hasher.update(format!("{key}={value}\n").as_bytes());
+    }
+    for (group, values) in groups {
+        hasher.update(format!("{group}={values}\n").as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
 /// The vector of a group; empty if there is none of its tensors.
 fn read_group(tensors: &SafeTensors, layout: &ParamLayout, group: &str) -> Result<Vec<f32>, String> {
     let prefix = format!("{group}.");
@@ -225,6 +261,8 @@ fn read_group(tensors: &SafeTensors, layout: &ParamLayout, group: &str) -> Resul
 pub struct Checkpoints {
     folder: PathBuf,
     n_kept: usize,
+    /// Steps of those that are known to be damaged.
+    damaged: BTreeSet<u64>,
 }
 
 /// A checkpoint to go on from, and those that were passed over.
@@ -254,18 +292,28 @@ pub struct NoCheckpoint {
 impl Checkpoints {
     /// The checkpoints of the run in a folder, of which the newest `n_kept` stay.
     pub fn of(run_folder: &Path, n_kept: usize) -> Self {
-        Self { folder: run_folder.join("checkpoints"), n_kept }
+        Self { folder: run_folder.join("checkpoints"), n_kept, damaged: BTreeSet::new() }
+    }
+
+    /// Looks at all that are there: damaged ones do not count among those that stay, and are not removed.
+    #[must_use]
+    pub fn with_damaged_known(self) -> Self {
+        let is_damaged = |path: &Path| Checkpoint::read(path).is_err();
+        let damaged = self.by_age().into_iter().filter(|(_, path)| is_damaged(path)).map(|(step, _)| step).collect();
+        Self { damaged, ..self }
     }
 
     /// Writes a checkpoint, and then removes those that are too old.
     ///
     /// # Errors
     /// If it cannot be written; older ones stay then.
-    pub fn save(&self, checkpoint: &Checkpoint) -> Result<PathBuf, WriteError> {
-        std::fs::create_dir_all(&self.folder).map_err(WriteError::at(&self.folder))?;
+    pub fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf, WriteError> {
+        create_folder(&self.folder)?;
         let path = self.folder.join(file_name(checkpoint.state.step));
-        write_whole(&path, &checkpoint.to_bytes())?;
-        for (_, old) in self.by_age().into_iter().skip(self.n_kept) {
+        write_parts_whole(&path, &checkpoint.to_parts().slices())?;
+        self.damaged.remove(&checkpoint.state.step);
+        let whole = self.by_age().into_iter().filter(|(step, _)| !self.damaged.contains(step));
+        for (_, old) in whole.skip(self.n_kept) {
             if old != path {
                 std::fs::remove_file(&old).map_err(WriteError::at(&old))?;
             }
@@ -342,7 +390,8 @@ pub(crate) mod tests {
             value = (value * 1.7).fract() - 0.3;
             *place = value;
         }
-        Checkpoint { run_id: "0123".to_owned(), recipe, data_fingerprint: "ab".repeat(32), state }
+        let numerics = vec![model::numerics::REVISION];
+        Checkpoint { run_id: "0123".to_owned(), recipe, data_fingerprint: "ab".repeat(32), numerics, state }
     }
 
     fn folder() -> tempfile::TempDir {
@@ -363,7 +412,7 @@ pub(crate) mod tests {
     #[test]
     fn the_newest_whole_one_is_found_and_damaged_ones_are_told() {
         let folder = folder();
-        let checkpoints = Checkpoints::of(folder.path(), 9);
+        let mut checkpoints = Checkpoints::of(folder.path(), 9);
         assert!(checkpoints.newest().expect_err("none").to_string().ends_with("found none"));
         let paths = [9, 10, 11, 12].map(|step| checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written"));
         let mut bytes = std::fs::read(&paths[2]).expect("a file");
@@ -391,6 +440,39 @@ pub(crate) mod tests {
         assert!(error.contains("some bits are others"), "{error}");
     }
 
+    /// Writes a checkpoint with another line of metadata, as another version would.
+    fn write_with_metadata(path: &Path, written: &Checkpoint, change: impl FnOnce(&mut BTreeMap<String, String>)) {
+        let parts = written.to_parts();
+        let bytes = parts.slices().concat();
+        let (n_header, header) = SafeTensors::read_metadata(&bytes).expect("a header");
+        let mut metadata: BTreeMap<String, String> =
+            header.metadata().clone().expect("metadata").into_iter().filter(|(key, _)| key != HASH_KEY).collect();
+        change(&mut metadata);
+        let hashes = written.groups().map(|(group, values)| (group, params_blake3(values)));
+        metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes));
+        let mut text: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n_header]).expect("a header is JSON");
+        text["__metadata__"] = serde_json::json!(metadata);
+        let text = serde_json::to_vec(&text).expect("JSON");
+        std::fs::write(path, [&(text.len() as u64).to_le_bytes(), &text[..], &bytes[8 + n_header..]].concat())
+            .expect("it can be written");
+    }
+
+    #[test]
+    fn checkpoint_without_numerics_is_of_the_first_revision() {
+        let folder = folder();
+        let path = folder.path().join("old");
+        write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| drop(metadata.remove(NUMERICS_KEY)));
+        let expected = Checkpoint { numerics: vec![1], ..checkpoint(5, 0.9) };
+        assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), expected);
+        for found in ["", "one", "1,,2"] {
+            write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| {
+                metadata.insert(NUMERICS_KEY.to_owned(), found.to_owned());
+            });
+            let error = Checkpoint::read(&path).expect_err(found).to_string();
+            assert!(error.contains(&format!("`{found}` as numerics")), "{error}");
+        }
+    }
+
     /// The goal: a file that is whole, and says what no run has come to, is refused and ends no program.
     #[test]
     fn what_no_run_can_go_on_from_is_refused() {
@@ -412,11 +494,34 @@ pub(crate) mod tests {
     #[test]
     fn as_many_stay_as_asked_for() {
         let folder = folder();
-        let checkpoints = Checkpoints::of(folder.path(), 2);
+        let mut checkpoints = Checkpoints::of(folder.path(), 2);
         for step in [1, 2, 3, 100_000_000] {
             checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
         }
-        let steps: Vec<u64> = checkpoints.by_age().into_iter().map(|(step, _)| step).collect();
-        assert_eq!(steps, [100_000_000, 3]);
+        assert_eq!(steps(&checkpoints), [100_000_000, 3]);
+    }
+
+    fn steps(checkpoints: &Checkpoints) -> Vec<u64> {
+        checkpoints.by_age().into_iter().map(|(step, _)| step).collect()
+    }
+
+    /// The goal: what cannot be used never pushes out what can.
+    #[test]
+    fn damaged_checkpoints_do_not_count_among_those_that_stay() {
+        let folder = folder();
+        let mut checkpoints = Checkpoints::of(folder.path(), 2);
+        for step in [1, 2] {
+            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
+        }
+        for step in [5, 30, 40] {
+            std::fs::write(folder.path().join("checkpoints").join(file_name(step)), b"torn").expect("a file");
+        }
+        let mut checkpoints = checkpoints.with_damaged_known();
+        checkpoints.save(&checkpoint(3, 0.0)).expect("it can be written");
+        assert_eq!(steps(&checkpoints), [40, 30, 5, 3, 2]);
+        checkpoints.save(&checkpoint(5, 0.0)).expect("it can be written");
+        checkpoints.save(&checkpoint(6, 0.0)).expect("it can be written");
+        assert_eq!(steps(&checkpoints), [40, 30, 6, 5]);
+        assert_eq!(checkpoints.newest().expect("two are whole").checkpoint.state.step, 6);
     }
 }

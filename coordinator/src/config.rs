@@ -43,6 +43,8 @@ pub struct Config {
     pub download: Option<Location>,
     /// Where the run's files are copied to.
     pub mirror: Option<Location>,
+    /// What becomes of a run that other numerics have computed.
+    pub other_numerics: OtherNumerics,
     /// When checkpoints are due.
     pub checkpoint_every: CheckpointEvery,
     /// How many stay.
@@ -92,6 +94,15 @@ pub enum RunChoice {
     Resume(Option<PathBuf>),
     /// On with the run of a folder, or with the newest; where there is none, as [`RunChoice::New`].
     ResumeOrNew(Option<PathBuf>),
+}
+
+/// Whether a run is resumed that a program with other numerics has computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherNumerics {
+    /// It is not.
+    Refuse,
+    /// It is, and says so.
+    Allow,
 }
 
 /// Whether each step reaches the disk before the next one ends.
@@ -251,6 +262,7 @@ impl TryFrom<Args> for Config {
             run,
             download,
             mirror,
+            other_numerics: if args.allow_other_numerics { OtherNumerics::Allow } else { OtherNumerics::Refuse },
             checkpoint_every,
             n_checkpoints_kept: args.keep as usize,
             journal: if args.journal { JournalSteps::Yes } else { JournalSteps::No },

@@ -38,6 +38,7 @@ impl Description {
             "version": env!("CARGO_PKG_VERSION"),
             "run_id": start.run_id,
             "incarnation": start.incarnation,
+            "numerics": start.numerics,
             "resumed_from": start.resumed_from.as_ref().map(|path| path.display().to_string()),
             "recipe": start.recipe,
             "workers": config.n_workers,

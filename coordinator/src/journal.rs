@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
-use model::files::WriteError;
+use model::files::{WriteError, create_folder, sync_folder};
 use tracing::warn;
 
 use crate::checkpoint::Checkpoint;
@@ -31,7 +31,7 @@ impl Journal {
     /// If it cannot be written.
     pub fn open(run_folder: &Path) -> Result<Self, WriteError> {
         let folder = run_folder.join(FOLDER);
-        std::fs::create_dir_all(&folder).map_err(WriteError::at(&folder))?;
+        create_folder(&folder)?;
         let next = Self::newest(run_folder).map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
         let open = |path: PathBuf| {
             let file = File::options().write(true).create(true).truncate(false).open(&path);
@@ -40,9 +40,7 @@ impl Journal {
         let [first, second] = paths(run_folder).map(open);
         let slots = [first?, second?];
         // The names have to reach the disk once, the content does each time.
-        for folder in [&folder, run_folder] {
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(WriteError::at(folder))?;
-        }
+        sync_folder(&folder).map_err(WriteError::at(&folder))?;
         Ok(Self { slots, next })
     }
 
@@ -52,10 +50,11 @@ impl Journal {
     /// If it cannot be written; the state before it stays whole.
     pub fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), WriteError> {
         let (path, file) = &mut self.slots[self.next];
-        let bytes = checkpoint.to_bytes();
+        let parts = checkpoint.to_parts();
         let written = file.rewind().and_then(|()| {
-            file.write_all(&bytes)?;
-            file.set_len(bytes.len() as u64)
+            parts.slices().into_iter().try_for_each(|part| file.write_all(part))?;
+            let n_bytes = file.stream_position()?;
+            file.set_len(n_bytes)
         });
         written.map_err(WriteError::at(path))?;
         self.next = 1 - self.next;
@@ -71,9 +70,11 @@ impl Journal {
         file.sync_data().map_err(WriteError::at(path))
     }
 
-    /// Whether anything was written to the journal of the run in a folder.
+    /// Whether a state was written to the journal of the run in a folder, be it damaged by now. One file that is not whole,
+    /// without the other, is of a process that ended while it wrote the first one.
     pub fn is_begun(run_folder: &Path) -> bool {
-        paths(run_folder).iter().any(|path| has_bytes(path))
+        let paths = paths(run_folder);
+        paths.iter().all(|path| has_bytes(path)) || paths.iter().any(|path| Checkpoint::read(path).is_ok())
     }
 
     /// The newest state in the journal of the run in a folder, if there is a whole one.

@@ -323,11 +323,10 @@ impl State {
             }
         }
         let checkpoints = Checkpoints::of(&run.folder, run.n_checkpoints_kept).by_age();
-        for (step, path) in checkpoints.into_iter().take(run.n_checkpoints_kept) {
-            if Checkpoint::read(&path).is_ok() {
-                self.pending.add_checkpoint(step);
-                self.lag.saved(step, Instant::now());
-            }
+        let whole = checkpoints.into_iter().filter(|(_, path)| Checkpoint::read(path).is_ok());
+        for (step, _) in whole.take(run.n_checkpoints_kept) {
+            self.pending.add_checkpoint(step);
+            self.lag.saved(step, Instant::now());
         }
     }
 
@@ -407,7 +406,7 @@ mod tests {
     #[test]
     fn damaged_checkpoint_is_not_uploaded() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let checkpoints = Checkpoints::of(folder.path(), 9);
+        let mut checkpoints = Checkpoints::of(folder.path(), 9);
         let whole = crate::checkpoint::tests::checkpoint(3, 0.0);
         let bytes = std::fs::read(checkpoints.save(&whole).expect("it can be written")).expect("a file");
         std::fs::write(folder.path().join("checkpoints/step-00000004.safetensors"), &bytes[..999]).expect("a file");

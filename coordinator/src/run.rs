@@ -9,7 +9,7 @@ use model::args::DataArgs;
 use model::backend::reference_device;
 use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
 use model::exit;
-use model::files::WriteError;
+use model::files::{PrivateFolder, WriteError, restrict};
 use model::layers::Noise;
 use model::params::ParamLayout;
 use model::recipe::Recipe;
@@ -18,7 +18,6 @@ use proto::buffers::Buffers;
 use proto::shared::Updates;
 use proto::v1::{self, Encoding};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -88,7 +87,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<ResumeError>() {
             return Some(match error {
                 ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } => exit::DATA,
-                ResumeError::NoRun | ResumeError::Recipe(_) | ResumeError::OtherWire { .. } => exit::CONFIGURATION,
+                ResumeError::NoRun
+                | ResumeError::Recipe(_)
+                | ResumeError::OtherWire { .. }
+                | ResumeError::OtherNumerics { .. } => exit::CONFIGURATION,
                 ResumeError::InUse { .. } => exit::CANNOT_WRITE,
                 ResumeError::Diverged { .. } => exit::DIVERGED,
             });
@@ -121,7 +123,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let mut start = Start::new(&config, &data_fingerprint)?;
     start.incarnation = start.incarnation.max(mirror_plan.as_ref().map_or(1, |plan| plan.incarnation_min));
     let layout = ParamLayout::of(start.recipe.architecture);
-    let updates = shared_updates(start.wire, &layout);
+    let updates = shared_updates(start.wire, layout);
     let mut described = Description::new(&config, &start, updates.is_some(), &data, &data_fingerprint);
     start.folder.write_description(&described.json)?;
     let screen = begin_screen(&config, &start, updates.is_some(), &data, &place);
@@ -131,8 +133,8 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let view = View::start(screen, config.n_workers.get(), span.clone());
     described.mirror = start_mirror(mirror_plan, &config, &start, &view, &span)?;
     let mirror = described.mirror.as_ref().map(Mirror::handle).unwrap_or_default();
-    let facts = Arc::new(session_facts(&config, &start, &layout, &data_fingerprint, updates.as_ref()));
-    let Start { recipe, wire, state, folder, run_id, lock, .. } = start;
+    let facts = Arc::new(session_facts(&config, &start, layout, &data_fingerprint, updates.as_ref()));
+    let Start { recipe, wire, state, folder, run_id, numerics, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let stopping = CancellationToken::new();
     let stop = {
@@ -152,8 +154,12 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         health.set_ready().await;
     }
 
-    let run_facts =
-        RunFacts { run_id: run_id.clone(), recipe: recipe.clone(), data_fingerprint: data_fingerprint.clone() };
+    let run_facts = RunFacts {
+        run_id: run_id.clone(),
+        recipe: recipe.clone(),
+        data_fingerprint: data_fingerprint.clone(),
+        numerics,
+    };
     let history = History {
         folder,
         data: Arc::clone(&data),
@@ -161,7 +167,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         recipe: recipe.clone(),
         mirror: mirror.clone(),
     };
-    let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept);
+    let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept).with_damaged_known();
     let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());
     let desk = saver.desk();
     let journal = match config.journal {
@@ -288,7 +294,7 @@ fn session_facts(
     updates: Option<&Updates>,
 ) -> Facts {
     Facts {
-        fence: v1::Fence { run_id: start.run_id.clone(), incarnation: start.incarnation },
+        fence: v1::Fence { run_id: start.run_id.clone(), coordinator_id: start.coordinator_id },
         recipe: recipe_message(&start.recipe),
         data_fingerprint: data_fingerprint.to_owned(),
         layout_fingerprint: layout.fingerprint().0,
@@ -391,7 +397,7 @@ fn recipe_message(recipe: &Recipe) -> v1::Recipe {
     }
 }
 
-fn launcher(config: &Config, address: String, private: &TempDir, log_format: LogFormat) -> Option<Launcher> {
+fn launcher(config: &Config, address: String, private: &PrivateFolder, log_format: LogFormat) -> Option<Launcher> {
     let Workers::Local { program, backend, watch } = &config.workers else { return None };
     let data = private.path().join("data");
     let (program, backend) = (program.clone(), backend.clone());
@@ -424,6 +430,7 @@ fn plain_folder(data: &Dataset, fingerprint: &str, private: PathBuf) -> Result<P
         return Ok(folder);
     }
     store_plain(data, &private)?;
+    restrict(&private)?;
     Ok(private)
 }
 

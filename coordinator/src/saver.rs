@@ -30,13 +30,15 @@ pub struct RunFacts {
     pub recipe: Recipe,
     /// blake3 of what it trains on.
     pub data_fingerprint: String,
+    /// The revisions of what is computed, the newest last.
+    pub numerics: Vec<u32>,
 }
 
 impl RunFacts {
     /// A state of the run.
     pub fn checkpoint(&self, state: State) -> Checkpoint {
-        let Self { run_id, recipe, data_fingerprint } = self.clone();
-        Checkpoint { run_id, recipe, data_fingerprint, state }
+        let Self { run_id, recipe, data_fingerprint, numerics } = self.clone();
+        Checkpoint { run_id, recipe, data_fingerprint, numerics, state }
     }
 }
 
@@ -65,7 +67,7 @@ impl Saver {
         let desk = Arc::new(Desk::default());
         let thread = {
             let desk = Arc::clone(&desk);
-            let write = move || span.in_scope(|| desk.write_all(&checkpoints, &run, &mirror));
+            let write = move || span.in_scope(|| desk.write_all(checkpoints, &run, &mirror));
             std::thread::Builder::new().name("saver".to_owned()).spawn(write)
         };
         Self { desk, thread: thread.expect("the system has a thread to give") }
@@ -115,7 +117,7 @@ impl Desk {
     /// Writes what is released, until the last one; what became of that.
     fn write_all(
         &self,
-        checkpoints: &Checkpoints,
+        mut checkpoints: Checkpoints,
         run: &RunFacts,
         mirror: &MirrorHandle,
     ) -> Result<Option<PathBuf>, WriteError> {
@@ -164,9 +166,10 @@ mod tests {
         let recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
         let params = model::params::initial_params(recipe.architecture, 1);
         let state = |step| State { step, ..State::new(&recipe, Rounding::None, params.clone()) };
-        let run = RunFacts { run_id: "1".to_owned(), recipe: recipe.clone(), data_fingerprint: String::new() };
+        let (run_id, numerics) = ("1".to_owned(), vec![model::numerics::REVISION]);
+        let run = RunFacts { run_id, recipe: recipe.clone(), data_fingerprint: String::new(), numerics };
         let checkpoints = Checkpoints::of(folder.path(), 9);
-        let saver = Saver::start(checkpoints.clone(), run, MirrorHandle::default(), Span::none());
+        let saver = Saver::start(checkpoints, run, MirrorHandle::default(), Span::none());
         let desk = saver.desk();
         let [first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));
         saver.release(first);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use model::bucket::{Bucket, Rate};
 use model::gradients::ShardResult;
 use model::loss::LossSums;
+use model::numerics::REVISION;
 use proto::call::Messages;
 use proto::limits::{
     FIRST_MESSAGE_WAIT_MAX, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, TEXT_BYTES_MAX,
@@ -139,12 +140,18 @@ impl Session {
         let Some(Kind::Join(join)) = first.and_then(|message| message.kind) else {
             return Err(Status::invalid_argument("expected a join as the first message, found another one"));
         };
-        let Join { version, host, process, backend, compute_class, threads } = join;
+        let Join { version, host, process, backend, compute_class, threads, numerics } = join;
         if version != proto::VERSION {
             return Err(Status::failed_precondition(format!(
                 "expected a worker of version {}, found {}; start the version of the coordinator",
                 proto::VERSION,
                 short(version),
+            )));
+        }
+        if numerics != REVISION {
+            return Err(Status::failed_precondition(format!(
+                "expected a worker of numerics revision {REVISION}, found {numerics}, which computes other bits; start the \
+                 version of the coordinator",
             )));
         }
         let [host, backend, compute_class] = [host, backend, compute_class].map(short);
@@ -248,10 +255,12 @@ impl Shared {
             return Ok(());
         }
         let found = found.map_or("nothing of the kind".to_owned(), |found| {
-            format!("run {}, incarnation {}", short(found.run_id.clone()), found.incarnation)
+            format!("run {}, coordinator {:016x}", short(found.run_id.clone()), found.coordinator_id)
         });
-        let v1::Fence { run_id, incarnation } = expected;
-        Err(Status::failed_precondition(format!("expected run {run_id}, incarnation {incarnation}, found {found}")))
+        let v1::Fence { run_id, coordinator_id } = expected;
+        Err(Status::failed_precondition(format!(
+            "expected run {run_id}, coordinator {coordinator_id:016x}, found {found}"
+        )))
     }
 
     fn check_ready(&self, ready: &v1::Ready) -> Result<(), Status> {

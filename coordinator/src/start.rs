@@ -6,15 +6,17 @@ use std::time::SystemTime;
 
 use model::data::DataChoice;
 use model::files::WriteError;
+use model::numerics;
 use model::recipe::{Recipe, RecipeError};
 use model::report::RunFolder;
 use model::training::initial_weights;
 use proto::v1::Encoding;
+use rustix::rand::GetRandomFlags;
 use tracing::{info, warn};
 
 use crate::args::Wire;
 use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
-use crate::config::{Config, RunChoice};
+use crate::config::{Config, OtherNumerics, RunChoice};
 use crate::journal::Journal;
 use crate::training::{Rounding, State};
 
@@ -33,6 +35,10 @@ pub struct Start {
     pub run_id: String,
     /// Which process of the run's coordinator this is, counted from 1.
     pub incarnation: u32,
+    /// A number that no other process of the run's coordinator has, whatever becomes of `run.json`.
+    pub coordinator_id: u64,
+    /// The [revisions](numerics::REVISION) that compute it, the newest, which is this program's, last.
+    pub numerics: Vec<u32>,
     /// The checkpoint that it goes on from, if it does.
     pub resumed_from: Option<PathBuf>,
     /// Held as long as this process is at work in the folder.
@@ -79,6 +85,16 @@ pub enum ResumeError {
         /// How it ended.
         error: String,
     },
+    /// It was computed by a program that gives other bits.
+    #[error(
+        "expected a run of numerics revision {}, found one of revision {found}: the same steps give other bits here; resume it \
+         with the version that wrote it, or go on with other bits by --allow-other-numerics",
+        numerics::REVISION
+    )]
+    OtherNumerics {
+        /// The run's.
+        found: u32,
+    },
     /// Its gradients were rounded in another way.
     #[error("expected {expected} as in the run that is resumed; leave --wire as it was, or start a new run")]
     OtherWire {
@@ -95,6 +111,9 @@ impl Start {
     /// use.
     pub fn new(config: &Config, data_fingerprint: &str) -> anyhow::Result<Self> {
         match &config.run {
+            RunChoice::New(Some(folder)) if can_begin_again(folder, config.n_checkpoints_kept) => {
+                Self::begin_again(config, folder)
+            }
             RunChoice::New(folder) => Self::begin(config, folder.as_deref()),
             RunChoice::Resume(folder) => Self::resume(config, folder.as_deref(), data_fingerprint),
             RunChoice::ResumeOrNew(folder) => match existing_run(config) {
@@ -102,7 +121,7 @@ impl Start {
                     check_can_go_on(&run)?;
                     Self::resume(config, Some(&run), data_fingerprint)
                 }
-                Some(run) if is_before_first_checkpoint(&run) => Self::begin_again(config, &run),
+                Some(run) if can_begin_again(&run, config.n_checkpoints_kept) => Self::begin_again(config, &run),
                 Some(_) | None => Self::begin(config, folder.as_deref()),
             },
         }
@@ -119,6 +138,7 @@ impl Start {
     fn begin_again(config: &Config, folder: &Path) -> anyhow::Result<Self> {
         let recipe = new_recipe(config)?;
         let lock = lock(folder)?;
+        Checkpoints::of(folder, config.n_checkpoints_kept).remove_unfinished()?;
         info!(folder = %folder.display(), "the run here has no checkpoint yet; it is begun again");
         Self::new_run(config, recipe, RunFolder::reopen(folder, 0, 0)?, lock)
     }
@@ -127,18 +147,30 @@ impl Start {
         let weights = initial_weights(&recipe)?;
         let wire = config.wire.unwrap_or(Wire::Auto);
         let state = State::new(&recipe, rounding(wire.encoding()), weights.params);
-        Ok(Self { recipe, wire, state, run_id: new_run_id(&folder), folder, incarnation: 1, resumed_from: None, lock })
+        Ok(Self {
+            recipe,
+            wire,
+            state,
+            run_id: new_run_id(&folder),
+            folder,
+            incarnation: 1,
+            coordinator_id: new_coordinator_id()?,
+            numerics: vec![numerics::REVISION],
+            resumed_from: None,
+            lock,
+        })
     }
 
     fn resume(config: &Config, folder: Option<&Path>, data_fingerprint: &str) -> anyhow::Result<Self> {
         let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
-        let Checkpoint { run_id, recipe, data_fingerprint: expected, state } = checkpoint;
+        let Checkpoint { run_id, recipe, data_fingerprint: expected, numerics, state } = checkpoint;
         let recipe = recipe.resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
         }
+        let numerics = resumed_numerics(numerics, config.other_numerics)?;
         let (usual, flag) = if state.residual.is_empty() {
             (Wire::Auto, "--wire auto or grpc")
         } else {
@@ -158,9 +190,38 @@ impl Start {
         let validated_step = if state.epoch_sums.n_samples == 0 { state.step } else { state.step - 1 };
         let folder = RunFolder::reopen(&path, state.step, validated_step)?;
         info!(checkpoint = %from.display(), step = state.step, "run resumed");
-        let (incarnation, resumed_from) = (incarnation + 1, Some(from));
-        Ok(Self { recipe, wire, state, folder, run_id, incarnation, resumed_from, lock })
+        Ok(Self {
+            recipe,
+            wire,
+            state,
+            folder,
+            run_id,
+            incarnation: incarnation.saturating_add(1),
+            coordinator_id: new_coordinator_id()?,
+            numerics,
+            resumed_from: Some(from),
+            lock,
+        })
     }
+}
+
+/// The revisions of a run that this program goes on with.
+fn resumed_numerics(mut numerics: Vec<u32>, other: OtherNumerics) -> Result<Vec<u32>, ResumeError> {
+    let newest = *numerics.last().expect("a checkpoint has been computed");
+    match other {
+        _ if newest == numerics::REVISION => {}
+        OtherNumerics::Refuse => return Err(ResumeError::OtherNumerics { found: newest }),
+        OtherNumerics::Allow => {
+            warn!(
+                found = newest,
+                own = numerics::REVISION,
+                "the run goes on with another numerics revision, as --allow-other-numerics says: its bits are no longer those of \
+                 one program"
+            );
+            numerics.push(numerics::REVISION);
+        }
+    }
+    Ok(numerics)
 }
 
 /// The data set to open: for `auto` and a run that is resumed, the kind that the run was begun with. Otherwise a network that
@@ -201,15 +262,16 @@ fn check_can_go_on(folder: &Path) -> Result<(), ResumeError> {
     }
 }
 
-/// Whether a coordinator's run ended in a folder before there was a checkpoint: no epoch and no weights can be there then.
-fn is_before_first_checkpoint(folder: &Path) -> bool {
+/// Whether a coordinator's run ended in a folder before there was a checkpoint, so that it can only be begun again: no epoch
+/// and no weights can be there then.
+pub(crate) fn can_begin_again(folder: &Path, n_kept: usize) -> bool {
     let has = |name| folder.join(name).exists();
     // Killed before it said what it is: there is a file for lines, and no line in it.
     let is_barely_begun = !has("run.json") && (has("history.jsonl") || has("steps.jsonl"));
     let description = RunFolder::read_description(folder);
     let is_ours = description.map_or(is_barely_begun, |description| description["program"] == "coordinator");
     let has_bytes = |name| folder.join(name).metadata().is_ok_and(|found| found.len() > 0);
-    is_ours && !has_bytes("history.jsonl") && !has("model.safetensors")
+    is_ours && !has_bytes("history.jsonl") && !has("model.safetensors") && !has_state(folder, n_kept)
 }
 
 fn new_recipe(config: &Config) -> Result<Recipe, RecipeError> {
@@ -267,6 +329,13 @@ pub fn rounding(encoding: Encoding) -> Rounding {
         Encoding::Bf16 => Rounding::Bf16,
         Encoding::F32 | Encoding::Unspecified => Rounding::None,
     }
+}
+
+fn new_coordinator_id() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    // So few bytes are always given together.
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// A name that no other run has: of where and when it was begun, and by which process.

@@ -2,9 +2,11 @@
 //! not right is answered and changes nothing: an honest worker beside it ends with the bits of a process that trains alone.
 
 use std::cell::Cell;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Lines, Read};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use model::data::{DataChoice, Dataset, open};
 use model::params::params_blake3;
@@ -24,13 +26,14 @@ use proto::v1::{Encoding, Farewell, Fence, FetchDatasetRequest, Heartbeat, Join,
 use proto::values;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::time::sleep;
 use tonic::Code;
 
 /// A coordinator that waits for workers, killed when it is dropped.
 struct Coordinator {
     folder: TempDir,
     process: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    lines: Lines<BufReader<ChildStdout>>,
     route: Route,
 }
 
@@ -43,6 +46,17 @@ impl Coordinator {
     fn start_with(flags: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_data_set(folder.path());
+        let (process, lines, route) = Self::spawn(folder.path(), flags);
+        Self { folder, process, lines, route }
+    }
+
+    /// Kills it, and resumes its run with another one.
+    fn restart(&mut self) {
+        self.process.kill().and_then(|()| self.process.wait()).expect("it is there and ends");
+        (self.process, self.lines, self.route) = Self::spawn(self.folder.path(), "--resume");
+    }
+
+    fn spawn(folder: &Path, flags: &str) -> (Child, Lines<BufReader<ChildStdout>>, Route) {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("coordinator"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
             command.env_remove(name);
@@ -53,15 +67,15 @@ impl Coordinator {
             .args(usual.split(' '))
             .args(flags.split_whitespace())
             .arg("--data")
-            .arg(folder.path())
+            .arg(folder)
             .arg("--run-dir")
-            .arg(folder.path().join("run"));
+            .arg(folder.join("run"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
         let begin: Value = serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON");
         let route = Route::to(begin["address"].as_str().expect("an address"));
-        Self { folder, process, lines, route }
+        (process, lines, route)
     }
 
     /// Its exit code, and the last line that it printed, if any, or else what it said on standard error.
@@ -111,6 +125,28 @@ async fn check_ends(coordinator: &Coordinator, change: impl FnOnce(&mut ShardDon
     assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
 }
 
+/// The goal: what was computed for a coordinator that is gone counts for no later one, whatever became of `run.json`.
+#[tokio::test]
+async fn each_process_of_coordinator_has_another_fence() {
+    let mut coordinator = Coordinator::start();
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let fence = Worker::join(&coordinator.route).await.welcome.fence.expect("a fence");
+        found.push((fence.run_id, fence.coordinator_id));
+        let run = coordinator.folder.path().join("run");
+        let begun = Instant::now();
+        while !run.join("checkpoints/step-00000000.safetensors").exists() {
+            assert!(begun.elapsed() < WAIT_MAX, "there is no checkpoint of step 0");
+            sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::remove_file(run.join("run.json")).expect("it is there");
+        coordinator.restart();
+    }
+    assert!(found.iter().all(|(run_id, _)| *run_id == found[0].0), "{found:?}");
+    let ids: BTreeSet<u64> = found.iter().map(|(_, id)| *id).collect();
+    assert_eq!(ids.len(), 3, "{found:?}");
+}
+
 #[tokio::test]
 async fn what_is_not_right_is_answered_and_changes_nothing() {
     let coordinator = Coordinator::start();
@@ -122,6 +158,9 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     check_refused(&coordinator, Kind::Heartbeat(Heartbeat { step: 0 }), Code::InvalidArgument, "expected a join").await;
     let other_version = bad_join(|join| "9.9.9".clone_into(&mut join.version));
     check_refused(&coordinator, other_version, Code::FailedPrecondition, "found 9.9.9").await;
+    let other_numerics = bad_join(|join| join.numerics += 1);
+    let refused = "expected a worker of numerics revision 1, found 2";
+    check_refused(&coordinator, other_numerics, Code::FailedPrecondition, refused).await;
 
     for (change, part) in [
         ((|ready| ready.layout_fingerprint ^= 1) as fn(&mut Ready), "expected the layout"),
@@ -137,15 +176,14 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
         assert!(status.message().contains(part), "{status:?}");
     }
 
-    let fenced = |run_id: &str, incarnation| Some(Fence { run_id: run_id.to_owned(), incarnation });
-    let other_run = fenced("0000000000000000", 1);
+    let other_run = Some(Fence { run_id: "0000000000000000".to_owned(), coordinator_id: 1 });
     check_ends(&coordinator, |done| done.fence = other_run, Code::FailedPrecondition, "found run 0000000000000000")
         .await;
     check_ends(
         &coordinator,
-        |done| done.fence.as_mut().expect("a fence").incarnation = 2,
+        |done| done.fence.as_mut().expect("a fence").coordinator_id ^= 1,
         Code::FailedPrecondition,
-        "incarnation 1, found run",
+        ", found run",
     )
     .await;
 

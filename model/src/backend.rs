@@ -8,6 +8,8 @@ use burn::tensor::Device;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::numerics::REVISION;
+
 /// A library that computes tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -290,7 +292,7 @@ pub fn set_threads(n_threads: Option<usize>) -> usize {
 const BURN_VERSION: &str = "0.22.1";
 
 /// Names what results are equal in every bit on, as far as a program can tell: the backend and its version, the
-/// operations, the device, the CPU's widest vectors and its first cache, after which Burn's matrix products are cut, and for
+/// operations, the [revision](REVISION) of what is computed, the device, the CPU's widest vectors and its first cache, after which Burn's matrix products are cut, and for
 /// LibTorch the threads, over which it cuts sums. Burn's functions such as eˣ come from the system's C library, which is not
 /// told here.
 pub fn compute_class(
@@ -305,7 +307,7 @@ pub fn compute_class(
         (_, DeviceChoice::Cuda(_)) => "cuda".to_owned(),
         (_, DeviceChoice::Mps) => "mps".to_owned(),
     };
-    format!("{backend}-{BURN_VERSION}-{operations}/{}/{device}", std::env::consts::ARCH)
+    format!("{backend}-{BURN_VERSION}-{operations}/revision-{REVISION}/{}/{device}", std::env::consts::ARCH)
 }
 
 /// Size and ways of the first data cache, as `l1d-48K-12`; `l1d-unknown` where the system does not say.
@@ -321,7 +323,7 @@ fn first_cache() -> String {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn vector_level() -> &'static str {
+pub(crate) fn vector_level() -> &'static str {
     if is_x86_feature_detected!("avx512f") {
         "avx512"
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -332,7 +334,7 @@ fn vector_level() -> &'static str {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn vector_level() -> &'static str {
+pub(crate) fn vector_level() -> &'static str {
     "generic"
 }
 

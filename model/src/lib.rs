@@ -14,6 +14,7 @@ pub mod files;
 pub mod gradients;
 pub mod layers;
 pub mod loss;
+pub mod numerics;
 pub mod params;
 pub mod random;
 pub mod recipe;

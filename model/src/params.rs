@@ -4,9 +4,10 @@
 #[cfg(feature = "flex")]
 mod view;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::Hasher;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aligned_vec::AVec;
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
@@ -53,8 +54,14 @@ impl fmt::Display for LayoutFingerprint {
 }
 
 impl ParamLayout {
-    /// The layout of a network's parameters.
-    pub fn of(architecture: Architecture) -> Self {
+    /// The layout of a network's parameters. To find it, a network is built, once in a process.
+    pub fn of(architecture: Architecture) -> &'static Self {
+        static LAYOUTS: [OnceLock<ParamLayout>; Architecture::ALL.len()] =
+            [const { OnceLock::new() }; Architecture::ALL.len()];
+        LAYOUTS[architecture as usize].get_or_init(|| Self::visit(architecture))
+    }
+
+    fn visit(architecture: Architecture) -> Self {
         let mut entries = EntryCollector::default();
         Network::new(architecture, 0, &reference_device()).visit(&mut entries);
         let EntryCollector { entries, n_params, .. } = entries;
@@ -88,27 +95,24 @@ fn fingerprint(entries: &[ParamEntry]) -> LayoutFingerprint {
     LayoutFingerprint(u64::from_le_bytes(first))
 }
 
+/// Values as little-endian f32, as files have them; a copy only where memory has another order.
+pub fn little_endian(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+}
+
 /// The blake3 of the parameters, as little-endian f32 in layout order: the name of a run's result.
 pub fn params_blake3(params: &[f32]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for chunk in params.chunks(1024) {
-        let mut bytes = [0_u8; 4096]; // 1024 * 4
-        for (place, value) in bytes.chunks_exact_mut(4).zip(chunk) {
-            place.copy_from_slice(&value.to_le_bytes());
-        }
-        hasher.update(&bytes[..4 * chunk.len()]);
-    }
-    hasher.finalize().to_hex().to_string()
+    blake3::hash(&little_endian(params)).to_hex().to_string()
 }
 
 /// A short name of the parameters for comparing replicas after every step: the xxh3 of the bytes that
 /// [`params_blake3`] hashes. Takes some tens of microseconds; nobody is kept from making another vector of this name.
 pub fn params_fingerprint(params: &[f32]) -> u64 {
-    #[cfg(target_endian = "little")]
-    let hash = XxHash3_64::oneshot(bytemuck::cast_slice(params));
-    #[cfg(not(target_endian = "little"))]
-    let hash = XxHash3_64::oneshot(&params.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
-    hash
+    XxHash3_64::oneshot(&little_endian(params))
 }
 
 /// [`params_fingerprint`] of parameters that come block by block.
@@ -118,10 +122,7 @@ pub struct Fingerprinter(XxHash3_64);
 impl Fingerprinter {
     /// Goes on with these.
     pub fn add(&mut self, params: &[f32]) {
-        #[cfg(target_endian = "little")]
-        self.0.write(bytemuck::cast_slice(params));
-        #[cfg(not(target_endian = "little"))]
-        params.iter().for_each(|value| self.0.write(&value.to_le_bytes()));
+        self.0.write(&little_endian(params));
     }
 
     /// The name of all.
@@ -308,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_fingerprint_names_one_layout() {
-        let [conv, recurrent, denoising] = Architecture::ALL.map(|architecture| ParamLayout::of(architecture).entries);
+        let [conv, recurrent, denoising] =
+            Architecture::ALL.map(|architecture| ParamLayout::of(architecture).entries().to_vec());
         let swapped: Vec<_> = denoising.iter().rev().cloned().collect();
         let mut reshaped = denoising.clone();
         reshaped[0].shape.reverse();

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::arch::Architecture;
 use crate::files::{WriteError, read_bounded, write_whole};
-use crate::params::{ParamEntry, ParamLayout, params_blake3};
+use crate::params::{ParamEntry, ParamLayout, little_endian, params_blake3};
 
 /// Parameters with the network they belong to.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,7 +124,7 @@ impl Weights {
     pub fn to_bytes(&self) -> Vec<u8> {
         let layout = ParamLayout::of(self.architecture);
         assert_eq!(self.params.len(), layout.n_params(), "weights have the length of their layout");
-        let bytes: Vec<u8> = self.params.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = little_endian(&self.params);
         let tensors: BTreeMap<&str, TensorView> = layout
             .entries()
             .iter()
@@ -197,7 +197,7 @@ impl Weights {
 }
 
 /// The network whose tensors are nearest to those of the file: the one with most names in common.
-fn recognize(path: &Path, tensors: &SafeTensors) -> Result<(Architecture, ParamLayout), WeightsError> {
+fn recognize(path: &Path, tensors: &SafeTensors) -> Result<(Architecture, &'static ParamLayout), WeightsError> {
     let names = tensors.names();
     let n_common =
         |layout: &ParamLayout| layout.entries().iter().filter(|entry| names.contains(&entry.name.as_str())).count();

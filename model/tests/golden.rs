@@ -22,7 +22,7 @@ use safetensors::SafeTensors;
 /// A file of golden vectors.
 struct Golden {
     architecture: Architecture,
-    layout: ParamLayout,
+    layout: &'static ParamLayout,
     learning_rate: f32,
     tensors: HashMap<String, Vec<f32>>,
 }

@@ -248,7 +248,7 @@ mod tests {
     const N_BYTES_MAX: usize = message_bytes_max(PARAMS_MAX);
 
     fn result(gradient_sum: Vec<u8>) -> WorkerMessage {
-        let fence = Some(Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 });
+        let fence = Some(Fence { run_id: "0123456789abcdef".to_owned(), coordinator_id: 1 });
         let gradient_sum = gradient_sum.into();
         let done = ShardDone { fence, step: 7, loss_sum: 0.5, gradient_sum, slot: Some(1), ..ShardDone::default() };
         WorkerMessage { kind: Some(Kind::ShardDone(done)) }

@@ -177,7 +177,7 @@ mod tests {
 
     fn check(change: impl FnOnce(&mut Welcome), part: &str) {
         let mut welcome =
-            peers::welcome(Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 }, "0".repeat(64));
+            peers::welcome(Fence { run_id: "0123456789abcdef".to_owned(), coordinator_id: 1 }, "0".repeat(64));
         change(&mut welcome);
         match Terms::try_from(welcome) {
             Ok(terms) => assert!(part.is_empty(), "expected `{part}`, found {terms:?}"),

@@ -157,7 +157,7 @@ async fn be_in(
         "session",
         worker = session.terms.worker_id,
         run = session.terms.fence.run_id,
-        incarnation = session.terms.fence.incarnation
+        coordinator = format!("{:016x}", session.terms.fence.coordinator_id)
     );
     session.run(compute, datasets, shutdown).instrument(span).await
 }

@@ -202,6 +202,7 @@ fn introduction(opened: &OpenBackend) -> Join {
         backend: format!("{backend} on {device_choice}"),
         compute_class: opened.compute_class(),
         threads: u32::try_from(*n_threads).unwrap_or(u32::MAX),
+        numerics: model::numerics::REVISION,
     }
 }
 

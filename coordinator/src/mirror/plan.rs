@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use model::files::WriteError;
+use model::files::create_folder;
 use model::report::RunFolder;
 use tracing::warn;
 
 use super::{Location, MirrorError, Survey, check_apart, download, survey};
 use crate::config::{Config, RunChoice};
-use crate::start::{existing_run, has_state, lock};
+use crate::start::{can_begin_again, existing_run, has_state, lock};
 
 /// Where a run is mirrored, and what is known of that place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,9 +67,17 @@ pub fn prepare(config: &mut Config) -> anyhow::Result<Option<MirrorPlan>> {
                 MirrorPlan { replaces: found.owner.map(|owner| owner.run_id), ..MirrorPlan::new(location) }
             }
         }
-        (RunChoice::New(_), _) => {
-            survey_if_reachable(&location)?.map_or(Ok(()), |found| found.check_free(&location))?;
-            MirrorPlan::new(location)
+        (RunChoice::New(folder), _) => {
+            let found = survey_if_reachable(&location)?.unwrap_or_default();
+            let replaces = found.owner.as_ref().map(|owner| owner.run_id.clone()).filter(|run_id| {
+                let begun = folder.as_ref().filter(|folder| can_begin_again(folder, config.n_checkpoints_kept));
+                let description = begun.and_then(|folder| RunFolder::read_description(folder));
+                found.newest_step().is_none() && description.is_some_and(|description| description["run_id"] == *run_id)
+            });
+            if replaces.is_none() {
+                found.check_free(&location)?;
+            }
+            MirrorPlan { replaces, ..MirrorPlan::new(location) }
         }
         // It ends with an error of its own.
         (RunChoice::Resume(_), None) => MirrorPlan::new(location),
@@ -128,7 +136,7 @@ fn download_into(
     found: &Survey,
     run_id: &str,
 ) -> anyhow::Result<BTreeSet<u64>> {
-    std::fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
+    create_folder(folder)?;
     let _lock = lock(folder)?;
     // A process that was killed while it moved downloaded files has left some of them, and no checkpoint.
     let is_this_run = RunFolder::read_description(folder).is_some_and(|description| description["run_id"] == run_id);

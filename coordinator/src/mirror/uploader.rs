@@ -281,7 +281,7 @@ mod tests {
     fn uploader(unusable_steps: &[u64]) -> (tempfile::TempDir, Uploader) {
         let root = tempfile::tempdir().expect("a temporary folder");
         let folder = root.path().join("run");
-        let checkpoints = Checkpoints::of(&folder, 9);
+        let mut checkpoints = Checkpoints::of(&folder, 9);
         for step in [10, 20] {
             checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
         }

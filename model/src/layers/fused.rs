@@ -26,6 +26,8 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 pub use activation::Activation;
 pub use buffers::Buffer;
 pub use destination::with_destination;
+#[cfg(test)]
+pub use product::HALF_VECTORS;
 
 use self::conv::{Size, Transposed};
 use self::lstm::{Extent, Input, Parameters, Unrolled};

@@ -6,7 +6,7 @@ use proto::v1::{Encoding, Fence, Recipe, Welcome};
 
 /// The first process of a run's coordinator.
 pub fn fence() -> Fence {
-    Fence { run_id: "0123456789abcdef".to_owned(), incarnation: 1 }
+    Fence { run_id: "0123456789abcdef".to_owned(), coordinator_id: 1 }
 }
 
 /// The welcome to a run of two shards of four images.

@@ -15,7 +15,7 @@ pub const N_TRAIN: u32 = 110;
 pub fn data_set() -> Dataset {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_data_set(folder.path());
-    // The files are mapped, and stay so when they are gone.
+    // It is in memory, whatever becomes of the files.
     open(&DataChoice::Folder(folder.path().to_owned()), &mut DownloadBar::default()).expect("a whole data set")
 }
 

@@ -100,7 +100,8 @@ pub fn open_memory(welcome: &Welcome) -> (ResultSlots, UpdateSlots) {
 
 /// What a worker introduces itself by, as a process of this number.
 pub fn join(process: u32) -> Join {
-    Join { version: proto::VERSION.to_owned(), host: "here".to_owned(), process, ..Join::default() }
+    let (version, host) = (proto::VERSION.to_owned(), "here".to_owned());
+    Join { version, host, process, numerics: model::numerics::REVISION, ..Join::default() }
 }
 
 /// Opens a session with a first message.

@@ -330,7 +330,7 @@ proptest! {
         let value = |place: usize| -> f32 { (0..k).map(|inner| a[place / n * k + inner] * b[inner * n + place % n]).sum() };
         let product: Vec<f32> = (0..m * n).map(value).collect();
         for (takes_half_vectors, onto) in [false, true].into_iter().flat_map(|half| [(half, Onto::Nothing), (half, Onto::Values)]) {
-            product::HALF_VECTORS.set(takes_half_vectors);
+            HALF_VECTORS.set(takes_half_vectors);
             let expected: Vec<f32> = match onto {
                 Onto::Nothing => product.clone(),
                 Onto::Values => product.iter().zip(&before).map(|(product, before)| product + before).collect(),
