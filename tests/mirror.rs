@@ -388,3 +388,23 @@ fn coordinator_that_was_replaced_uploads_nothing_more() {
         bucket.objects("run")["run.json"] == fs::read(place.path("new/run.json")).expect("a file")
     });
 }
+
+/// What a run that came to no checkpoint has left at the mirror keeps nobody from beginning it again.
+#[test]
+fn run_begun_again_replaces_what_it_left_at_mirror() {
+    let place = Place::new();
+    let mirror = format!("file://{}", place.path("mirror").display());
+    let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3 --workers 1 --run-dir run --mirror {mirror}");
+    let begun =
+        place.coordinator(&format!("{} --launch external --listen unix:socket", flags.replace("--workers 1", "")));
+    begun.wait_for_mirrored(0);
+    begun.kill();
+    for folder in ["run", "mirror"] {
+        fs::remove_dir_all(place.path(folder).join("checkpoints")).expect("a folder");
+    }
+    assert_eq!(place.coordinator(&flags).end()["step"], 3);
+    let description = |folder: &str| fs::read_to_string(place.path(folder).join("run.json")).expect("a file");
+    assert_eq!(description("run"), description("mirror"));
+    // Another folder's run is none of its business.
+    place.fail("coordinator", &flags.replace("--run-dir run", "--run-dir other"), 73, &["holds"]);
+}

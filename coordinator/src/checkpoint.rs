@@ -15,7 +15,9 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::training::State;
 
-const FORMAT: &str = "telar-checkpoint-1";
+const FORMAT: &str = "telar-checkpoint-2";
+/// The one before it, in which nothing but what was known was hashed, and no numerics were named.
+const OLDER_FORMAT: &str = "telar-checkpoint-1";
 /// Parameters, velocity and residual, each at most of the largest layout, and room for the header.
 pub(crate) const FILE_BYTES_MAX: u64 = 3 * 4 * PARAMS_MAX as u64 + (1 << 20);
 const HASH_KEY: &str = "blake3";
@@ -156,7 +158,7 @@ impl Checkpoint {
         let expected_hash = metadata.remove(HASH_KEY).ok_or_else(|| format!("no `{HASH_KEY}`"))?;
         let text = |key: &str| metadata.get(key).cloned().ok_or_else(|| format!("no `{key}`"));
         match text("format")? {
-            format if format == FORMAT => {}
+            format if [FORMAT, OLDER_FORMAT].contains(&format.as_str()) => {}
             format => return Err(format!("the format `{format}`, which is not {FORMAT}")),
         }
         let number = |key: &str| {
@@ -461,7 +463,10 @@ pub(crate) mod tests {
     fn checkpoint_without_numerics_is_of_the_first_revision() {
         let folder = folder();
         let path = folder.path().join("old");
-        write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| drop(metadata.remove(NUMERICS_KEY)));
+        write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| {
+            metadata.remove(NUMERICS_KEY);
+            metadata.insert("format".to_owned(), OLDER_FORMAT.to_owned());
+        });
         let expected = Checkpoint { numerics: vec![1], ..checkpoint(5, 0.9) };
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), expected);
         for found in ["", "one", "1,,2"] {

@@ -52,8 +52,8 @@ pub enum Happening {
     },
     /// A checkpoint is due, whose state was offered.
     Checkpoint(Offer),
-    /// A state that is to be in the journal, and who waits for that.
-    Journal(Box<State>, SyncSender<()>),
+    /// A state that is to be in the journal, and who waits for that and takes it back.
+    Journal(Box<State>, SyncSender<Box<State>>),
     /// Something about the workers.
     Told(Report),
 }
@@ -172,9 +172,10 @@ impl Told {
                 let Some((journal, run)) = &mut self.journal else { return Ok(()) };
                 // The lines first, as for a checkpoint.
                 let flushed = self.history.folder.flush_lines();
-                let written = flushed.and_then(|()| journal.write(&run.checkpoint(*state)));
+                let checkpoint = run.checkpoint(*state);
+                let written = flushed.and_then(|()| journal.write(&checkpoint));
                 // The run goes on as soon as this process may die; that the machine may follows while others compute.
-                let _ = waiting.try_send(());
+                let _ = waiting.try_send(Box::new(checkpoint.state));
                 written.and_then(|()| self.history.folder.sync_lines()).and_then(|()| journal.sync())
             }
             Happening::Told(report) => {

@@ -345,3 +345,40 @@ fn new_run_id(folder: &RunFolder) -> String {
     let text = format!("{} {} {}", path.display(), now.as_nanos(), std::process::id());
     blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use model::exit;
+
+    use super::*;
+    use crate::args::Args;
+    use crate::checkpoint::tests::checkpoint;
+    use crate::run::exit_code;
+
+    /// What comes of resuming a run that these revisions have computed: the revisions from then on.
+    fn resume(numerics: &[u32], flags: &str) -> anyhow::Result<Vec<u32>> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let written = Checkpoint { numerics: numerics.to_vec(), ..checkpoint(5, 0.9) };
+        Checkpoints::of(folder.path(), 1).save(&written).expect("it can be written");
+        let run = folder.path().display().to_string();
+        let flags = ["coordinator", "--launch", "external", "--wire", "grpc-bf16", "--resume", &run]
+            .into_iter()
+            .chain(flags.split_whitespace());
+        let config = Config::try_from(Args::try_parse_from(flags).expect("known flags")).expect("a configuration");
+        Start::new(&config, &written.data_fingerprint).map(|start| start.numerics)
+    }
+
+    /// The goal: bits of two kinds never come into one run unnoticed.
+    #[test]
+    fn run_of_other_numerics_is_resumed_only_where_that_is_allowed() {
+        let (own, other) = (numerics::REVISION, numerics::REVISION + 1);
+        assert_eq!(resume(&[own], "").expect("its own"), [own]);
+        let error = resume(&[own, other], "").expect_err("another one's");
+        assert_eq!(exit_code(&error), exit::CONFIGURATION);
+        let expected = format!("expected a run of numerics revision {own}, found one of revision {other}");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        assert!(error.to_string().ends_with("by --allow-other-numerics"), "{error}");
+        assert_eq!(resume(&[other], "--allow-other-numerics").expect("allowed"), [other, own]);
+    }
+}
