@@ -24,5 +24,6 @@ mod programs;
 mod resume;
 mod same_bits;
 mod straggler;
+mod tls;
 mod trainjob;
 mod wire;

@@ -23,7 +23,7 @@ impl<'a> Machines<'a> {
         let address = Network::coordinator();
         // Hosts that are none share this machine's memory, unless they are told not to.
         let others = "--wire grpc --hash-steps --json --run-dir run";
-        let flags = format!("{flags} --launch external --listen {address} {others}");
+        let flags = format!("{flags} --launch external --listen {address} --insecure {others}");
         let command = network.on_host(COORDINATOR, &place.command("coordinator", &flags));
         let coordinator = place.start("coordinator", command);
         let mut machines = Self { place, coordinator, workers: Vec::new() };

@@ -210,9 +210,11 @@ fn help_holds_an_example_and_says_what_each_flag_is_about() {
         "coordinator",
         &[
             "  coordinator --workers 4 --arch denoising",
-            "  worker --coordinator http://",
+            "  coordinator certificates --out tls --host",
+            "  worker --coordinator https://",
             "What is trained:",
             "Who computes:",
+            "Security:",
             "Data:",
             "What computes:",
             "What comes out:",
@@ -224,8 +226,10 @@ fn help_holds_an_example_and_says_what_each_flag_is_about() {
     check(
         "worker",
         &[
-            "  worker --coordinator http://",
+            "  worker --coordinator https://",
+            "--token-file worker-1/token",
             "Connection:",
+            "Security:",
             "Data:",
             "What computes:",
             "What is told:",

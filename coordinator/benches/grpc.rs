@@ -406,7 +406,9 @@ fn worker(setting: Setting, address: &str) {
                 let mut client = client.max_decoding_message_size(N_BYTES_MAX).max_encoding_message_size(N_BYTES_MAX);
                 Inbound::Stock(client.session(messages).await.expect("a session").into_inner())
             }
-            Streams::Own => Inbound::Own(call(channel, call::SESSION, messages, N_BYTES_MAX).await.expect("a session")),
+            Streams::Own => {
+                Inbound::Own(call(channel, call::SESSION, None, messages, N_BYTES_MAX).await.expect("a session"))
+            }
         };
         println!("connected");
         while let Ok(Some(CoordinatorMessage { kind: Some(coordinator_message::Kind::Update(update)) })) =

@@ -11,7 +11,8 @@ use proto::limits::{FIRST_MESSAGE_WAIT_MAX, UNADMITTED_BYTES_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{self, sleep, timeout_at};
+use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
@@ -19,7 +20,8 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::admission::{Admission, ConnectionHandle, Lease};
-use crate::peer::Peer;
+use crate::peer::{Peer, PeerAddress};
+use crate::tls::{PLAINTEXT_ONLY, Tls, is_tls, turn_away};
 
 /// What an HTTP/2 client says first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -35,14 +37,14 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// The bytes of a connection.
-type Io = Either<TcpStream, UnixStream>;
+/// A connection as the system gives it.
+type Socket = Either<TcpStream, UnixStream>;
 
 /// A connection whose peer has begun to speak HTTP/2. It breaks when it has to give way, and when the peer sends more than a
 /// join takes before it is admitted.
 #[derive(Debug)]
 pub struct Connection {
-    io: Io,
+    io: Either<Socket, Box<TlsStream<TcpStream>>>,
     /// What was read of the preface and not given on yet.
     preface: &'static [u8],
     lease: Lease,
@@ -52,7 +54,7 @@ pub struct Connection {
 }
 
 impl Listener {
-    async fn accept(&self) -> std::io::Result<(Io, Peer)> {
+    async fn accept(&self) -> std::io::Result<(Socket, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -70,9 +72,11 @@ impl Listener {
 }
 
 /// Accepts connections until `shutdown`, as many as `admission` allows, and gives each to `accepted` once it has begun to
-/// speak. One over which no worker has joined within 10 s is closed.
+/// speak. With `tls`, a peer that comes by TCP has to prove itself first. One over which no worker has joined within 10 s is
+/// closed.
 pub async fn accept(
     listener: Listener,
+    tls: Option<Arc<Tls>>,
     admission: Arc<Admission>,
     accepted: mpsc::Sender<std::io::Result<Connection>>,
     shutdown: CancellationToken,
@@ -102,13 +106,13 @@ pub async fn accept(
                 continue;
             }
         };
-        let (accepted, shutdown) = (accepted.clone(), shutdown.clone());
+        let (accepted, shutdown, tls) = (accepted.clone(), shutdown.clone(), tls.clone());
         let closing = lease.handle().closing().clone();
         greetings.spawn(async move {
             let connection = tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = closing.cancelled() => return,
-                connection = greet(io, lease) => connection,
+                connection = greet(io, lease, tls.as_deref()) => connection,
             };
             let Some(connection) = connection else { return };
             let handle = connection.lease.handle().clone();
@@ -128,14 +132,49 @@ pub async fn accept(
     greetings.wait().await;
 }
 
-/// Waits for the preface, for so long.
-async fn greet(mut io: Io, lease: Lease) -> Option<Connection> {
-    let mut found = [0_u8; PREFACE.len()];
+/// Makes the TLS handshake, if there is to be one, and waits for the preface; for so long in all.
+async fn greet(io: Socket, mut lease: Lease, tls: Option<&Tls>) -> Option<Connection> {
+    let deadline = time::Instant::now() + FIRST_MESSAGE_WAIT_MAX;
+    let peer = lease.handle().peer.clone();
+    if let PeerAddress::Unix { user, .. } = peer.address
+        && user != rustix::process::geteuid().as_raw()
+    {
+        warn!(%peer, "connection refused: expected a peer of this process' user, found another user's");
+        return None;
+    }
+    let mut io = match (io, tls) {
+        (Either::Left(io), Some(tls)) => {
+            let proved = match timeout_at(deadline, tls.handshake(io)).await {
+                Ok(Ok((io, certificate))) => {
+                    lease.prove(certificate, Instant::now()).map(|()| io).map_err(|error| error.to_string())
+                }
+                Ok(Err(refusal)) => Err(refusal.to_string()),
+                Err(_) => Err("expected a TLS handshake, found none in time".to_owned()),
+            };
+            match proved {
+                Ok(io) => Either::Right(Box::new(io)),
+                Err(reason) => {
+                    warn!(%peer, reason, "connection refused");
+                    return None;
+                }
+            }
+        }
+        (io, _) => Either::Left(io),
+    };
     let peer = &lease.handle().peer;
-    match timeout(FIRST_MESSAGE_WAIT_MAX, io.read_exact(&mut found)).await {
+    let mut found = [0_u8; PREFACE.len()];
+    match timeout_at(deadline, io.read_exact(&mut found)).await {
         Ok(Ok(_)) if found == *PREFACE => {
+            debug!(%peer, identity = %peer.identity(), "connection accepted");
             let closing = Box::pin(lease.handle().closing().clone().cancelled_owned());
             Some(Connection { io, preface: PREFACE, lease, closing, n_unadmitted: 0 })
+        }
+        Ok(Ok(_)) if is_tls(&found) => {
+            let reason = "expected no TLS, found a peer that begins with it; start this coordinator with --tls-cert, \
+                          --tls-key and --tls-ca, or the worker with `--coordinator http://…` and without them";
+            warn!(%peer, reason, "connection refused");
+            turn_away(io, PLAINTEXT_ONLY).await;
+            None
         }
         Ok(Ok(_)) => {
             debug!(%peer, "a peer that does not speak HTTP/2 was closed");

@@ -194,6 +194,24 @@ impl Entries {
         self.n_numbers
     }
 
+    /// Counts a connection as another identity's from now on.
+    fn set_identity(
+        &mut self,
+        number: u64,
+        identity: &Identity,
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<(), NotAdmitted> {
+        self.usage(identity, now);
+        let entry = self.remove(number).ok_or(NotAdmitted::Closed)?;
+        self.make_room_for(identity, limits)?;
+        if let Some(usage) = self.by_identity.get_mut(identity) {
+            usage.n_connections += 1;
+        }
+        self.by_number.insert(number, Entry { identity: identity.clone(), ..entry });
+        Ok(())
+    }
+
     fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.by_number.remove(&number)?;
         if let Some(usage) = self.by_identity.get_mut(&entry.identity) {
@@ -278,6 +296,17 @@ impl Lease {
     /// What others may know of it and do to it.
     pub fn handle(&self) -> &ConnectionHandle {
         &self.0
+    }
+
+    /// Notes that its peer has proved itself with a certificate of this name, and counts as that from now on.
+    ///
+    /// # Errors
+    /// If there are too many connections of that certificate, and all of them are of use, or this one has given way.
+    pub fn prove(&mut self, certificate: String, now: Instant) -> Result<(), NotAdmitted> {
+        let Self(handle) = self;
+        handle.peer = handle.peer.clone().with_certificate(certificate);
+        let Admission { limits, .. } = &*handle.admission;
+        handle.admission.entries().set_identity(handle.number, &handle.peer.identity(), limits, now)
     }
 }
 
@@ -389,6 +418,26 @@ mod tests {
         assert_eq!(refused, NotAdmitted::Identity { identity: Identity::new("10.0.0.1"), n_max: 3 });
         drop(third);
         assert!(admission.connect(peer(1), Instant::now()).is_ok(), "a place is free again");
+    }
+
+    #[test]
+    fn peer_with_a_certificate_counts_as_that_from_any_address() {
+        let (admission, now) = (Admission::new(LIMITS), Instant::now());
+        let connect = |machine| admission.connect(peer(machine), now).expect("room");
+        let mut leases = [1, 1, 1, 2, 3].map(connect);
+        for lease in &mut leases {
+            lease.prove("worker-1".to_owned(), now).expect("room, or an old one gives way");
+        }
+        // The two oldest gave way, and no address has anything left.
+        assert_eq!(leases.each_ref().map(is_open), [false, false, true, true, true]);
+        assert_eq!(leases[4].handle().peer.identity(), Identity::new("certificate worker-1"));
+        assert_eq!([1, 1, 1].map(connect).each_ref().map(is_open), [true; 3]);
+        assert!(is_open(&leases[2]), "it gave way to another identity");
+        leases[2..].iter().for_each(|lease| lease.handle().join().expect("a place"));
+        let mut late = connect(4);
+        let refused = late.prove("worker-1".to_owned(), now).expect_err("all of its connections are of use");
+        assert_eq!(refused, NotAdmitted::Identity { identity: Identity::new("certificate worker-1"), n_max: 3 });
+        assert_eq!(leases[0].prove("worker-1".to_owned(), now), Err(NotAdmitted::Closed));
     }
 
     #[test]

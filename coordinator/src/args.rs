@@ -2,19 +2,24 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
-use model::args::{BackendArgs, DataArgs, LogArgs};
+use clap::{Parser, Subcommand, ValueEnum};
+use model::args::{AccessArgs, BackendArgs, DataArgs, LogArgs};
 use model::recipe::RecipeArgs;
 use serde::Serialize;
+
+use crate::certificates::CertificatesArgs;
 
 /// Trains an autoencoder of Géron's chapter 17 on many workers, synchronously, to the same bits for any number of them.
 #[derive(Parser, Debug)]
 #[command(
     version,
+    args_conflicts_with_subcommands = true,
     max_term_width = 110,
     after_help = "Example:\n  coordinator --workers 4 --arch denoising\n\nOn several machines:\n  \
-        coordinator --launch external --listen 0.0.0.0:7187 --workers 4 --arch conv\n  \
-        worker --coordinator http://HOST:7187            (on each of them)\n\n\
+        coordinator certificates --out tls --host HOST --workers 4\n  \
+        coordinator --launch external --listen 0.0.0.0:7187 --workers 4 --arch conv --tls-cert tls/coordinator/tls.crt \\\n    \
+        --tls-key tls/coordinator/tls.key --tls-ca tls/coordinator/ca.crt --token-file tls/coordinator/token\n  \
+        worker --coordinator https://HOST:7187 --tls-cert worker-1/tls.crt …       (on each, with a folder of its own)\n\n\
         The first Ctrl-C or SIGTERM ends the run with a checkpoint, from which --resume goes on; a second one ends it at \
         once.\nThe exit code is 0 after Ctrl-C and 143 after SIGTERM, which supervisors take for unfinished work.\nEvery flag --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file \
         given with\n--config; the flag counts first, then the variable, then the file.\n\n\
@@ -24,6 +29,10 @@ use serde::Serialize;
         images_per_second (over the last minute), current_step, total_steps, current_epoch and total_epochs."
 )]
 pub struct Args {
+    /// What to do instead of training.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// File of settings (TOML)
     #[arg(long, env = "TELAR_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -43,15 +52,16 @@ pub struct Args {
     /// Who starts the workers
     #[arg(long, env = "TELAR_LAUNCH", value_enum, default_value_t = Launch::Local, help_heading = "Who computes")]
     pub launch: Launch,
-    /// Where to wait for workers that others start: HOST:PORT or unix:PATH [default: 127.0.0.1:7187]
+    /// Where to wait for workers that others start: HOST:PORT or unix:PATH; beyond this machine with --tls-cert, --tls-key and
+    /// --tls-ca, or with --insecure [default: 127.0.0.1:7187]
     #[arg(long, env = "TELAR_LISTEN", value_name = "ADDRESS", help_heading = "Who computes")]
     pub listen: Option<String>,
     /// Where to answer the probes of an orchestrator, HOST:PORT: grpc.health.v1 and nothing else, with the services liveness
     /// and readiness, unencrypted
     #[arg(long, env = "TELAR_HEALTH", value_name = "ADDRESS", help_heading = "Who computes")]
     pub health: Option<String>,
-    /// Ask the coordinator at ADDRESS (HOST:PORT or unix:PATH) whether workers can join, and end: with 0 if they can, else
-    /// with 69
+    /// Ask the coordinator at ADDRESS (HOST:PORT, https://HOST:PORT with a worker's certificate, or unix:PATH) whether workers
+    /// can join, and end: with 0 if they can, else with 69
     #[arg(long, value_name = "ADDRESS", help_heading = "Who computes")]
     pub check: Option<String>,
     /// How long to wait for the first worker, for each one to open its data set, and for an answer
@@ -91,6 +101,13 @@ pub struct Args {
     /// The program of a worker [default: `worker` beside this program]
     #[arg(long, env = "TELAR_WORKER_PROGRAM", value_name = "FILE", help_heading = "Who computes")]
     pub worker_program: Option<PathBuf>,
+
+    /// How workers prove who they are.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// Describe the service to whoever asks (grpc.reflection.v1) also at an address beyond this machine
+    #[arg(long, env = "TELAR_REFLECTION", help_heading = "Security")]
+    pub reflection: bool,
 
     /// Which data set.
     #[command(flatten)]
@@ -140,6 +157,13 @@ pub struct Args {
     /// Print JSON, a line for each epoch and one at the end
     #[arg(long, env = "TELAR_JSON", help_heading = "What is told")]
     pub json: bool,
+}
+
+/// What to do instead of training.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Make a CA, and for the coordinator and each worker a certificate, its key, and the token
+    Certificates(CertificatesArgs),
 }
 
 /// Who starts the workers.

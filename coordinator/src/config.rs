@@ -1,13 +1,15 @@
 //! The command line, proved: values that make sense by themselves and together.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::args::{BackendArgs, DataArgs};
+use model::args::{AccessArgs, BackendArgs, DataArgs};
 use model::recipe::RecipeArgs;
 use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
+use proto::tls::{IncompleteFlags, TlsFiles};
 use proto::v1::Encoding;
 
 use crate::args::{Args, Launch, Wire};
@@ -73,7 +75,33 @@ pub enum Workers {
     External {
         /// Where they find the coordinator.
         listen: ListenAddress,
+        /// What they have to prove there.
+        access: Access,
     },
+}
+
+/// What workers have to prove that others start.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The files for TLS, with which each has to have a certificate.
+    pub tls: Option<TlsFiles>,
+    /// The file with the token that each has to send.
+    pub token_file: Option<PathBuf>,
+    /// Whether the address can be reached from other machines.
+    pub reach: Reach,
+    /// Whether the service describes itself to whoever asks.
+    pub reflection: bool,
+}
+
+/// From where an address can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// From this machine.
+    ThisMachine,
+    /// From others, with TLS.
+    Others,
+    /// From others, and what goes there can be read and changed on the way.
+    OthersInsecurely,
 }
 
 /// Where a coordinator waits for workers.
@@ -173,6 +201,40 @@ pub enum ConfigError {
         /// What was given.
         found: String,
     },
+    /// One or two of three flags.
+    #[error(transparent)]
+    Tls(#[from] IncompleteFlags),
+    /// An address that others can reach, without TLS.
+    #[error(
+        "expected TLS with `--listen {found}`, which other machines can reach, found none; give --tls-cert, --tls-key and \
+         --tls-ca (`coordinator certificates --out tls --host HOST` makes the files), or write --insecure, where everyone in \
+         the network may read and change what is sent"
+    )]
+    Exposed {
+        /// The address.
+        found: ListenAddress,
+    },
+    /// Neither needs the other.
+    #[error("--insecure is for an address without TLS; leave it out, or --tls-cert, --tls-key and --tls-ca")]
+    InsecureWithTls,
+    /// TLS where there is no network.
+    #[error("--tls-cert, --tls-key and --tls-ca are for --listen HOST:PORT; leave them out with `--listen {found}`")]
+    TlsOnSocket {
+        /// The address.
+        found: ListenAddress,
+    },
+    /// A check by TLS without the files for it.
+    #[error("expected --tls-cert, --tls-key and --tls-ca of a worker with `--check {found}`, found none of them")]
+    CheckWithoutTls {
+        /// The address.
+        found: String,
+    },
+    /// What local workers need not prove.
+    #[error("{flag} is for workers that others start; write `--launch external`, or leave it out")]
+    AccessLocally {
+        /// The flag.
+        flag: &'static str,
+    },
     /// An address for workers that get theirs by themselves.
     #[error("--listen is for workers that others start; write `--launch external --listen {found}`, or leave it out")]
     ListenLocally {
@@ -238,6 +300,7 @@ impl TryFrom<Args> for Config {
                 if let Some(found) = args.listen {
                     return Err(ConfigError::ListenLocally { found });
                 }
+                check_no_access(&args.access)?;
                 let backend = with_threads(args.backend, n_workers);
                 let watch = has_spare_core(&backend, n_workers);
                 Workers::Local { program: worker_program(args.worker_program)?, backend, watch }
@@ -245,7 +308,9 @@ impl TryFrom<Args> for Config {
             Launch::External if args.worker_program.is_some() => return Err(ConfigError::ProgramExternally),
             Launch::External => {
                 check_no_backend(&args.backend)?;
-                Workers::External { listen: listen_address(args.listen.as_deref().unwrap_or("127.0.0.1:7187"))? }
+                let listen = listen_address(args.listen.as_deref().unwrap_or("127.0.0.1:7187"))?;
+                let access = access(&listen, args.access, args.reflection)?;
+                Workers::External { listen, access }
             }
         };
         Ok(Self {
@@ -279,6 +344,16 @@ impl Wire {
             Self::Auto | Self::Grpc => Encoding::F32,
             Self::GrpcBf16 => Encoding::Bf16,
         }
+    }
+}
+
+impl ListenAddress {
+    /// Whether other machines can reach it. A name other than `localhost` is taken for one that they can.
+    fn is_beyond_this_machine(&self) -> bool {
+        let Self::Tcp(place) = self else { return false };
+        let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host != "localhost" && !address.is_ok_and(|address| address.to_canonical().is_loopback())
     }
 }
 
@@ -329,6 +404,48 @@ fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
     let n_workers = given.unwrap_or(u32::try_from(n_cores().min(4)).unwrap_or(1));
     let checked = NonZeroU32::new(n_workers).filter(|n_workers| n_workers.get() as usize <= WORKERS_MAX);
     checked.ok_or_else(|| range("--workers", format!("from 1 to {WORKERS_MAX}"), n_workers, "4"))
+}
+
+/// What workers have to prove at an address, if it is enough.
+fn access(listen: &ListenAddress, args: AccessArgs, reflection: bool) -> Result<Access, ConfigError> {
+    let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = args;
+    let tls = TlsFiles::of_flags([tls_cert, tls_key, tls_ca])?;
+    let reach = match (listen.is_beyond_this_machine(), &tls, insecure) {
+        (_, Some(_), true) => return Err(ConfigError::InsecureWithTls),
+        (true, None, false) => return Err(ConfigError::Exposed { found: listen.clone() }),
+        (true, None, true) => Reach::OthersInsecurely,
+        (true, Some(_), false) => Reach::Others,
+        (false, _, _) => Reach::ThisMachine,
+    };
+    if tls.is_some() && matches!(listen, ListenAddress::Unix(_)) {
+        return Err(ConfigError::TlsOnSocket { found: listen.clone() });
+    }
+    Ok(Access { tls, token_file, reach, reflection: reflection || reach == Reach::ThisMachine })
+}
+
+/// Local workers are told apart by their user, in a folder that is that user's alone.
+fn check_no_access(args: &AccessArgs) -> Result<(), ConfigError> {
+    let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = args;
+    let flags = [
+        ("--tls-cert", tls_cert.is_some()),
+        ("--tls-key", tls_key.is_some()),
+        ("--tls-ca", tls_ca.is_some()),
+        ("--token-file", token_file.is_some()),
+        ("--insecure", *insecure),
+    ];
+    let given = flags.into_iter().find(|(_, is_given)| *is_given);
+    given.map_or(Ok(()), |(flag, _)| Err(ConfigError::AccessLocally { flag }))
+}
+
+/// The address to check, and the files for TLS, if it is asked for.
+///
+/// # Errors
+/// If the text is no address, or files are missing.
+pub fn check_target(text: &str, access: AccessArgs) -> Result<(ListenAddress, Option<TlsFiles>), ConfigError> {
+    let Some(place) = text.strip_prefix("https://") else { return Ok((check_address(text)?, None)) };
+    let files = TlsFiles::of_flags([access.tls_cert, access.tls_key, access.tls_ca])?;
+    let files = files.ok_or_else(|| ConfigError::CheckWithoutTls { found: text.to_owned() })?;
+    Ok((check_address(place)?, Some(files)))
 }
 
 /// Where the run goes, and what is downloaded there first.
@@ -462,9 +579,46 @@ mod tests {
         check("--health 7189", "expected --health as HOST:PORT, found `7189`");
         check("--health unix:socket", "write for example `0.0.0.0:7189`");
         check("--launch external --threads 2", "--threads is for local workers");
+        check("--token-file a", "--token-file is for workers that others start");
+        check("--tls-ca a", "--tls-ca is for workers that others start");
+        check("--launch external --tls-cert a --tls-ca b", "found only --tls-cert and --tls-ca");
+        check("--launch external --listen unix:a --tls-cert a --tls-key b --tls-ca c", "leave them out with");
         check("--resume a --run-dir b", "name the same folder");
         check("--mirror bucket/prefix", "expected the URL of an object store as --mirror, found `bucket/prefix`");
         check("--resume http://localhost/run", "expected the URL of an object store as --resume");
+    }
+
+    #[test]
+    fn address_beyond_this_machine_needs_tls_or_insecure() {
+        let tls = "--tls-cert a --tls-key b --tls-ca c";
+        let reach = |flags: &str| {
+            config(&format!("--launch external {flags}")).map(|config| match config.workers {
+                Workers::External { access, .. } => (access.reach, access.reflection),
+                Workers::Local { .. } => panic!("{flags} asks for external workers"),
+            })
+        };
+        for listen in
+            ["", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "unix:socket"]
+        {
+            let flags = if listen.is_empty() { String::new() } else { format!("--listen {listen}") };
+            assert_eq!(reach(&flags), Ok((Reach::ThisMachine, true)), "{listen}");
+            assert_eq!(reach(&format!("{flags} --insecure")), Ok((Reach::ThisMachine, true)), "{listen}");
+        }
+        for listen in
+            ["0.0.0.0:1", "192.168.0.10:1", "[::]:1", "[::ffff:10.0.0.1]:1", "coordinator:1", "localhost.example:1"]
+        {
+            let flags = format!("--listen {listen}");
+            let error = reach(&flags).expect_err(listen).to_string();
+            for way_out in
+                [&format!("`--listen {listen}`"), "--tls-cert, --tls-key and --tls-ca", "or write --insecure"]
+            {
+                assert!(error.contains(way_out), "{error}");
+            }
+            assert_eq!(reach(&format!("{flags} --insecure")), Ok((Reach::OthersInsecurely, false)), "{listen}");
+            assert_eq!(reach(&format!("{flags} {tls}")), Ok((Reach::Others, false)), "{listen}");
+            assert_eq!(reach(&format!("{flags} {tls} --reflection")), Ok((Reach::Others, true)), "{listen}");
+            assert_eq!(reach(&format!("{flags} {tls} --insecure")), Err(ConfigError::InsecureWithTls), "{listen}");
+        }
     }
 
     #[test]

@@ -6,10 +6,11 @@ use model::params::{ParamLayout, params_blake3};
 use model::report::RunFolder;
 use model::training::TrainingError;
 use model::weights::Weights;
+use proto::tls::TlsFiles;
 use serde_json::{Value, json};
 
 use crate::args::Wire;
-use crate::config::{Config, JournalSteps, Workers};
+use crate::config::{Access, Config, JournalSteps, Reach, Workers};
 use crate::mirror::{Mirror, MirrorReport, RunFile};
 use crate::observe::{History, Told};
 use crate::place::Place;
@@ -29,10 +30,18 @@ impl Description {
     /// What is known at the start.
     pub fn new(config: &Config, start: &Start, is_shared: bool, data: &Dataset, data_fingerprint: &str) -> Self {
         let layout = ParamLayout::of(start.recipe.architecture);
-        let (launch, threads) = match &config.workers {
-            Workers::Local { backend, .. } => ("local", backend.threads),
-            Workers::External { .. } => ("external", None),
+        let (launch, threads, access) = match &config.workers {
+            Workers::Local { backend, .. } => ("local", backend.threads, None),
+            Workers::External { access, .. } => ("external", None, Some(access)),
         };
+        let security = access.map(|access| {
+            json!({
+                "tls": access.tls.is_some(),
+                "token": access.token_file.is_some(),
+                "insecure": access.reach == Reach::OthersInsecurely,
+                "reflection": access.reflection,
+            })
+        });
         let json = json!({
             "program": "coordinator",
             "version": env!("CARGO_PKG_VERSION"),
@@ -44,6 +53,7 @@ impl Description {
             "workers": config.n_workers,
             "launch": launch,
             "threads_per_worker": threads,
+            "security": security,
             "wire": start.wire,
             "shared_memory": is_shared,
             "checkpoint_every": config.checkpoint_every.to_string(),
@@ -164,8 +174,9 @@ impl Description {
 fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String {
     let launch = match &config.workers {
         Workers::Local { .. } => String::new(),
-        Workers::External { .. } => {
-            format!(" --launch external --listen {}", place.words.strip_prefix("http://").unwrap_or(&place.words))
+        Workers::External { access, .. } => {
+            let listen = place.words.strip_prefix("http://").or_else(|| place.words.strip_prefix("https://"));
+            format!(" --launch external --listen {}{}", listen.unwrap_or(&place.words), access_flags(access))
         }
     };
     let data = match &config.data.data {
@@ -178,4 +189,14 @@ fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String 
     let mirror = config.mirror.as_ref().map(|location| format!(" --mirror {location}")).unwrap_or_default();
     let folder = folder.path().display();
     format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}{mirror}", config.n_workers)
+}
+
+/// The flags that ask for the same proofs again.
+fn access_flags(access: &Access) -> String {
+    let tls = access.tls.as_ref().map(|TlsFiles { certificate, key, ca }| {
+        format!(" --tls-cert {} --tls-key {} --tls-ca {}", certificate.display(), key.display(), ca.display())
+    });
+    let token = access.token_file.as_ref().map(|path| format!(" --token-file {}", path.display()));
+    let insecure = if access.reach == Reach::OthersInsecurely { " --insecure" } else { "" };
+    format!("{}{}{insecure}", tls.unwrap_or_default(), token.unwrap_or_default())
 }

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use proto::tls::{Client, Refusal, TlsError, TlsFiles};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 use tonic::transport::{Endpoint, Server};
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
@@ -54,7 +56,7 @@ impl HealthPort {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
         let (accepted, connections) = mpsc::channel(CONNECTIONS_MAX);
-        tokio::spawn(accept(listener, Admission::new(LIMITS), accepted, shutdown.clone()));
+        tokio::spawn(accept(listener, None, Admission::new(LIMITS), accepted, shutdown.clone()));
         // A probe has a connection of its own, and is soon done: who stays would keep the next one out.
         let server = Server::builder()
             .timeout(CHECK_WAIT_MAX)
@@ -90,21 +92,49 @@ pub struct NotServing {
     found: String,
 }
 
+/// Why a check has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// Nobody said yes.
+    #[error(transparent)]
+    NotServing(#[from] NotServing),
+    /// There is nothing to prove oneself with.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
 /// Asks a coordinator whether workers can join, at its address for workers or at its port for probes.
 ///
 /// # Errors
 /// If it does not say so within 5 s.
-pub async fn check(address: &ListenAddress) -> Result<(), NotServing> {
+pub async fn check(address: &ListenAddress, tls: Option<TlsFiles>) -> Result<(), CheckError> {
+    let tls = tls.map(|files| Client::new(&files, files.read()?)).transpose()?;
     let error = |found: String| NotServing { address: address.clone(), found };
     let uri = match address {
+        ListenAddress::Tcp(place) if tls.is_some() => format!("https://{place}"),
         ListenAddress::Tcp(place) => format!("http://{place}"),
         ListenAddress::Unix(path) => format!("unix:{}", path.display()),
     };
+    let words = |error: &(dyn std::error::Error + 'static)| match (Refusal::of(error), &tls) {
+        (Some(Refusal::OwnCertificate(fault)), Some(tls)) => {
+            format!("one that does not accept this certificate: {}", fault.describe(&tls.last_day))
+        }
+        (Some(refusal), _) => refusal.to_string(),
+        (None, _) => innermost(error),
+    };
     let ask = async {
-        let endpoint = Endpoint::from_shared(uri).map_err(|error| innermost(&error))?;
-        let channel = endpoint.connect().await.map_err(|error| innermost(&error))?;
+        let mut endpoint = Endpoint::from_shared(uri).map_err(|error| words(&error))?;
+        if let Some(tls) = &tls {
+            endpoint = endpoint.tls_config(tls.config.clone()).map_err(|error| words(&error))?;
+        }
+        let channel = endpoint.connect().await.map_err(|error| words(&error))?;
         let request = HealthCheckRequest { service: String::new() };
-        let answer = HealthClient::new(channel).check(request).await.map_err(|status| status.message().to_owned())?;
+        let answer = HealthClient::new(channel).check(request).await.map_err(|status| match status.code() {
+            Code::PermissionDenied => {
+                "one that speaks TLS only: write https://, --tls-cert, --tls-key and --tls-ca".to_owned()
+            }
+            _ => words(&status),
+        })?;
         match answer.into_inner().status() {
             FoundStatus::Serving => Ok(()),
             FoundStatus::Unknown | FoundStatus::NotServing | FoundStatus::ServiceUnknown => {
@@ -113,7 +143,8 @@ pub async fn check(address: &ListenAddress) -> Result<(), NotServing> {
         }
     };
     let answered = timeout(CHECK_WAIT_MAX, ask).await;
-    answered.unwrap_or_else(|_| Err(format!("no answer within {} s", CHECK_WAIT_MAX.as_secs()))).map_err(error)
+    let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {} s", CHECK_WAIT_MAX.as_secs())));
+    Ok(answered.map_err(error)?)
 }
 
 /// What the system says, without what each layer above it says of that.

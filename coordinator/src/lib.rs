@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod admission;
 pub mod args;
+pub mod certificates;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod server;
 mod session;
 pub mod shutdown;
 pub mod start;
+pub mod tls;
 pub mod training;
 pub mod trainjob;
 

@@ -4,9 +4,11 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use coordinator::args::Args;
-use coordinator::config::{Config, check_address};
+use coordinator::args::{Args, Command};
+use coordinator::certificates;
+use coordinator::config::{Config, check_target};
 use coordinator::health::check;
+use model::args::AccessArgs;
 use model::report::{LogGuard, check_output, init_log, write_stderr_line};
 use model::say;
 
@@ -32,8 +34,13 @@ fn run(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
     let log_format = args.log.log_format;
     // The mirror says itself, once, that a store does not answer.
     *log = Some(init_log(log_format, "info,object_store=warn"));
+    if let Some(Command::Certificates(wanted)) = &args.command {
+        say!("{}", certificates::make(wanted)?);
+        check_output()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(address) = &args.check {
-        return check_coordinator(address, args.json);
+        return check_coordinator(address, args.access, args.json);
     }
     let config = Config::try_from(args)?;
     // Sessions and the driver wake one another in every step, which on one thread costs nothing, and one session has nothing
@@ -49,10 +56,10 @@ fn run(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn check_coordinator(address: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let address = check_address(address)?;
+fn check_coordinator(address: &str, access: AccessArgs, json: bool) -> anyhow::Result<ExitCode> {
+    let (address, tls) = check_target(address, access)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(check(&address))?;
+    runtime.block_on(check(&address, tls))?;
     if json {
         say!("{}", serde_json::json!({ "event": "check", "status": "serving" }));
     } else {

@@ -15,6 +15,8 @@ pub struct Peer {
     pub address: PeerAddress,
     /// Whether that is this machine, so that it may be able to open this process' memory.
     pub is_on_this_machine: bool,
+    /// The name of the certificate that it proved itself with, with TLS.
+    pub certificate: Option<String>,
 }
 
 /// Where a connection comes from.
@@ -41,7 +43,7 @@ impl Peer {
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         // Who connects to an address of its own machine comes from it.
         let is_on_this_machine = address.ip().is_loopback() || address.ip() == own.ip().to_canonical();
-        Ok(Self { address: PeerAddress::Tcp(address), is_on_this_machine })
+        Ok(Self { address: PeerAddress::Tcp(address), is_on_this_machine, certificate: None })
     }
 
     /// The peer of a connection to a Unix socket.
@@ -51,11 +53,21 @@ impl Peer {
     pub fn of_unix(stream: &UnixStream) -> std::io::Result<Self> {
         let owner = stream.peer_cred()?;
         let process = owner.pid().and_then(|process| u32::try_from(process).ok());
-        Ok(Self { address: PeerAddress::Unix { process, user: owner.uid() }, is_on_this_machine: true })
+        let address = PeerAddress::Unix { process, user: owner.uid() };
+        Ok(Self { address, is_on_this_machine: true, certificate: None })
     }
 
-    /// What it counts as. Of an IPv6 address the first 64 bits count, since a host can take any address in its network.
+    /// The same, once it has proved itself with a certificate of this name.
+    pub fn with_certificate(self, name: String) -> Self {
+        Self { certificate: Some(name), ..self }
+    }
+
+    /// What it counts as: its certificate, or else its address. Of an IPv6 address the first 64 bits count, since a host can
+    /// take any address in its network.
     pub fn identity(&self) -> Identity {
+        if let Some(name) = &self.certificate {
+            return Identity::new(format!("certificate {name}"));
+        }
         Identity::new(match self.address {
             PeerAddress::Tcp(address) => match address.ip() {
                 IpAddr::V4(address) => address.to_string(),
@@ -84,7 +96,7 @@ impl fmt::Display for Peer {
 impl Peer {
     /// One at an address of another machine.
     pub fn at(address: PeerAddress) -> Self {
-        Self { address, is_on_this_machine: false }
+        Self { address, is_on_this_machine: false, certificate: None }
     }
 }
 
@@ -102,7 +114,8 @@ mod tests {
         check("192.168.0.10:65535", "192.168.0.10");
         check("[2001:db8:1:2:3:4:5:6]:7", "2001:db8:1:2::/64");
         check("[2001:db8:1:2:ffff:ffff:ffff:ffff]:7", "2001:db8:1:2::/64");
-        let local = |process| Peer::at(PeerAddress::Unix { process, user: 1000 }).identity().to_string();
-        assert_eq!([local(Some(42)), local(None)], ["process 42", "user 1000"]);
+        let local = |process| Peer::at(PeerAddress::Unix { process, user: 1000 });
+        assert_eq!([local(Some(42)), local(None)].map(|peer| peer.identity().to_string()), ["process 42", "user 1000"]);
+        assert_eq!(local(None).with_certificate("worker-1".to_owned()).identity().to_string(), "certificate worker-1");
     }
 }

@@ -45,13 +45,13 @@ impl Place {
         let private = private_folder()?;
         let (listen, is_local) = match &config.workers {
             Workers::Local { .. } => (ListenAddress::Unix(private.path().join("socket")), true),
-            Workers::External { listen } => (listen.clone(), false),
+            Workers::External { listen, .. } => (listen.clone(), false),
         };
         let error = |source| ClusterError::Listen { flag: "--listen", address: listen.to_string(), source };
         let (listener, words) = match &listen {
             ListenAddress::Tcp(address) => {
                 let listener = TcpListener::bind(address).await.map_err(error)?;
-                let words = reachable(listener.local_addr().map_err(error)?);
+                let words = reachable(scheme(&config.workers), listener.local_addr().map_err(error)?);
                 (Listener::Tcp(listener), words)
             }
             ListenAddress::Unix(path) => {
@@ -73,13 +73,20 @@ impl Place {
 }
 
 /// The address to type for one that is listened at; a machine that listens everywhere is named by its name.
-fn reachable(address: SocketAddr) -> String {
+fn reachable(scheme: &str, address: SocketAddr) -> String {
     if !address.ip().is_unspecified() {
-        return format!("http://{address}");
+        return format!("{scheme}://{address}");
     }
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "HOST" } else { host.trim() };
-    format!("http://{host}:{}", address.port())
+    format!("{scheme}://{host}:{}", address.port())
+}
+
+fn scheme(workers: &Workers) -> &'static str {
+    match workers {
+        Workers::External { access, .. } if access.tls.is_some() => "https",
+        Workers::External { .. } | Workers::Local { .. } => "http",
+    }
 }
 
 /// A socket that an earlier process left behind keeps nobody from listening.

@@ -16,6 +16,8 @@ use model::recipe::Recipe;
 use model::report::{DownloadBar, LogFormat, Screen};
 use proto::buffers::Buffers;
 use proto::shared::Updates;
+use proto::tls::TlsError;
+use proto::token::{Token, TokenError};
 use proto::v1::{self, Encoding};
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -28,13 +30,14 @@ use tracing::{Instrument, Span, info_span, warn};
 use crate::accept::accept;
 use crate::admission::{Admission, Limits};
 use crate::args::Wire;
+use crate::certificates::CertificatesError;
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, JournalSteps, Output, Workers};
+use crate::config::{Config, ConfigError, JournalSteps, Output, Reach, Workers};
 use crate::description::Description;
 use crate::dismissal::EndNotice;
 use crate::driver::{Driver, Ended, INPUTS_MAX};
-use crate::health::{HealthPort, NotServing};
+use crate::health::{CheckError, HealthPort};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
@@ -44,6 +47,7 @@ use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
 use crate::shutdown::Signals;
 use crate::start::{ResumeError, Start, data_choice, rounding};
+use crate::tls::Tls;
 use crate::training::{AfterStop, Outcome, Rules, State, Training};
 use crate::trainjob::{Progress, RunEnd, TrainJob};
 
@@ -81,8 +85,17 @@ pub enum ClusterError {
 /// The exit code of an error, by the first of its causes that is known.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let code = error.chain().find_map(|cause| {
-        if cause.is::<ConfigError>() {
+        if cause.is::<ConfigError>() || cause.is::<TlsError>() || cause.is::<TokenError>() {
             return Some(exit::CONFIGURATION);
+        }
+        if let Some(error) = cause.downcast_ref::<CertificatesError>() {
+            return Some(error.exit_code());
+        }
+        if let Some(error) = cause.downcast_ref::<CheckError>() {
+            return Some(match error {
+                CheckError::NotServing(_) => exit::UNAVAILABLE,
+                CheckError::Tls(_) => exit::CONFIGURATION,
+            });
         }
         if let Some(error) = cause.downcast_ref::<ResumeError>() {
             return Some(match error {
@@ -101,7 +114,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         if let Some(error) = cause.downcast_ref::<MirrorError>() {
             return Some(error.exit_code());
         }
-        let is_unavailable = cause.is::<ClusterError>() || cause.is::<LaunchError>() || cause.is::<NotServing>();
+        let is_unavailable = cause.is::<ClusterError>() || cause.is::<LaunchError>();
         is_unavailable.then_some(exit::UNAVAILABLE)
     });
     code.unwrap_or_else(|| exit::code(error))
@@ -115,6 +128,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let signals = Signals::register()?;
     let shutdown = CancellationToken::new();
     let health = open_health(&config, &shutdown).await?;
+    let (tls, token) = open_access(&config, &shutdown)?;
     let mirror_plan = mirror::prepare(&mut config)?;
     let data = Arc::new(DataArgs { data: data_choice(&config) }.open()?);
     let data_fingerprint = data.fingerprint();
@@ -133,7 +147,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let view = View::start(screen, config.n_workers.get(), span.clone());
     described.mirror = start_mirror(mirror_plan, &config, &start, &view, &span)?;
     let mirror = described.mirror.as_ref().map(Mirror::handle).unwrap_or_default();
-    let facts = Arc::new(session_facts(&config, &start, layout, &data_fingerprint, updates.as_ref()));
+    let facts = Arc::new(session_facts(&config, &start, layout, &data_fingerprint, updates.as_ref(), token));
     let Start { recipe, wire, state, folder, run_id, numerics, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let stopping = CancellationToken::new();
@@ -148,7 +162,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let listener = place.listener.take().expect("it was opened and not taken yet");
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
-    let acceptor = tokio::spawn(accept(listener, admission, accepted, shutdown.clone()).instrument(span.clone()));
+    let acceptor = tokio::spawn(accept(listener, tls, admission, accepted, shutdown.clone()).instrument(span.clone()));
     let stopper = tokio::spawn(signals.stop_run(stopping.clone(), mirror.clone())?);
     if let Some(health) = &health {
         health.set_ready().await;
@@ -264,6 +278,21 @@ async fn conclude(
     written.and(closed).map(|()| outcome)
 }
 
+/// What workers have to prove: read now, so that a file that is not good ends the run before it begins.
+fn open_access(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<(Option<Arc<Tls>>, Option<Token>)> {
+    let Workers::External { listen, access } = &config.workers else { return Ok((None, None)) };
+    if access.reach == Reach::OthersInsecurely {
+        warn!(%listen, "INSECURE: everyone in the network can read and change what goes between coordinator and workers");
+    }
+    let token = access.token_file.as_deref().map(Token::read).transpose()?;
+    let Some(files) = access.tls.clone() else { return Ok((None, token)) };
+    let tls = Arc::new(Tls::open(files)?);
+    let reloading = Arc::clone(&tls).reload_on_hangup()?;
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move { shutdown.run_until_cancelled(reloading).await });
+    Ok((Some(tls), token))
+}
+
 /// The port for probes, if one is asked for.
 async fn open_health(config: &Config, shutdown: &CancellationToken) -> Result<Option<HealthPort>, ClusterError> {
     let Some(address) = &config.health else { return Ok(None) };
@@ -292,6 +321,7 @@ fn session_facts(
     layout: &ParamLayout,
     data_fingerprint: &str,
     updates: Option<&Updates>,
+    token: Option<Token>,
 ) -> Facts {
     Facts {
         fence: v1::Fence { run_id: start.run_id.clone(), coordinator_id: start.coordinator_id },
@@ -301,6 +331,11 @@ fn session_facts(
         encoding: start.wire.encoding(),
         updates: updates.map(Updates::message),
         silence_max: config.silence_max,
+        token,
+        reflection: match &config.workers {
+            Workers::Local { .. } => true,
+            Workers::External { access, .. } => access.reflection,
+        },
     }
 }
 

@@ -14,6 +14,7 @@ use proto::limits::{
     CONNECTION_WINDOW_BYTES, FIRST_MESSAGE_WAIT_MAX, FRAME_BYTES, HEARTBEAT_INTERVAL, MESSAGE_OVERHEAD_BYTES_MAX,
     STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX,
 };
+use proto::token::Token;
 use proto::v1::{
     self, DatasetPiece, Encoding, FetchDatasetRequest, SharedMemory, Welcome, WorkerMessage,
     training_server::SERVICE_NAME,
@@ -28,13 +29,14 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, http};
 use tonic::server::NamedService;
 use tonic::transport::Server;
-use tracing::{Instrument, info};
+use tracing::{Instrument, info, warn};
 
 use crate::accept::Connection;
 use crate::admission::ConnectionHandle;
 use crate::driver::Input;
 use crate::fetch::{self, Fetches, send_dataset};
 use crate::outbox::{OutboxStream, outbox};
+use crate::peer::Peer;
 use crate::session::Session;
 use crate::training::WorkerId;
 
@@ -55,6 +57,10 @@ pub struct Facts {
     pub updates: Option<v1::Region>,
     /// How long a worker may be silent.
     pub silence_max: Duration,
+    /// What every call has to carry, if anything.
+    pub token: Option<Token>,
+    /// Whether the service describes itself to whoever asks.
+    pub reflection: bool,
 }
 
 impl Facts {
@@ -131,6 +137,7 @@ impl Service {
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
+        let reflection = self.shared.facts.reflection.then_some(reflection);
         let shutdown = self.shared.shutdown.clone();
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -142,7 +149,7 @@ impl Service {
             .http2_keepalive_interval(Some(4 * HEARTBEAT_INTERVAL))
             .http2_keepalive_timeout(Some(self.shared.facts.silence_max))
             .add_service(health)
-            .add_service(reflection)
+            .add_optional_service(reflection)
             .add_service(self.clone());
         server.serve_with_incoming_shutdown(ReceiverStream::new(connections), shutdown.cancelled_owned()).await?;
         self.shared.sessions.close();
@@ -169,6 +176,9 @@ impl tonic::codegen::Service<http::Request<Body>> for Service {
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             let connection = head.extensions.remove::<ConnectionHandle>().expect("every call comes over a connection");
+            if let Some(status) = service.unauthenticated(&connection.peer, &head.headers) {
+                return Ok(status.into_http());
+            }
             Ok(match head.uri.path() {
                 // The first message is a join: more is only read from a worker that was admitted.
                 call::SESSION => {
@@ -184,6 +194,18 @@ impl tonic::codegen::Service<http::Request<Body>> for Service {
 }
 
 impl Service {
+    /// The answer to a call without the token of this run, if it needs one.
+    fn unauthenticated(&self, peer: &Peer, headers: &http::HeaderMap) -> Option<Status> {
+        if self.shared.facts.token.as_ref().is_none_or(|token| token.is_in(headers)) {
+            return None;
+        }
+        let found = if headers.contains_key(http::header::AUTHORIZATION) { "another one" } else { "none" };
+        warn!(%peer, identity = %peer.identity(), found, "call refused: expected the token of this run");
+        Some(Status::unauthenticated(format!(
+            "expected the token of this run, found {found}; start the worker with the --token-file of the coordinator"
+        )))
+    }
+
     fn session(&self, connection: ConnectionHandle, inbound: Messages<WorkerMessage>) -> OutboxStream {
         let (sender, stream) = outbox(self.shared.buffers.n_params());
         let session = Session::new(Arc::clone(&self.shared), connection, sender);

@@ -1,4 +1,6 @@
-//! Flags that several programs share: which data, what computes, what the log looks like.
+//! Flags that several programs share: which data, what computes, who may connect, what the log looks like.
+
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -83,6 +85,31 @@ impl OpenBackend {
     pub fn compute_class(&self) -> String {
         backend::compute_class(self.backend, self.device.operations, self.device_choice, self.n_threads)
     }
+}
+
+/// How coordinator and workers prove to each other who they are.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Security")]
+pub struct AccessArgs {
+    /// This program's certificate and those that lead to its CA, as PEM; read anew when the file changes. `coordinator
+    /// certificates --out tls --host HOST` makes all that is needed; for example `--tls-cert tls/worker-1/tls.crt`
+    #[arg(long, env = "TELAR_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, as PEM; for example `--tls-key tls/worker-1/tls.key`
+    #[arg(long, env = "TELAR_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates of the CAs that the other side's certificate has to come from, as PEM; for example
+    /// `--tls-ca tls/worker-1/ca.crt`
+    #[arg(long, env = "TELAR_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// File with the secret that workers have to send, at least 32 bytes, the same for all; for example
+    /// `--token-file tls/worker-1/token`
+    #[arg(long, env = "TELAR_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Do without TLS what others could read or change on the way: at a coordinator a --listen beyond this machine, at a worker
+    /// a token for another machine
+    #[arg(long, env = "TELAR_INSECURE")]
+    pub insecure: bool,
 }
 
 /// What the log looks like.

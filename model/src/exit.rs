@@ -22,6 +22,8 @@ pub const EVICTED: u8 = 71;
 pub const CANNOT_WRITE: u8 = 73;
 /// The run diverged.
 pub const DIVERGED: u8 = 74;
+/// The other side does not accept this program's certificate or token, or this program not the other side's.
+pub const NO_PERMISSION: u8 = 77;
 /// SIGTERM ended the program before its work was done: 128 + 15, as a shell has it. What was done is saved, but is not a
 /// success: a supervisor that counts successes has to start the program again.
 pub const TERMINATED: u8 = 143;

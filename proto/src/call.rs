@@ -19,19 +19,22 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::framing::{Assembler, FrameError, encode};
+use crate::token::Token;
 
 /// Path of the method `Session`.
 pub const SESSION: &str = "/telar.v1.Training/Session";
 /// Path of the method `FetchDataset`.
 pub const FETCH_DATASET: &str = "/telar.v1.Training/FetchDataset";
 
-/// Calls a method: sends the messages, however many, and gives those that come back, each of at most so many bytes.
+/// Calls a method: sends the token, if there is one, and the messages, however many, and gives those that come back, each
+/// of at most so many bytes.
 ///
 /// # Errors
 /// If the call does not get through, or is answered with nothing but a status.
 pub async fn call<Sent, Heard>(
     mut channel: Channel,
     path: &'static str,
+    token: Option<&Token>,
     messages: impl Stream<Item = Sent> + Send + Unpin + 'static,
     n_bytes_max: usize,
 ) -> Result<Messages<Heard>, Status>
@@ -39,12 +42,15 @@ where
     Sent: Message + 'static,
     Heard: Message + Default,
 {
-    let request = Request::post(path)
+    let mut request = Request::post(path)
         .version(Version::HTTP_2)
         .header(TE, "trailers")
         .header(CONTENT_TYPE, GRPC_CONTENT_TYPE)
         .body(Body::new(Outbound::new(messages.map(Ok), End::Request)))
         .expect("a method's path is one");
+    if let Some(token) = token {
+        token.add_to(request.headers_mut());
+    }
     let failed = |error: tonic::transport::Error| Status::from_error(StdError::from(error));
     poll_fn(|context| channel.poll_ready(context)).await.map_err(failed)?;
     let response = channel.call(request).await.map_err(failed)?;

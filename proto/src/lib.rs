@@ -6,6 +6,8 @@ pub mod call;
 pub mod framing;
 pub mod limits;
 pub mod shared;
+pub mod tls;
+pub mod token;
 pub mod values;
 pub mod watch;
 

@@ -4,20 +4,23 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use model::args::{BackendArgs, DataArgs, LogArgs};
+use model::args::{AccessArgs, BackendArgs, DataArgs, LogArgs};
 
 /// Computes gradients for a coordinator, until that has no more work.
 #[derive(Parser, Debug)]
 #[command(
     name = "worker",
     version,
-    after_help = "Example:\n  worker --coordinator http://192.168.0.10:7187 --threads 4\n\nEach flag is also a variable, \
+    after_help = "Example:\n  worker --coordinator https://192.168.0.10:7187 --tls-cert worker-1/tls.crt --tls-key \
+    worker-1/tls.key --tls-ca worker-1/ca.crt --token-file worker-1/token\n\nEach flag is also a variable, \
     such as TELAR_THREADS, and a key of the file named by --config. The first Ctrl-C or SIGTERM lets the worker \
     finish what it computes, for at most 5 seconds; a second one ends it at once. The exit code is 0 when the run is over or \
-    after Ctrl-C, and 143 after SIGTERM."
+    after Ctrl-C, 143 after SIGTERM, and 77 if the coordinator does not accept the certificate or the \
+    token, or this worker not the coordinator's certificate."
 )]
 pub struct Cli {
-    /// Where the coordinator listens: http://HOST:PORT, HOST:PORT, or unix:PATH on this machine
+    /// Where the coordinator listens: https://HOST:PORT with TLS, http://HOST:PORT without, HOST:PORT with TLS if a certificate
+    /// is given, or unix:PATH on this machine
     #[arg(long, env = "TELAR_COORDINATOR", value_name = "ADDRESS", help_heading = "Connection")]
     pub coordinator: String,
     /// Give up after so many seconds without a coordinator
@@ -36,6 +39,9 @@ pub struct Cli {
     /// Look for messages for up to a millisecond before sleeping: quicker by what it takes to wake up, for part of a CPU
     #[arg(long, env = "TELAR_WATCH", help_heading = "Connection")]
     pub watch: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become help")]
+    pub access: AccessArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would become help")]
     pub data: DataArgs,

@@ -7,18 +7,21 @@ use std::time::Duration;
 use prost::bytes::Bytes;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 use tracing::info;
 
 use proto::buffers::Buffers;
 use proto::call::{self, Messages, call};
 use proto::limits;
 use proto::shared::{FreeSlot, OpenError, ResultSlots, SlotError, UpdateSlots};
+use proto::tls::{Client, Refusal};
+use proto::token::Token;
 use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, SharedMemory, Update, WorkerMessage};
 use proto::values::{self, ValuesError};
 
-use crate::config::Address;
+use crate::config::{Access, Address};
+use crate::session::SessionError;
 
 /// How long a connection may take to be made.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -34,22 +37,99 @@ const MESSAGE_BYTES_MAX: usize = limits::message_bytes_max(limits::PARAMS_MAX);
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     channel: Channel,
+    address: Address,
+    /// What it was made with, with TLS.
+    tls: Option<Arc<Client>>,
+    token: Option<Token>,
 }
 
-/// A connection that cannot be made.
+/// A connection that cannot be made, or is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{reason}")]
-pub struct LinkError {
-    /// What the system says.
-    reason: String,
+pub enum LinkError {
+    /// Nobody is there, or not now.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The coordinator does not accept this worker's certificate.
+    #[error(
+        "the coordinator at {address} does not accept this worker's certificate: {reason}; make a new one with `coordinator \
+         certificates` and name it with --tls-cert and --tls-key"
+    )]
+    OwnCertificate {
+        /// Where the coordinator is.
+        address: Address,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Who is there proves to be no coordinator of this worker's.
+    #[error(
+        "the certificate of the coordinator at {address} is not accepted: {reason}; make a new one for the coordinator with \
+         `coordinator certificates`, or name its CA with --tls-ca"
+    )]
+    CoordinatorCertificate {
+        /// Where the coordinator is.
+        address: Address,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Who is there does not speak TLS.
+    #[error(
+        "expected TLS at {address}, found a peer without it; start the coordinator with --tls-cert, --tls-key and --tls-ca, or \
+         this worker with http:// and without them"
+    )]
+    NoTls {
+        /// Where the coordinator is.
+        address: Address,
+    },
+    /// Who is there speaks TLS only.
+    #[error(
+        "the coordinator at {address} speaks TLS only; write https:// and give this worker --tls-cert, --tls-key and --tls-ca, \
+         which `coordinator certificates` makes"
+    )]
+    TlsOnly {
+        /// Where the coordinator is.
+        address: Address,
+    },
+    /// The coordinator does not accept this worker's token.
+    #[error("the coordinator at {address} refused this worker: {reason}")]
+    Token {
+        /// Where the coordinator is.
+        address: Address,
+        /// What it expected.
+        reason: String,
+    },
+}
+
+impl LinkError {
+    /// Whether another connection would end in the same way.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self, Self::Unreachable(_))
+    }
+
+    /// The error of a connection that could not be made, or of a call on it.
+    fn of(address: &Address, tls: Option<&Client>, error: &(dyn Error + 'static)) -> Self {
+        let address = || address.clone();
+        match (Refusal::of(error), tls) {
+            (Some(Refusal::OwnCertificate(fault)), Some(tls)) => {
+                Self::OwnCertificate { address: address(), reason: fault.describe(&tls.last_day) }
+            }
+            (Some(Refusal::OtherCertificate(reason)), _) => Self::CoordinatorCertificate { address: address(), reason },
+            (Some(Refusal::NoTls), _) => Self::NoTls { address: address() },
+            (Some(Refusal::OwnCertificate(_)), None) | (None, _) => Self::Unreachable(innermost(error)),
+        }
+    }
 }
 
 impl Link {
     /// Connects anew, so that a name is resolved anew. Takes at most `wait_max`, and no more than 5 s.
-    pub async fn connect(address: &Address, wait_max: Duration) -> Result<Self, LinkError> {
+    pub async fn connect(address: &Address, access: &Access, wait_max: Duration) -> Result<Self, LinkError> {
         let wait_max = wait_max.min(CONNECT_WAIT_MAX);
-        let endpoint = Endpoint::from_shared(address.to_string())
-            .map_err(|error| LinkError { reason: innermost(&error) })?
+        let tls = access.tls.as_ref().map(|tls| tls.current());
+        let failed = |error| LinkError::of(address, tls.as_deref(), &error);
+        let mut endpoint = Endpoint::from_shared(address.to_string()).map_err(failed)?;
+        if let Some(tls) = &tls {
+            endpoint = endpoint.tls_config(tls.config.clone()).map_err(failed)?;
+        }
+        let endpoint = endpoint
             .connect_timeout(wait_max)
             .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -60,24 +140,38 @@ impl Link {
             .keep_alive_while_idle(true);
         // The endpoint's own time limit ends with the connection of a socket, before names and HTTP/2.
         let channel = match timeout(wait_max, endpoint.connect()).await {
-            Ok(connected) => connected.map_err(|error| LinkError { reason: innermost(&error) })?,
-            Err(_) => return Err(LinkError { reason: format!("no connection within {} s", wait_max.as_secs_f32()) }),
+            Ok(connected) => connected.map_err(failed)?,
+            Err(_) => return Err(LinkError::Unreachable(format!("no connection within {} s", wait_max.as_secs_f32()))),
         };
-        Ok(Self { channel })
+        Ok(Self { channel, address: address.clone(), tls, token: access.token.clone() })
+    }
+
+    /// Why the session could not be opened, if it is for want of a right.
+    fn refusal(&self, status: &Status) -> Option<LinkError> {
+        let address = self.address.clone();
+        match (status.code(), &self.address) {
+            (Code::Unauthenticated, _) => Some(LinkError::Token { address, reason: status.message().to_owned() }),
+            // HTTP/2's word for a connection without TLS, which is no answer to the call.
+            (Code::PermissionDenied, Address::Tcp(_)) if status.source().is_some() => {
+                Some(LinkError::TlsOnly { address })
+            }
+            _ => Some(LinkError::of(&self.address, self.tls.as_deref(), status)).filter(LinkError::is_final),
+        }
     }
 
     /// Opens the session; what is in `outbound` already goes with it.
     pub async fn open_session(
         &self,
         outbound: ReceiverStream<WorkerMessage>,
-    ) -> Result<Messages<CoordinatorMessage>, Status> {
-        call(self.channel.clone(), call::SESSION, outbound, MESSAGE_BYTES_MAX).await
+    ) -> Result<Messages<CoordinatorMessage>, SessionError> {
+        let called = call(self.channel.clone(), call::SESSION, self.token.as_ref(), outbound, MESSAGE_BYTES_MAX).await;
+        called.map_err(|status| self.refusal(&status).map_or_else(|| status.into(), SessionError::from))
     }
 
     /// Asks for the data set of this fingerprint.
     pub async fn fetch_dataset(&self, data_fingerprint: String) -> Result<Messages<DatasetPiece>, Status> {
         let request = tokio_stream::once(FetchDatasetRequest { data_fingerprint });
-        call(self.channel.clone(), call::FETCH_DATASET, request, MESSAGE_BYTES_MAX).await
+        call(self.channel.clone(), call::FETCH_DATASET, self.token.as_ref(), request, MESSAGE_BYTES_MAX).await
     }
 }
 

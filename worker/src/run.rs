@@ -13,7 +13,7 @@ use proto::v1::Farewell;
 use crate::compute::Compute;
 use crate::config::{Address, Config, ConfigError};
 use crate::dataset::{DatasetError, PieceError, Shelf};
-use crate::link::Link;
+use crate::link::{Link, LinkError};
 use crate::session::{Admission, End, Session, SessionError};
 
 /// The first pause between two attempts; each is twice the one before, up to the longest.
@@ -65,11 +65,17 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(SessionError::OutOfOrder { .. } | SessionError::Compute(_)) => Some(exit::INTERNAL),
         Some(SessionError::Dataset(DatasetError::Piece(PieceError::Write(_)))) => Some(exit::CANNOT_WRITE),
         Some(SessionError::Dataset(DatasetError::Piece(_) | DatasetError::Other { .. })) => Some(exit::DATA),
-        Some(SessionError::Dataset(_) | SessionError::Link(_) | SessionError::Closed | SessionError::Silent { .. })
-        | None => None,
+        Some(SessionError::Link(error)) => match error {
+            LinkError::OwnCertificate { .. } | LinkError::CoordinatorCertificate { .. } | LinkError::Token { .. } => {
+                Some(exit::NO_PERMISSION)
+            }
+            LinkError::NoTls { .. } | LinkError::TlsOnly { .. } => Some(exit::CONFIGURATION),
+            LinkError::Unreachable(_) => None,
+        },
+        Some(SessionError::Dataset(_) | SessionError::Closed | SessionError::Silent { .. }) | None => None,
     });
     let is_configuration = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(ConfigError::Address(_)))
+        cause.downcast_ref().is_some_and(|error| !matches!(error, ConfigError::Backend(_)))
             || matches!(cause.downcast_ref(), Some(WorkerError::Refused { .. }))
     });
     let is_unavailable =
@@ -143,7 +149,7 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<Outcom
 }
 
 async fn join(config: &Config, time_left: Duration) -> Result<Admission, SessionError> {
-    let link = Link::connect(&config.coordinator, time_left).await?;
+    let link = Link::connect(&config.coordinator, &config.access, time_left).await?;
     Session::join(link, &config.backend, time_left.min(limits::FIRST_MESSAGE_WAIT_MAX)).await
 }
 

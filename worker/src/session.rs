@@ -101,7 +101,8 @@ impl SessionError {
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Status(status) => is_refusal(status),
-            Self::Link(_) | Self::Closed | Self::Silent { .. } => false,
+            Self::Link(error) => error.is_final(),
+            Self::Closed | Self::Silent { .. } => false,
             Self::Dataset(error) => !error.is_of_connection(),
             Self::OutOfOrder { .. } | Self::Terms(_) | Self::Compute(_) => true,
         }
