@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{Compose, Place, Process, Stream, TERMINATED, docker, field, inspect, signal, wait_until};
 
@@ -168,5 +168,8 @@ fn faults_of_containers_change_no_bit() {
     docker(&["cp", &format!("{}:/runs/run", third.container), place.path("run").to_str().expect("a path in UTF-8")]);
     let description = std::fs::read(place.path("run/run.json")).expect("a file");
     let description: Value = serde_json::from_slice(&description).expect("JSON");
+    // All of it with certificates and a token, which compose has made by itself.
+    let security = json!({ "tls": true, "token": true, "insecure": false, "reflection": false });
+    assert_eq!(description["security"], security);
     place.run("run", &description["result"]).assert_same_bits(&expected);
 }

@@ -30,6 +30,7 @@ if not KUBECTL.is_file():
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
+CERT_MANAGER = "components/cert-manager"
 EVERY = ["base", *sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir())]
 
 # Each validation reads megabytes of definitions anew otherwise.
@@ -42,7 +43,19 @@ kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.
 @functools.cache
 def rendered(name):
     """The documents of an overlay. Not to be changed: others share them."""
+    if name == "cert-manager":
+        return rendered_with_cert_manager()
     return render(KUBERNETES / ("base" if name == "base" else f"overlays/{name}"))
+
+
+@functools.cache
+def rendered_with_cert_manager():
+    """The base with the certificates of cert-manager, as an overlay of somebody's own has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Folders must be named relative to the kustomization, after links are resolved.
+        base, component = (os.path.relpath(KUBERNETES / name, os.path.realpath(folder)) for name in ("base", CERT_MANAGER))
+        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump({"resources": [base], "components": [component]}))
+        return render(folder)
 
 
 def render(folder):
@@ -182,6 +195,21 @@ POD = {
         for i, key in enumerate(("not-ready", "unreachable"))
     },
 }
+CREDENTIALS = "/etc/telar"
+
+
+def access(role):
+    """What a program proves itself with, and where it comes from."""
+    files = {"TLS_CERT": "tls/tls.crt", "TLS_KEY": "tls/tls.key", "TLS_CA": "tls/ca.crt", "TOKEN_FILE": "token/token"}
+    secrets = {"tls": f"{role}-tls", "token": "telar-token"}
+    return {
+        **{f"spec containers 0 env TELAR_{name} value": f"{CREDENTIALS}/{file}" for name, file in files.items()},
+        **{f"spec containers 0 volumeMounts {name}": {"name": name, "mountPath": f"{CREDENTIALS}/{name}", "readOnly": True}
+           for name in secrets},
+        **{f"spec volumes {name} secret": {"secretName": secret, "defaultMode": 0o440} for name, secret in secrets.items()},
+    }
+
+
 # Where the spec of a JobSet lies.
 JOBSETS = [("jobset", "JobSet/telar", "spec"), ("trainjob", "TrainingRuntime/telar", "spec template spec")]
 WORKER_LABELS = {"matchLabels": labels("worker")}
@@ -195,7 +223,7 @@ FIELDS = [
     *rows(EVERY, "ServiceAccount/telar", {"automountServiceAccountToken": False}),
     *rows(EVERY, "Service/coordinator", {
         "spec type": "ClusterIP", "spec clusterIP": ABSENT, "spec selector": labels("coordinator"),
-        "spec ports 0 appProtocol": "kubernetes.io/h2c", "spec ports 1": ABSENT}),
+        "spec ports 0 appProtocol": "https", "spec ports 1": ABSENT}),
     *rows(EVERY, "PersistentVolumeClaim/runs", {"spec resources requests storage": "5Gi"}),
     *rows(without("local"), "PersistentVolumeClaim/runs", {
         "spec accessModes": ["ReadWriteOncePod"], "spec storageClassName": ABSENT}),
@@ -229,6 +257,8 @@ FIELDS = [
     *rows(["local"], "pod:coordinator", ROOT_USER),
     *rows(EVERY, "pod:coordinator", {
         **POD,
+        **access("coordinator"),
+        "spec containers 0 env TELAR_INSECURE": ABSENT,
         "metadata labels": labels("coordinator"),
         "spec restartPolicy": "OnFailure", "spec terminationGracePeriodSeconds": 60,
         "spec securityContext fsGroupChangePolicy": "OnRootMismatch",
@@ -272,6 +302,7 @@ FIELDS = [
     *rows(EVERY, "pod:worker", {
         **POD,
         **USER,
+        **access("worker"),
         "metadata labels": labels("worker"),
         "spec terminationGracePeriodSeconds": 15,
         "spec containers 0 command": ["worker"],
@@ -374,7 +405,7 @@ def relations(overlay, documents):
     yield "ports of the coordinator", ports, {"grpc": listen, "health": health}
     ports = [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]]
     yield "ports of the service", ports, [(listen, "grpc")]
-    yield "TELAR_COORDINATOR", get(worker, "env TELAR_COORDINATOR value"), f"http://{service['metadata']['name']}:{listen}"
+    yield "TELAR_COORDINATOR", get(worker, "env TELAR_COORDINATOR value"), f"https://{service['metadata']['name']}:{listen}"
     for probe, name in (("startupProbe", "LIVENESS"), ("livenessProbe", "LIVENESS"), ("readinessProbe", "READINESS")):
         yield probe, get(coordinator, f"{probe} grpc"), {"port": health, "service": HEALTH_SERVICES[name]}
 
@@ -408,6 +439,33 @@ def relations(overlay, documents):
         there, base = (leaves(find(d, what)) for d in (documents, rendered("base")))
         found = {path for path in there | base if there.get(path, ABSENT) != base.get(path, ABSENT)}
         yield f"{what}, where it differs from the base's", found, differences
+
+
+def certificates(documents):
+    """Pairs of what is found and what is expected of cert-manager's certificates, each with a name."""
+    found = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "Certificate"}
+    issuers = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "Issuer"}
+    yield "certificates", sorted(found), ["coordinator", "telar-ca", "worker"]
+    yield "issuers", issuers, {"telar-root": {"selfSigned": {}}, "telar-ca": {"ca": {"secretName": found["telar-ca"]["secretName"]}}}
+    yield "namespaces", {d["metadata"]["namespace"] for d in documents if d["kind"] not in CLUSTER_WIDE}, {"telar"}
+    yield "the CA", (found["telar-ca"].get("isCA"), found["telar-ca"]["issuerRef"]["name"]), (True, "telar-root")
+    for role, usage in (("coordinator", "server auth"), ("worker", "client auth")):
+        secret = get(find(documents, f"pod:{role}"), "spec volumes tls secret secretName")
+        yield f"Secret of the {role}", found[role]["secretName"], secret
+        yield f"CA of the {role}", (found[role].get("isCA", False), found[role]["issuerRef"]["name"]), (False, "telar-ca")
+        # With both usages a worker's certificate could stand for the coordinator's.
+        yield f"usages of the {role}", found[role].get("usages"), ["digital signature", usage]
+        yield f"a new key for each certificate of the {role}", found[role]["privateKey"].get("rotationPolicy"), "Always"
+    address = get(find(documents, "pod:worker"), "spec containers 0 env TELAR_COORDINATOR value")
+    host = re.fullmatch(r"https://(.*):\d+", address)[1]
+    yield "name of the coordinator", host in found["coordinator"].get("dnsNames", []), True
+    yield "name of the workers", found["worker"].get("dnsNames"), ["worker"]
+
+
+def certificate_errors(documents):
+    for name, found, expected in certificates(documents):
+        if found != expected:
+            yield f"cert-manager: {name}: expected {expected!r}, found {found!r}"
 
 
 def relation_errors(overlay, documents):
@@ -444,7 +502,20 @@ JOBSET_SPEC = closed(
 )
 NUM_NODES = closed(["numNodes"], numNodes={"type": "integer", "minimum": 1})
 RUNTIME_REF = closed(["name"], name=NAME, kind={"const": "TrainingRuntime"}, apiGroup={"const": "trainer.kubeflow.org"})
+# Of cert-manager v1.
+ISSUER_REF = closed(["name", "kind"], name=NAME, kind={"const": "Issuer"})
+PRIVATE_KEY = closed(["algorithm"], algorithm={"enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"},
+                     rotationPolicy={"enum": ["Always", "Never"]})
+USAGES = ["digital signature", "server auth", "client auth"]
+CERTIFICATE_SPEC = closed(
+    ["secretName", "issuerRef"],
+    isCA={"type": "boolean"}, commonName={"type": "string"}, secretName=NAME, duration={"type": "string", "pattern": "^[0-9]+h$"},
+    dnsNames={"type": "array", "items": {"type": "string"}}, usages={"type": "array", "items": {"enum": USAGES}},
+    privateKey=PRIVATE_KEY, issuerRef=ISSUER_REF,
+)
 CUSTOM = {
+    "Issuer": closed([], selfSigned=closed([]), ca=closed(["secretName"], secretName=NAME)),
+    "Certificate": CERTIFICATE_SPEC,
     "JobSet": JOBSET_SPEC,
     "TrainingRuntime": closed(["template"], mlPolicy=NUM_NODES, template=closed(["spec"], spec=JOBSET_SPEC)),
     "TrainJob": closed(["runtimeRef"], runtimeRef=RUNTIME_REF, trainer=NUM_NODES),
@@ -508,6 +579,11 @@ class Manifests(unittest.TestCase):
                 images = [job["template"]["spec"]["containers"][0]["image"] for job in job_templates(render(folder))]
                 self.assertEqual([image.split(":")[0] for image in images], ["registry.test/team/telar"] * 2)
 
+    def test_cert_manager_makes_the_secrets_that_programs_mount(self):
+        documents = rendered("cert-manager")
+        self.assertEqual(list(schema_errors("cert-manager", documents)), [])
+        self.assertEqual(list(certificate_errors(documents)), [])
+
     def test_variables_named_anywhere_in_deploy_are_flags(self):
         known = PROGRAMS["coordinator"][1] | PROGRAMS["worker"][1]
         for path in sorted(path for path in DEPLOY.rglob("*") if path.is_file()):
@@ -554,6 +630,21 @@ RELATION_MUTATIONS = [
     ("pool", "pod:worker", "spec nodeName", "here"),
     ("jobset", "job:worker", "suspend", True),
 ]
+# Changes to cert-manager's certificates.
+CERTIFICATE_MUTATIONS = [
+    *[(f"Certificate/{name}", f"spec {path}", value) for name, path, value in (
+        ("coordinator", "secretName", "other"), ("coordinator", "dnsNames 0", "other"), ("coordinator", "dnsNames", REMOVED),
+        ("coordinator", "usages", REMOVED), ("coordinator", "usages 1", "client auth"), ("coordinator", "isCA", True),
+        ("coordinator", "issuerRef name", "telar-root"), ("coordinator", "privateKey rotationPolicy", REMOVED),
+        ("worker", "secretName", "other"), ("worker", "dnsNames", REMOVED), ("worker", "usages", REMOVED),
+        ("worker", "usages 1", "server auth"), ("worker", "isCA", True), ("worker", "issuerRef name", "telar-root"),
+        ("worker", "privateKey rotationPolicy", "Never"), ("telar-ca", "isCA", REMOVED), ("telar-ca", "issuerRef name", "telar-ca"),
+        ("telar-ca", "secretName", "other"))],
+    ("Issuer/telar-ca", "spec ca secretName", "other"),
+    ("Issuer/telar-root", "spec selfSigned", REMOVED),
+    ("Certificate/worker", "metadata namespace", "default"),
+    ("pod:worker", "spec containers 0 env TELAR_COORDINATOR value", "https://other:7187"),
+]
 # Changes that validation alone has to see.
 SCHEMA_MUTATIONS = [
     ("base", "job:worker", "podFailurePolicy rules 0 actions", "FailJob"),
@@ -567,6 +658,10 @@ SCHEMA_MUTATIONS = [
     ("trainjob", "TrainJob/telar", "spec runtimeRef", REMOVED),
     ("trainjob", "TrainJob/telar", "spec trainer nodes", 4),
     ("trainjob", "TrainingRuntime/telar", "spec mlPolicy nodes", 4),
+    *[("cert-manager", f"Certificate/{name}", f"spec {field}", value)
+      for name in ("telar-ca", "coordinator", "worker")
+      for field, value in (("unknown", 1), ("secretName", REMOVED), ("issuerRef", REMOVED), ("usages", ["any"]))],
+    ("cert-manager", "Issuer/telar-ca", "spec unknown", 1),
 ]
 
 
@@ -612,6 +707,10 @@ class Mutations(unittest.TestCase):
     def test_related_field_removed_or_altered_is_noticed(self):
         for mutation in RELATION_MUTATIONS:
             self.check(relation_errors, *mutation)
+
+    def test_certificate_removed_or_altered_is_noticed(self):
+        for mutation in CERTIFICATE_MUTATIONS:
+            self.check(lambda _, documents: certificate_errors(documents), "cert-manager", *mutation)
 
     def test_object_with_wrong_shape_is_rejected(self):
         for mutation in SCHEMA_MUTATIONS:
