@@ -84,8 +84,9 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     pub heartbeat_timeout: f64,
-    /// Share of shards, from 0 to 1, that two workers compute, whose results are compared bit for bit; where they differ, a
-    /// third one says who is evicted
+    /// Share of shards, from 0 to 1, that two workers of different identity compute, whose results are compared bit for bit;
+    /// where they differ, a third one says who is evicted. The coordinator computes the shard where no such worker is there: on
+    /// its own CPU, and the step waits for it
     #[arg(
         long,
         env = "TELAR_AUDIT",

@@ -13,7 +13,7 @@ use proto::limits::PARAMS_MAX;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::training::State;
+use crate::training::{AuditSecret, State};
 
 const FORMAT: &str = "telar-checkpoint-2";
 /// The one before it, in which nothing but what was known was hashed, and no numerics were named.
@@ -34,6 +34,8 @@ pub struct Checkpoint {
     pub data_fingerprint: String,
     /// The [revisions](model::numerics::REVISION) that have computed it, the newest last.
     pub numerics: Vec<u32>,
+    /// What audited shards are drawn by; none in files of versions that drew them by the seed.
+    pub audit_secret: Option<AuditSecret>,
     /// What it has come to.
     pub state: State,
 }
@@ -136,7 +138,8 @@ impl Checkpoint {
             ("epoch_nanoseconds", epoch_time.as_nanos().to_string()),
             ("params_blake3", params_blake3.to_owned()),
         ];
-        entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+        let secret = self.audit_secret.map(|secret| ("audit_secret", secret.to_hex()));
+        entries.into_iter().chain(secret).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Reads a file and checks every bit of it.
@@ -194,8 +197,12 @@ impl Checkpoint {
             },
             epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
         };
+        let audit_secret = match metadata.get("audit_secret") {
+            Some(text) => Some(AuditSecret::from_hex(text).ok_or("an audit_secret that is not 64 hexadecimal digits")?),
+            None => None,
+        };
         let (run_id, data_fingerprint) = (text("run_id")?, text("data_fingerprint")?);
-        let checkpoint = Self { run_id, recipe, data_fingerprint, numerics, state };
+        let checkpoint = Self { run_id, recipe, data_fingerprint, numerics, audit_secret, state };
         checkpoint.check(layout)?;
         let hashes = checkpoint.groups().map(|(group, values)| (group, params_blake3(values)));
         let found = hash(&metadata, &hashes);
@@ -392,8 +399,9 @@ pub(crate) mod tests {
             value = (value * 1.7).fract() - 0.3;
             *place = value;
         }
-        let numerics = vec![model::numerics::REVISION];
-        Checkpoint { run_id: "0123".to_owned(), recipe, data_fingerprint: "ab".repeat(32), numerics, state }
+        let (numerics, audit_secret) = (vec![model::numerics::REVISION], Some(AuditSecret::new([0xCD; 32])));
+        let (run_id, data_fingerprint) = ("0123".to_owned(), "ab".repeat(32));
+        Checkpoint { run_id, recipe, data_fingerprint, numerics, audit_secret, state }
     }
 
     fn folder() -> tempfile::TempDir {
@@ -409,6 +417,14 @@ pub(crate) mod tests {
             assert!(path.ends_with("checkpoints/step-00000005.safetensors"), "{}", path.display());
             assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
         }
+    }
+
+    #[test]
+    fn checkpoint_without_an_audit_secret_is_read() {
+        let folder = folder();
+        let written = Checkpoint { audit_secret: None, ..checkpoint(5, 0.9) };
+        let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
+        assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::config::{HashSteps, JournalSteps};
 use crate::dismissal::OpenSessions;
 use crate::observe::{Happening, Observer, StepCosts};
 use crate::outbox::{GradientPath, Outbox};
+use crate::recompute::Recomputer;
 use crate::saver::Desk;
 use crate::server::Facts;
 use crate::training::{
@@ -68,6 +69,8 @@ pub struct Driver {
     pub updates: Option<Updates>,
     /// Who watches.
     pub observer: Observer,
+    /// What computes the tasks that no worker is trusted with alone.
+    pub recomputer: Recomputer,
     /// Where states for checkpoints are offered.
     pub desk: Arc<Desk>,
     /// Whether each step reaches the disk.
@@ -106,6 +109,7 @@ impl Driver {
             buffers,
             updates,
             observer,
+            recomputer,
             desk,
             journal,
             hash_steps,
@@ -120,6 +124,7 @@ impl Driver {
             buffers,
             updates,
             observer,
+            recomputer,
             desk,
             journal,
             journaled: None,
@@ -151,6 +156,7 @@ struct Running {
     buffers: Arc<Buffers>,
     updates: Option<Updates>,
     observer: Observer,
+    recomputer: Recomputer,
     desk: Arc<Desk>,
     journal: JournalSteps,
     /// The state that is in the journal, by its updates and the images since the last validation.
@@ -287,6 +293,7 @@ impl Running {
                     self.send(worker_id, Kind::Dismissal(Dismissal { farewell: farewell.into(), reason }));
                     self.outboxes.remove(&worker_id);
                 }
+                Action::ComputeTask(work) => self.recomputer.compute(work, self.training.state()),
                 Action::Checkpoint => {
                     let offer = self.desk.offer(self.training.state().clone());
                     self.tell(Happening::Checkpoint(offer));

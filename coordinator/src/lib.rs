@@ -19,6 +19,7 @@ pub mod observe;
 pub mod outbox;
 pub mod peer;
 pub mod place;
+pub mod recompute;
 mod run;
 pub mod saver;
 pub mod server;

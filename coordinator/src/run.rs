@@ -5,8 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::args::DataArgs;
-use model::backend::reference_device;
+use model::args::{BackendArgs, DataArgs};
 use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
 use model::exit;
 use model::files::{PrivateFolder, WriteError, restrict};
@@ -43,12 +42,13 @@ use crate::launch::{LaunchError, Launcher};
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
 use crate::observe::{History, Observer, View};
 use crate::place::Place;
+use crate::recompute::{Means, Recomputer};
 use crate::saver::{RunFacts, Saver};
 use crate::server::{Facts, Service};
 use crate::shutdown::Signals;
 use crate::start::{ResumeError, Start, data_choice, rounding};
 use crate::tls::Tls;
-use crate::training::{AfterStop, Outcome, Rules, State, Training};
+use crate::training::{AfterStop, AuditSecret, Outcome, Rules, State, Training};
 use crate::trainjob::{Progress, RunEnd, TrainJob};
 
 /// How long sessions may take to end when the run is over.
@@ -148,8 +148,16 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     described.mirror = start_mirror(mirror_plan, &config, &start, &view, &span)?;
     let mirror = described.mirror.as_ref().map(Mirror::handle).unwrap_or_default();
     let facts = Arc::new(session_facts(&config, &start, layout, &data_fingerprint, updates.as_ref(), token));
-    let Start { recipe, wire, state, folder, run_id, numerics, lock, .. } = start;
+    let Start { recipe, wire, state, folder, run_id, numerics, audit_secret, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
+    let backend = BackendArgs { backend: None, device: None, operations: None, threads: None }.open()?;
+    let recomputer = Recomputer::new(Means {
+        recipe: recipe.clone(),
+        data: Arc::clone(&data),
+        rounding: rounding(wire.encoding()),
+        device: backend.device.clone(),
+        inputs: inputs.downgrade(),
+    });
     let stopping = CancellationToken::new();
     let stop = {
         let stopping = stopping.clone();
@@ -173,11 +181,12 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         recipe: recipe.clone(),
         data_fingerprint: data_fingerprint.clone(),
         numerics,
+        audit_secret,
     };
     let history = History {
         folder,
         data: Arc::clone(&data),
-        device: reference_device(),
+        device: backend.device.clone(),
         recipe: recipe.clone(),
         mirror: mirror.clone(),
     };
@@ -191,13 +200,18 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let trainjob = TrainJob::start(progress(&recipe, &data, &state), &span);
     let latest = trainjob.as_ref().map(TrainJob::latest);
     let driver = Driver {
-        training: Training::new(rules(&config, wire.encoding(), &recipe, &data), state, Duration::ZERO),
+        training: Training::new(
+            rules(&config, wire.encoding(), &recipe, &data, audit_secret, backend.compute_class()),
+            state,
+            Duration::ZERO,
+        ),
         recipe,
         inputs: inbox,
         facts,
         buffers,
         updates,
         observer: Observer::start(history, saver, journal, view, latest, span.clone(), stop.clone()),
+        recomputer,
         desk,
         journal: config.journal,
         hash_steps: config.hash_steps,
@@ -394,7 +408,14 @@ async fn close(acceptor: JoinHandle<()>, server: Option<JoinHandle<anyhow::Resul
     })
 }
 
-fn rules(config: &Config, encoding: Encoding, recipe: &Recipe, data: &Dataset) -> Rules {
+fn rules(
+    config: &Config,
+    encoding: Encoding,
+    recipe: &Recipe,
+    data: &Dataset,
+    audit_secret: AuditSecret,
+    own_class: String,
+) -> Rules {
     let n_images = |split| u32::try_from(data.n_images(split)).expect("an IDX file counts images in u32");
     Rules {
         recipe: recipe.clone(),
@@ -405,6 +426,8 @@ fn rules(config: &Config, encoding: Encoding, recipe: &Recipe, data: &Dataset) -
         silence_max: config.silence_max,
         join_wait_max: config.join_wait_max,
         audit: config.audit,
+        audit_secret,
+        own_class,
         after_stop: match config.workers {
             Workers::Local { .. } => AfterStop::End,
             Workers::External { .. } => AfterStop::ComeBack,

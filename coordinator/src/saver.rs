@@ -12,7 +12,7 @@ use tracing::{Span, debug, info, warn};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::mirror::MirrorHandle;
-use crate::training::State;
+use crate::training::{AuditSecret, State};
 
 /// The thread that writes.
 #[derive(Debug)]
@@ -32,13 +32,15 @@ pub struct RunFacts {
     pub data_fingerprint: String,
     /// The revisions of what is computed, the newest last.
     pub numerics: Vec<u32>,
+    /// What audited shards are drawn by.
+    pub audit_secret: AuditSecret,
 }
 
 impl RunFacts {
     /// A state of the run.
     pub fn checkpoint(&self, state: State) -> Checkpoint {
-        let Self { run_id, recipe, data_fingerprint, numerics } = self.clone();
-        Checkpoint { run_id, recipe, data_fingerprint, numerics, state }
+        let Self { run_id, recipe, data_fingerprint, numerics, audit_secret } = self.clone();
+        Checkpoint { run_id, recipe, data_fingerprint, numerics, audit_secret: Some(audit_secret), state }
     }
 }
 
@@ -166,8 +168,9 @@ mod tests {
         let recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
         let params = model::params::initial_params(recipe.architecture, 1);
         let state = |step| State { step, ..State::new(&recipe, Rounding::None, params.clone()) };
-        let (run_id, numerics) = ("1".to_owned(), vec![model::numerics::REVISION]);
-        let run = RunFacts { run_id, recipe: recipe.clone(), data_fingerprint: String::new(), numerics };
+        let (numerics, audit_secret) = (vec![model::numerics::REVISION], AuditSecret::new([7; 32]));
+        let (run_id, data_fingerprint) = ("1".to_owned(), String::new());
+        let run = RunFacts { run_id, recipe: recipe.clone(), data_fingerprint, numerics, audit_secret };
         let checkpoints = Checkpoints::of(folder.path(), 9);
         let saver = Saver::start(checkpoints, run, MirrorHandle::default(), Span::none());
         let desk = saver.desk();

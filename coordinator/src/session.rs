@@ -198,7 +198,7 @@ impl Memory {
         }
     }
 
-    fn take(&self, slot: u32, values: &mut [f32]) -> Result<(), SlotError> {
+    fn take(&self, slot: u32, values: &mut [f32]) -> Result<f64, SlotError> {
         match self {
             Self::Offered(results, _) | Self::Open(results) => results.take(slot, values),
             Self::None => Err(SlotError::Unknown { n_slots: 0, found: slot }),
@@ -290,14 +290,14 @@ impl Shared {
                 return Err(Status::invalid_argument("expected a gradient in a slot or in the message, found both"));
             }
         };
-        let computed = match taken {
-            Ok(()) => {
+        let (computed, gradient_norm) = match taken {
+            Ok(square_sum) => {
                 let sums = LossSums { loss_sum, correct_sum, n_samples };
-                Computed::Finite(ShardResult { gradient_sum: values, sums })
+                (Computed::Finite(ShardResult { gradient_sum: values, sums }), square_sum.sqrt())
             }
             Err(error) => {
                 self.buffers.give_back([values]);
-                match error {
+                let computed = match error {
                     SlotError::Values(ValuesError::NotFinite { .. }) => Computed::NotFinite("gradient"),
                     SlotError::Values(ValuesError::Length { expected, found }) => {
                         Computed::WrongLength { expected, found }
@@ -305,11 +305,12 @@ impl Shared {
                     SlotError::Unknown { .. } | SlotError::NotFull { .. } | SlotError::Overwritten { .. } => {
                         return Err(Status::invalid_argument(error.to_string()));
                     }
-                }
+                };
+                (computed, f64::INFINITY)
             }
         };
         let compute = Duration::from_nanos(done.compute_nanoseconds);
-        Ok(ShardDone { step, shard, computed, params_fingerprint: done.params_fingerprint, compute })
+        Ok(ShardDone { step, shard, computed, gradient_norm, params_fingerprint: done.params_fingerprint, compute })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::args::Wire;
 use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
 use crate::config::{Config, OtherNumerics, RunChoice};
 use crate::journal::Journal;
-use crate::training::{Rounding, State};
+use crate::training::{AuditSecret, Rounding, State};
 
 /// A run that is about to begin or to go on.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub struct Start {
     pub coordinator_id: u64,
     /// The [revisions](numerics::REVISION) that compute it, the newest, which is this program's, last.
     pub numerics: Vec<u32>,
+    /// What audited shards are drawn by.
+    pub audit_secret: AuditSecret,
     /// The checkpoint that it goes on from, if it does.
     pub resumed_from: Option<PathBuf>,
     /// Held as long as this process is at work in the folder.
@@ -155,6 +157,7 @@ impl Start {
             folder,
             incarnation: 1,
             coordinator_id: new_coordinator_id()?,
+            audit_secret: new_audit_secret()?,
             numerics: vec![numerics::REVISION],
             resumed_from: None,
             lock,
@@ -165,7 +168,7 @@ impl Start {
         let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
-        let Checkpoint { run_id, recipe, data_fingerprint: expected, numerics, state } = checkpoint;
+        let Checkpoint { run_id, recipe, data_fingerprint: expected, numerics, audit_secret, state } = checkpoint;
         let recipe = recipe.resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
@@ -199,6 +202,7 @@ impl Start {
             incarnation: incarnation.saturating_add(1),
             coordinator_id: new_coordinator_id()?,
             numerics,
+            audit_secret: audit_secret.map_or_else(new_audit_secret, Ok)?,
             resumed_from: Some(from),
             lock,
         })
@@ -336,6 +340,13 @@ fn new_coordinator_id() -> std::io::Result<u64> {
     // So few bytes are always given together.
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// 32 bytes that nobody can know.
+fn new_audit_secret() -> std::io::Result<AuditSecret> {
+    let mut bytes = [0; 32];
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(AuditSecret::new(bytes))
 }
 
 /// A name that no other run has: of where and when it was begun, and by which process.

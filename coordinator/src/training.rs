@@ -3,6 +3,7 @@
 
 mod action;
 mod assign;
+mod audit;
 mod event;
 mod feedback;
 mod opinion;
@@ -14,6 +15,7 @@ mod roster;
 mod round;
 mod rules;
 mod schedule;
+mod size;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -24,14 +26,15 @@ use std::time::Duration;
 use model::gradients::ShardResult;
 use model::loss::LossSums;
 use model::params::params_fingerprint;
-use model::random::{ShardKey, Stream, is_drawn};
 use model::reduce::average;
 
 pub use action::{Action, Farewell, Outcome, Refusal, Work};
 pub use assign::Late;
-pub use event::{BatchDone, Computed, Event, ShardDone};
+pub use audit::AuditSecret;
+pub use event::{BatchDone, Computed, Event, OwnTaskDone, ShardDone};
 pub use report::{EpochReport, Report, StepReport, Tally};
 pub use roster::{Identity, Profile, WorkerId};
+pub use round::TaskKind;
 pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
 pub use schedule::{Place, Schedule};
 
@@ -41,8 +44,9 @@ use pace::Pace;
 use reduce::Reduction;
 use results::Arrived;
 use roster::{REFUSALS_MAX, Roster, Standing};
-use round::{Kind, Round, TaskKind};
+use round::{Kind, Round};
 use schedule::Next;
+use size::Sizes;
 
 /// Compute classes that take part in a run at most: their names are kept to its end, and a peer can make up any number.
 pub const COMPUTE_CLASSES_MAX: usize = 16;
@@ -63,6 +67,8 @@ pub struct Training {
     saved_at: Option<u64>,
     shard_pace: Pace,
     batch_pace: Pace,
+    shard_sizes: Sizes,
+    batch_sizes: Sizes,
     tally: Tally,
     spent: Vec<Vec<f32>>,
     actions: VecDeque<Action>,
@@ -107,6 +113,8 @@ impl Training {
             saved_at: None,
             shard_pace: Pace::default(),
             batch_pace: Pace::default(),
+            shard_sizes: Sizes::default(),
+            batch_sizes: Sizes::default(),
             tally: Tally::default(),
             spent: Vec::new(),
             actions: VecDeque::new(),
@@ -152,6 +160,7 @@ impl Training {
         match event {
             Event::Joined(worker_id, profile) => self.handle_joined(now, worker_id, profile),
             Event::Stop => self.handle_stop(),
+            Event::OwnTaskDone(done) => self.handle_own_task(now, done),
             Event::Ready(worker_id)
             | Event::ShardDone(worker_id, _)
             | Event::BatchDone(worker_id, _)
@@ -166,15 +175,17 @@ impl Training {
                 self.dismiss(now, worker_id, Farewell::Refused, reason);
             }
             Event::ShardDone(worker_id, done) => {
-                let ShardDone { step, shard, computed, params_fingerprint, compute } = done;
+                let ShardDone { step, shard, computed, gradient_norm, params_fingerprint, compute } = done;
                 let (kind, task) = (TaskKind::Shard, shard);
-                self.handle_result(now, worker_id, Arrived { kind, step, task, computed, params_fingerprint, compute });
+                let arrived = Arrived { kind, step, task, computed, gradient_norm, params_fingerprint, compute };
+                self.handle_result(now, worker_id, arrived);
             }
             Event::BatchDone(worker_id, done) => {
                 let BatchDone { step, batch, sums, params_fingerprint } = done;
-                let (kind, task, compute) = (TaskKind::Batch, batch, Duration::ZERO);
+                let (kind, task, gradient_norm, compute) = (TaskKind::Batch, batch, 0.0, Duration::ZERO);
                 let computed = Computed::Finite(ShardResult { gradient_sum: Vec::new(), sums });
-                self.handle_result(now, worker_id, Arrived { kind, step, task, computed, params_fingerprint, compute });
+                let arrived = Arrived { kind, step, task, computed, gradient_norm, params_fingerprint, compute };
+                self.handle_result(now, worker_id, arrived);
             }
             Event::Lagging(worker_id, reason) => self.send_state_anew(now, worker_id, reason),
             Event::Leaving(worker_id, _) => self.handle_leaving(now, worker_id),
@@ -216,6 +227,8 @@ impl Training {
             return self.finish(Outcome::NobodyCame);
         }
         if self.phase.round().is_some_and(|round| round.deadline.is_some_and(|deadline| deadline <= now)) {
+            // Who was waited for may be late by now, and somebody else has to say.
+            self.decide(now);
             self.deal_more(now);
         }
     }
@@ -323,21 +336,18 @@ impl Training {
         let mut round = match self.schedule.next(step, &self.state.epoch_sums) {
             Next::Step => {
                 let place = self.schedule.place(step);
-                let audit = self.rules.audit;
-                let n_wanted = |shard| {
-                    let key = ShardKey { epoch: place.epoch, step, shard };
-                    1 + usize::from(is_drawn(self.rules.recipe.seed, Stream::Audit(key), audit))
-                };
-                Round::of_step(place, self.schedule.n_shards(), n_wanted)
+                let Rules { audit, audit_secret, .. } = &self.rules;
+                Round::of_step(place, self.schedule.n_shards(), |shard| audit_secret.draws(step, shard, *audit))
             }
             Next::Validate => Round::of_validation(self.schedule.n_batches()),
             Next::End => return self.conclude(Outcome::Completed),
         };
         round.begun = now;
-        round.late_after = match round.task_kind() {
-            TaskKind::Shard => self.shard_pace.late_after(),
-            TaskKind::Batch => self.batch_pace.late_after(),
+        let (pace, sizes) = match round.task_kind() {
+            TaskKind::Shard => (&self.shard_pace, &self.shard_sizes),
+            TaskKind::Batch => (&self.batch_pace, &self.batch_sizes),
         };
+        (round.late_after, round.usual) = (pace.late_after(), sizes.limit());
         self.phase = Phase::Working(round);
     }
 

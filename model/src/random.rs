@@ -22,8 +22,6 @@ pub enum Stream {
     Noise(ShardKey),
     /// Noise on inputs that are only looked at: pictures.
     Picture,
-    /// Whether one shard of one step is computed twice.
-    Audit(ShardKey),
 }
 
 /// Names one shard of one step of a run; with the seed, all that its samples and its noise depend on.
@@ -44,7 +42,6 @@ pub fn generator(seed: u64, stream: Stream) -> ChaCha8Rng {
         Stream::Order { epoch } => (2, epoch, 0, 0),
         Stream::Noise(key) => (3, key.epoch, key.step, key.shard),
         Stream::Picture => (4, 0, 0, 0),
-        Stream::Audit(key) => (5, key.epoch, key.step, key.shard),
     };
     let mut key = [0_u8; 32]; // 8 seed + 4 tag + 4 epoch + 8 step + 4 place + 4 zero
     key[0..8].copy_from_slice(&seed.to_le_bytes());
@@ -53,11 +50,6 @@ pub fn generator(seed: u64, stream: Stream) -> ChaCha8Rng {
     key[16..24].copy_from_slice(&step.to_le_bytes());
     key[24..28].copy_from_slice(&place.to_le_bytes());
     ChaCha8Rng::from_seed(key)
-}
-
-/// Whether something is drawn of which a share, from 0 to 1, is to be.
-pub fn is_drawn(seed: u64, stream: Stream, share: f64) -> bool {
-    share > 0.0 && f64::from(unit_f32(&mut generator(seed, stream))) < share
 }
 
 /// A number drawn uniformly from [0, 1), a multiple of 2⁻²⁴, so that every value is exact in f32.

@@ -17,7 +17,7 @@ use region::{Claimed, FREE, FULL, Layout, Region, WORD_VALUES};
 
 use crate::limits::{RESULT_SLOTS, UPDATE_SLOTS};
 use crate::v1;
-use crate::values::{BLOCK_VALUES, ValuesError, check_finite};
+use crate::values::{BLOCK_VALUES, ValuesError, square_sum};
 
 const BLOCK_WORDS: usize = BLOCK_VALUES / WORD_VALUES;
 
@@ -102,15 +102,15 @@ impl Results {
         Ok((Self { region }, offer))
     }
 
-    /// Copies a gradient out of a slot that is full, and frees the slot. The slot is read once: what was looked at is what is
-    /// in `values`, whoever writes to the slot meanwhile.
+    /// Copies a gradient out of a slot that is full, and frees the slot; gives the sum of its squares. The slot is read once:
+    /// what was looked at is what is in `values`, whoever writes to the slot meanwhile.
     ///
     /// # Errors
     /// If there is no such slot, it is not full, or a value is not finite; what is in `values` then is of no use.
     ///
     /// # Panics
     /// If there are places for more values or fewer.
-    pub fn take(&self, slot: u32, values: &mut [f32]) -> Result<(), SlotError> {
+    pub fn take(&self, slot: u32, values: &mut [f32]) -> Result<f64, SlotError> {
         check_slot(slot, self.region.n_slots())?;
         assert_eq!(values.len(), self.region.n_values(), "a gradient has as many values as its slot");
         if self.region.mark(slot).load(Ordering::Acquire) != FULL {
@@ -248,38 +248,28 @@ fn check_slot(found: u32, n_slots: u32) -> Result<(), SlotError> {
     if found < n_slots { Ok(()) } else { Err(SlotError::Unknown { n_slots, found }) }
 }
 
-/// Copies values out of words that others may write to at any moment, and looks at what it has copied.
-fn load_finite(words: &[AtomicU64], values: &mut [f32]) -> Result<(), ValuesError> {
+/// Copies values out of words that others may write to at any moment, and looks at what it has copied; gives the sum of the
+/// squares.
+fn load_finite(words: &[AtomicU64], values: &mut [f32]) -> Result<f64, ValuesError> {
+    let mut sum = 0.0;
     for ((words, values), start) in
         words.chunks(BLOCK_WORDS).zip(values.chunks_mut(BLOCK_VALUES)).zip((0..).step_by(BLOCK_VALUES))
     {
-        if !load(words, values) {
-            check_finite(values).map_err(|error| error.after(start))?;
-        }
+        load(words, values);
+        sum += square_sum(values).map_err(|error| error.after(start))?;
     }
-    Ok(())
+    Ok(sum)
 }
 
-/// Copies values out of words; whether all are finite. They are looked at as the words go by: two in one, since words that are
-/// loaded one by one are all that there is of them, and a second look at the values would cost as much again.
-fn load(words: &[AtomicU64], values: &mut [f32]) -> bool {
-    // The exponent of infinity and NaN has all bits: one more carries into the sign's place, and into nothing beyond it.
-    const EXPONENTS: u64 = 0x7F80_0000_7F80_0000;
-    const ONES: u64 = 0x0080_0000_0080_0000;
-    const SIGNS: u64 = 0x8000_0000_8000_0000;
+/// Copies values out of words, two in each.
+fn load(words: &[AtomicU64], values: &mut [f32]) {
     let (pairs, last) = values.as_chunks_mut::<WORD_VALUES>();
-    let mut carries = 0;
     for (pair, word) in pairs.iter_mut().zip(words) {
-        let word = word.load(Ordering::Relaxed);
-        carries |= (word & EXPONENTS) + ONES;
-        *pair = bytemuck::cast(word);
+        *pair = bytemuck::cast(word.load(Ordering::Relaxed));
     }
-    let mut is_finite = carries & SIGNS == 0;
     if let ([value], Some(word)) = (last, words.last()) {
         [*value, _] = bytemuck::cast(word.load(Ordering::Relaxed));
-        is_finite &= value.is_finite();
     }
-    is_finite
 }
 
 fn store(values: &[f32], words: &[AtomicU64]) {

@@ -86,19 +86,20 @@ impl<V: AsRef<[f32]>> AsRef<[u8]> for AsBytes<V> {
     }
 }
 
-/// Reads as many values as `values` has places, each finite.
+/// Reads as many values as `values` has places, each finite; gives the sum of their squares.
 ///
 /// # Errors
 /// If there are more bytes or fewer, or a value is not finite; what is in `values` then is of no use.
 ///
 /// # Panics
 /// If the encoding is unspecified.
-pub fn decode(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<(), ValuesError> {
+pub fn decode(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<f64, ValuesError> {
     let blocks = blocks(encoding, bytes, values.len())?;
+    let mut square_sum = 0.0;
     for ((start, bytes), values) in blocks.zip(values.chunks_mut(BLOCK_VALUES)) {
-        read(encoding, bytes, values).map_err(|error| error.after(start))?;
+        square_sum += read(encoding, bytes, values).map_err(|error| error.after(start))?;
     }
-    Ok(())
+    Ok(square_sum)
 }
 
 /// Reads so many values, block by block: `take` is given the position of the first value of each, and the values, all finite.
@@ -136,7 +137,7 @@ fn blocks(
     Ok((0..).step_by(BLOCK_VALUES).zip(bytes.chunks(BLOCK_VALUES * encoding.value_bytes())))
 }
 
-fn read(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<(), ValuesError> {
+fn read(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<f64, ValuesError> {
     if encoding == Encoding::F32 {
         for (value, place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
             *value = f32::from_le_bytes(*place);
@@ -146,17 +147,30 @@ fn read(encoding: Encoding, bytes: &[u8], values: &mut [f32]) -> Result<(), Valu
             *value = half::bf16::from_le_bytes(*place).to_f32();
         }
     }
-    check_finite(values)
+    square_sum(values)
 }
 
-/// Without a way out in the middle, so that a compiler can look at many values of a block at once.
-pub(crate) fn check_finite(block: &[f32]) -> Result<(), ValuesError> {
-    let is_finite = block.iter().fold(true, |is_finite, value| is_finite & value.is_finite());
-    if is_finite {
-        return Ok(());
+/// Squares that are added side by side, so that a compiler can make vector instructions of it.
+const N_LANES: usize = 16;
+
+/// The sum of a block's squares. One pass checks the values too: squares and sums of NaN or infinity are not finite either.
+pub(crate) fn square_sum(block: &[f32]) -> Result<f64, ValuesError> {
+    let mut lanes = [0.0_f32; N_LANES];
+    let (chunks, rest) = block.as_chunks::<N_LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += value * value;
+        }
     }
-    let position = block.iter().position(|value| !value.is_finite()).unwrap_or(0);
-    Err(ValuesError::NotFinite { position })
+    let sum = lanes.iter().sum::<f32>() + rest.iter().map(|value| value * value).sum::<f32>();
+    if sum.is_finite() {
+        return Ok(sum.into());
+    }
+    match block.iter().position(|value| !value.is_finite()) {
+        Some(position) => Err(ValuesError::NotFinite { position }),
+        // Finite values whose squares are too large for f32.
+        None => Ok(block.iter().map(|&value| f64::from(value).powi(2)).sum()),
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +194,21 @@ mod tests {
     }
 
     #[test]
+    fn square_sum_is_that_of_the_values_also_beyond_f32() {
+        let check = |values: &[f32]| {
+            let expected: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
+            let found = decode(Encoding::F32, &encode(Encoding::F32, values), &mut vec![0.0; values.len()]);
+            let found = found.expect("finite values");
+            assert!((found - expected).abs() <= 1e-6 * expected, "expected {expected}, found {found}");
+        };
+        check(&[]);
+        check(&[3.0, -4.0]);
+        check(&[0.25; 2_500]);
+        check(&[[1.0; 1_024].as_slice(), &[-3e38]].concat());
+        check(&[f32::MAX; 40]);
+    }
+
+    #[test]
     fn other_lengths_are_told() {
         let mut values = [0.0; 3];
         let check = |bytes: usize, values: &mut [f32]| {
@@ -197,7 +226,7 @@ mod tests {
             let values: Vec<f32> = bits.iter().copied().map(f32::from_bits).collect();
             let bytes = encode(Encoding::F32, &values);
             let mut found = vec![0.0; values.len()];
-            let decoded = decode(Encoding::F32, &bytes, &mut found);
+            let decoded = decode(Encoding::F32, &bytes, &mut found).map(drop);
             let mut in_blocks = vec![0.0; values.len()];
             let taken = decode_blocks(Encoding::F32, &bytes, values.len(), |start, block| {
                 in_blocks[start..start + block.len()].copy_from_slice(block);

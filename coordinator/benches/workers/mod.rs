@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coordinator::training::{
-    Action, AfterStop, CheckpointEvery, Computed, Event, Profile, Rounding, Rules, ShardDone, State, Training, Work,
-    WorkerId,
+    Action, AfterStop, AuditSecret, CheckpointEvery, Computed, Event, Profile, Rounding, Rules, ShardDone, State,
+    Training, Work, WorkerId,
 };
 use model::arch::Architecture;
 use model::gradients::ShardResult;
@@ -44,6 +44,8 @@ pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
         silence_max: Duration::from_hours(1),
         join_wait_max: Duration::from_hours(1),
         audit: 0.0,
+        audit_secret: AuditSecret::new([0; 32]),
+        own_class: String::new(),
         after_stop: AfterStop::End,
     };
     let mut training = Training::new(rules, state, Duration::ZERO);
@@ -62,7 +64,8 @@ pub fn events(training: &Training, gradients: impl IntoIterator<Item = Vec<f32>>
     let event = |(shard, gradient_sum): (u32, Vec<f32>)| {
         let sums = LossSums { loss_sum: 1.0, correct_sum: 1, n_samples: 8 };
         let computed = Computed::Finite(ShardResult { gradient_sum, sums });
-        let done = ShardDone { step: state.step, shard, computed, params_fingerprint, compute: Duration::ZERO };
+        let compute = Duration::ZERO;
+        let done = ShardDone { step: state.step, shard, computed, gradient_norm: 1.0, params_fingerprint, compute };
         Event::ShardDone(WorkerId(u64::from(shard) + 1), done)
     };
     (0..).zip(gradients).map(event).collect()

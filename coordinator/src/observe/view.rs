@@ -101,14 +101,6 @@ fn show(screen: &mut Screen, sight: Sight, n_expected: u32) {
             screen.tell("going on: a worker is there");
             screen.json_line(&json!({ "event": "going on" }));
         }
-        Sight::Told(Report::Disputed { step, task }) => {
-            screen.tell(&format!(
-                "waiting: workers differ on task {task} of step {}, and none is left to say who is right; the run goes on \
-                 when another one joins",
-                step + 1
-            ));
-            screen.json_line(&json!({ "event": "disputed", "step": step + 1, "task": task }));
-        }
         Sight::Told(report) => log(&report),
         Sight::Mirror(event) => {
             screen.tell(&event.to_string());
@@ -138,7 +130,7 @@ fn log(report: &Report) {
         Report::MixedClasses { class, n_classes } => {
             warn!(class, n_classes, "one more compute class takes part: bits may depend on which worker computes what");
         }
-        Report::Waiting | Report::GoingOn | Report::Disputed { .. } | Report::Step(_) | Report::Epoch(_) => {
+        Report::Waiting | Report::GoingOn | Report::Step(_) | Report::Epoch(_) => {
             unreachable!("these are for the screen")
         }
     }

@@ -27,6 +27,8 @@ pub enum Action {
     Refuse(WorkerId, Refusal),
     /// Close a worker's session.
     Dismiss(WorkerId, Farewell, String),
+    /// Compute a task in this process, on the parameters as they are now, and say what comes out.
+    ComputeTask(Work),
     /// Keep the state as it is now.
     Checkpoint,
     /// Tell those who watch.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::opinion::{Opinion, Verdict, judge};
+use super::opinion::{Answer, Opinion, Verdict, Votes};
 use super::roster::{Identity, Member, Profile, Roster, WorkerId};
 
 /// The tasks of a round, by number.
@@ -16,14 +16,29 @@ pub struct Tasks {
 
 #[derive(Debug)]
 struct Slot {
-    /// Opinions that have to agree, if so many can be had.
-    n_wanted: usize,
+    /// Whether it was drawn, so that two votes have to agree.
+    is_audited: bool,
+    /// Whether a vote on it needs another one that agrees.
+    is_suspect: bool,
     /// Who was dealt it and has not answered.
     holders: Vec<WorkerId>,
     /// What came, until it is settled.
     opinions: Vec<Opinion>,
+    /// What the coordinator makes of it.
+    own: Own,
     /// Whose result counts.
     settled: Option<WorkerId>,
+}
+
+/// A task as the coordinator computes it.
+#[derive(Clone, Debug)]
+enum Own {
+    /// It has no reason to.
+    NotAsked,
+    /// It does.
+    Asked,
+    /// It has.
+    Answer(Answer),
 }
 
 /// What an answer is to its round.
@@ -75,9 +90,16 @@ struct Candidate<'a> {
 }
 
 impl Tasks {
-    /// A round of so many tasks, none of them dealt; `n_wanted` says how many opinions on each have to agree.
-    pub fn new(n_tasks: u32, n_wanted: impl Fn(u32) -> usize) -> Self {
-        let slot = |task| Slot { n_wanted: n_wanted(task), holders: Vec::new(), opinions: Vec::new(), settled: None };
+    /// A round of so many tasks, none of them dealt.
+    pub fn new(n_tasks: u32, is_audited: impl Fn(u32) -> bool) -> Self {
+        let slot = |task| Slot {
+            is_audited: is_audited(task),
+            is_suspect: false,
+            holders: Vec::new(),
+            opinions: Vec::new(),
+            own: Own::NotAsked,
+            settled: None,
+        };
         Self { slots: (0..n_tasks).map(slot).collect(), n_settled: 0 }
     }
 
@@ -86,8 +108,7 @@ impl Tasks {
     /// compute class if it has to agree. A task that is late goes to an idle worker. Those who lag behind are dealt
     /// something only where there is nobody else. Without workers, all stays open.
     pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Duration) -> Dealt {
-        let is_late = |holder: &WorkerId| roster.member(*holder).is_some_and(|member| member.began + late_after <= now);
-        let stragglers: BTreeSet<WorkerId> = self.holders().filter(is_late).collect();
+        let stragglers = self.stragglers(roster, now, late_after);
         let mut candidates = self.candidates(roster, step, &stragglers);
         let mut dealt = Dealt::default();
         let mut is_short = vec![false; self.slots.len()];
@@ -102,11 +123,11 @@ impl Tasks {
         for (task, slot) in (0..).zip(&mut self.slots) {
             let late: Vec<WorkerId> =
                 slot.holders.iter().copied().filter(|holder| stragglers.contains(holder)).collect();
-            for _ in 0..slot.n_missing(roster, &late) {
-                let is_idle = |candidate: &Candidate| candidate.n_tasks == 0 && candidate.rank < 2;
+            for _ in 0..slot.n_missing(roster, &stragglers) {
+                let is_idle = |candidate: &Candidate| candidate.n_tasks == 0;
                 let may = |candidate: &Candidate| {
                     (late.is_empty() || is_idle(candidate))
-                        && slot.may_ask(roster, &late, candidate.worker_id, &candidate.member.profile)
+                        && slot.may_ask(roster, &stragglers, candidate.worker_id, candidate.member)
                 };
                 let Some(candidate) = least(&mut candidates, may) else {
                     is_short[task as usize] = true;
@@ -122,6 +143,12 @@ impl Tasks {
         }
         dealt.is_short = is_short.contains(&true);
         dealt
+    }
+
+    /// Who has something to compute, and is late with it.
+    pub fn stragglers(&self, roster: &Roster, now: Duration, late_after: Duration) -> BTreeSet<WorkerId> {
+        let is_late = |holder: &WorkerId| roster.member(*holder).is_some_and(|member| member.began + late_after <= now);
+        self.holders().filter(is_late).collect()
     }
 
     /// Everyone who may be dealt something.
@@ -168,10 +195,34 @@ impl Tasks {
         n_tasks
     }
 
-    /// Who computes a task of the same round, begun before, still does.
+    /// Who computes a task of the same round, begun before, still does; so does the coordinator.
     pub fn take_over_holders(&mut self, before: &Self) {
         for (slot, before) in self.slots.iter_mut().zip(&before.slots) {
             slot.holders.clone_from(&before.holders);
+            if matches!(before.own, Own::Asked) {
+                slot.own = Own::Asked;
+            }
+        }
+    }
+
+    /// Has the coordinator compute a task.
+    pub fn ask_coordinator(&mut self, task: u32) {
+        self.slots[task as usize].own = Own::Asked;
+    }
+
+    /// Whether the coordinator computes something that the round waits for.
+    pub fn awaits_coordinator(&self) -> bool {
+        self.slots.iter().any(|slot| slot.settled.is_none() && matches!(slot.own, Own::Asked))
+    }
+
+    /// Takes what the coordinator made of a task, if it was asked to and the task is not settled; gives it back otherwise.
+    pub fn hear_coordinator(&mut self, task: u32, answer: Answer) -> Option<Answer> {
+        match self.slots.get_mut(task as usize) {
+            Some(slot) if slot.settled.is_none() && matches!(slot.own, Own::Asked) => {
+                slot.own = Own::Answer(answer);
+                None
+            }
+            Some(_) | None => Some(answer),
         }
     }
 
@@ -213,25 +264,43 @@ impl Tasks {
         self.slots[task as usize].opinions.push(opinion);
     }
 
-    /// The first task whose opinions come to something; a dispute only where there is nothing else.
-    pub fn verdict(&self, roster: &Roster) -> Option<(u32, Verdict)> {
-        let heard = (0..).zip(&self.slots).filter(|(_, slot)| slot.settled.is_none() && !slot.opinions.is_empty());
-        let mut dispute = None;
-        for (task, slot) in heard {
-            let may_hear_more = !slot.holders.is_empty()
-                || roster.active_members().any(|(id, member)| slot.may_ask(roster, &[], id, &member.profile));
-            match judge(&slot.opinions, slot.n_wanted, may_hear_more) {
-                Verdict::Open => {}
-                Verdict::Disputed => dispute = dispute.or(Some((task, Verdict::Disputed))),
-                verdict => return Some((task, verdict)),
-            }
-        }
-        dispute
+    /// Has a task wait for another vote that agrees with what is said of it.
+    pub fn suspect(&mut self, task: u32) {
+        self.slots[task as usize].is_suspect = true;
     }
 
-    /// Opinions on a task that have to agree.
-    pub fn n_wanted(&self, task: u32) -> usize {
-        self.slots[task as usize].n_wanted
+    /// The first task whose votes come to something.
+    pub fn verdict(&self, roster: &Roster, own_class: &str, stragglers: &BTreeSet<WorkerId>) -> Option<(u32, Verdict)> {
+        let verdict = |(task, slot): (u32, &Slot)| {
+            let own = match &slot.own {
+                Own::Answer(answer) => Some(answer),
+                Own::NotAsked | Own::Asked => None,
+            };
+            if slot.settled.is_some() || (slot.opinions.is_empty() && own.is_none()) {
+                return None;
+            }
+            let may_hear_more = matches!(slot.own, Own::Asked)
+                || slot.holders.iter().any(|holder| !stragglers.contains(holder))
+                || roster.active_members().any(|(id, member)| slot.may_ask(roster, stragglers, id, member));
+            let (opinions, n_wanted) = (slot.opinions.as_slice(), slot.n_wanted());
+            let verdict = Votes { opinions, own, own_class, n_wanted, may_hear_more }.tally();
+            let is_unclear_again = verdict == Verdict::Unclear && matches!(slot.own, Own::Asked);
+            (verdict != Verdict::Open && !is_unclear_again).then_some((task, verdict))
+        };
+        (0..).zip(&self.slots).find_map(verdict)
+    }
+
+    /// Whether a task is audited.
+    pub fn is_audited(&self, task: u32) -> bool {
+        self.slots[task as usize].is_audited
+    }
+
+    /// What the coordinator made of a task, which is not kept any longer.
+    pub fn take_own(&mut self, task: u32) -> Option<Answer> {
+        match std::mem::replace(&mut self.slots[task as usize].own, Own::NotAsked) {
+            Own::Answer(answer) => Some(answer),
+            Own::NotAsked | Own::Asked => None,
+        }
     }
 
     /// The opinions on a task, which are not kept any longer.
@@ -271,9 +340,14 @@ impl Tasks {
 }
 
 impl Slot {
+    /// Identities whose votes have to agree.
+    fn n_wanted(&self) -> usize {
+        if self.is_audited || self.is_suspect { 2 } else { 1 }
+    }
+
     /// Whether one finite answer is all that it waits for.
     fn is_simple(&self) -> bool {
-        self.n_wanted == 1 && self.opinions.is_empty()
+        self.n_wanted() == 1 && self.opinions.is_empty()
     }
 
     fn hold(&mut self, task: u32, candidate: &mut Candidate, dealt: &mut Dealt) {
@@ -282,35 +356,38 @@ impl Slot {
         dealt.tasks.entry(candidate.worker_id).or_default().push(task);
     }
 
-    /// Those who have said something of it, or may still do so in time: opinions of one identity are one.
-    fn voices<'a>(&'a self, roster: &'a Roster, late: &[WorkerId]) -> BTreeSet<&'a Identity> {
-        let in_time = self.holders.iter().filter(|holder| !late.contains(holder));
+    /// The identities that have voted, or may do so in time.
+    fn voices<'a>(&'a self, roster: &'a Roster, stragglers: &BTreeSet<WorkerId>) -> BTreeSet<&'a Identity> {
+        let in_time = self.holders.iter().filter(|holder| !stragglers.contains(holder));
         let holders = in_time.filter_map(|&holder| Some(&roster.member(holder)?.profile.identity));
         self.opinions.iter().map(|opinion| &opinion.profile.identity).chain(holders).collect()
     }
 
-    /// How many more workers are to be asked, where some of those that were are late.
-    fn n_missing(&self, roster: &Roster, late: &[WorkerId]) -> usize {
-        if self.settled.is_some() {
+    /// How many more workers are to be asked.
+    fn n_missing(&self, roster: &Roster, stragglers: &BTreeSet<WorkerId>) -> usize {
+        if self.settled.is_some() || !matches!(self.own, Own::NotAsked) {
             return 0;
         }
         if self.is_simple() {
-            return usize::from(self.holders.len() == late.len());
+            return usize::from(self.holders.iter().all(|holder| stragglers.contains(holder)));
         }
         // Where as many have answered as should agree, they do not.
         let n_answers = self.opinions.iter().map(|opinion| &opinion.profile.identity).collect::<BTreeSet<_>>().len();
-        let n_asked_for = if n_answers < self.n_wanted { self.n_wanted } else { n_answers + 1 };
-        n_asked_for.saturating_sub(self.voices(roster, late).len())
+        let n_asked_for = self.n_wanted().max(n_answers + usize::from(n_answers >= self.n_wanted()));
+        n_asked_for.saturating_sub(self.voices(roster, stragglers).len())
     }
 
-    /// Whether a worker can say something that those who were asked before it cannot, but for some that are late.
-    fn may_ask(&self, roster: &Roster, late: &[WorkerId], worker_id: WorkerId, profile: &Profile) -> bool {
+    /// Whether a worker may say in time what those who were asked before it cannot.
+    fn may_ask(&self, roster: &Roster, stragglers: &BTreeSet<WorkerId>, worker_id: WorkerId, member: &Member) -> bool {
+        let Profile { identity, compute_class, .. } = &member.profile;
         let holders = self.holders.iter().filter_map(|&holder| Some(&roster.member(holder)?.profile));
         let mut asked = self.opinions.iter().map(|opinion| &opinion.profile).chain(holders);
-        let has_to_agree = self.n_wanted > 1;
-        !self.holders.contains(&worker_id)
-            && !self.voices(roster, late).contains(&profile.identity)
-            && (!has_to_agree || asked.all(|other| other.compute_class == profile.compute_class))
+        let has_to_agree = self.n_wanted() > 1;
+        !member.is_behind
+            && !stragglers.contains(&worker_id)
+            && !self.holders.contains(&worker_id)
+            && !self.voices(roster, stragglers).contains(identity)
+            && (!has_to_agree || asked.all(|other| other.compute_class == *compute_class))
     }
 }
 

@@ -6,6 +6,7 @@ use model::gradients::ShardResult;
 use model::loss::LossSums;
 
 use super::roster::{Profile, WorkerId};
+use super::round::TaskKind;
 
 /// What happened outside.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub enum Event {
     Heard(WorkerId, u64),
     /// It is gone.
     Lost(WorkerId, String),
+    /// The coordinator has computed a task, as [`Action::ComputeTask`](super::Action::ComputeTask) asks it to.
+    OwnTaskDone(OwnTaskDone),
     /// The run is to end.
     Stop,
 }
@@ -39,6 +42,8 @@ pub struct ShardDone {
     pub shard: u32,
     /// What came out.
     pub computed: Computed,
+    /// Euclidean norm of the gradient, if it is finite.
+    pub gradient_norm: f64,
     /// [`params_fingerprint`](model::params::params_fingerprint) of the parameters that it was computed on.
     pub params_fingerprint: u64,
     /// How long the worker computed.
@@ -72,4 +77,17 @@ pub struct BatchDone {
     pub sums: LossSums,
     /// [`params_fingerprint`](model::params::params_fingerprint) of the parameters that it was computed on.
     pub params_fingerprint: u64,
+}
+
+/// A task's result as the coordinator itself computed it.
+#[derive(Debug)]
+pub struct OwnTaskDone {
+    /// Updates applied to the parameters that it was computed on.
+    pub step: u64,
+    /// What the task is.
+    pub kind: TaskKind,
+    /// Its position in the step, or in the validation split.
+    pub task: u32,
+    /// What came out; of a batch without a gradient.
+    pub result: ShardResult,
 }

@@ -1,9 +1,19 @@
-//! What counts when several workers have computed one task. They have to agree bit for bit, since a task's result is a pure
-//! function; where they do not, the greater number is right.
+//! What counts when several have computed one task. Its result is a pure function, so that votes on it have to agree bit for
+//! bit; where they do not, the greater number of identities is right, and where that is not enough, the coordinator computes
+//! the task itself.
+//!
+//! What the coordinator finds is the truth for votes of its own compute class. Votes of another one may differ in bits and be
+//! right all the same: they have to be near.
+
+use std::collections::BTreeSet;
 
 use model::gradients::ShardResult;
 
-use super::roster::{Profile, WorkerId};
+use super::roster::{Identity, Profile, WorkerId};
+
+/// How far a result of another compute class may be from the coordinator's own, as a share of that: hundreds of times what
+/// backends differ by, rounding to bf16 included.
+const NEAR: f64 = 0.05;
 
 /// What a worker made of a task.
 #[derive(Clone, Debug)]
@@ -12,6 +22,16 @@ pub enum Answer {
     Finite(ShardResult),
     /// NaN or infinity, and where.
     NotFinite(&'static str),
+}
+
+impl Answer {
+    /// The vector of its gradient, if it is finite.
+    pub fn into_gradient(self) -> Option<Vec<f32>> {
+        match self {
+            Self::Finite(result) => Some(result.gradient_sum),
+            Self::NotFinite(_) => None,
+        }
+    }
 }
 
 /// An answer, and whose it is.
@@ -23,52 +43,119 @@ pub struct Opinion {
     pub profile: Profile,
     /// What it gave.
     pub answer: Answer,
+    /// Euclidean norm of the gradient, if it is finite.
+    pub gradient_norm: f64,
 }
 
-/// What the opinions on a task come to.
+/// All that is known of a task.
+#[derive(Clone, Copy, Debug)]
+pub struct Votes<'a> {
+    /// What workers made of it.
+    pub opinions: &'a [Opinion],
+    /// What the coordinator made of it.
+    pub own: Option<&'a Answer>,
+    /// Its compute class.
+    pub own_class: &'a str,
+    /// Identities whose votes have to agree.
+    pub n_wanted: usize,
+    /// Whether more votes may come.
+    pub may_hear_more: bool,
+}
+
+/// What the votes on a task come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// More are to be heard.
     Open,
     /// One of them counts.
     Settled {
-        /// Its place among the opinions.
-        right: usize,
-        /// Workers whose opinion is another one.
+        /// Which.
+        by: By,
+        /// Workers whose vote is wrong.
         wrong: Vec<WorkerId>,
-        /// Workers whose opinion it is.
+        /// Identities whose vote it is in every bit, the coordinator's own among them.
         n_agreeing: usize,
     },
     /// The parameters are such that no finite numbers come out.
     NotFinite(&'static str),
-    /// They differ, and nobody is there to say who is right.
-    Disputed,
+    /// The coordinator has to compute it: nobody else can say who is right, or the run would end by what workers say.
+    Unclear,
 }
 
-/// What the opinions on a task come to, of which `n_wanted` have to agree if so many can be had.
-pub fn judge(opinions: &[Opinion], n_wanted: usize, may_hear_more: bool) -> Verdict {
-    let n_like = |right: &usize| opinions.iter().filter(|other| is_same(&opinions[*right], other)).count();
-    let finite: Vec<usize> = (0..opinions.len()).filter(|&nth| finite(&opinions[nth]).is_some()).collect();
-    // The first one among equals.
-    let best = finite.iter().copied().rev().max_by_key(n_like).map(|right| (right, n_like(&right)));
-    let mut not_finite = opinions.iter().filter_map(|opinion| match opinion.answer {
-        Answer::NotFinite(what) => Some(what),
-        Answer::Finite(_) => None,
-    });
-    let settled = |right: usize, n_agreeing| {
-        let differs = |other: &&Opinion| !is_same(&opinions[right], other);
-        let wrong = opinions.iter().filter(differs).map(|other| other.worker_id).collect();
-        Verdict::Settled { right, wrong, n_agreeing }
-    };
-    match (best, not_finite.next(), not_finite.next()) {
-        (Some((right, n_agreeing)), _, _) if n_agreeing >= n_wanted => settled(right, n_agreeing),
-        (_, Some(what), Some(_)) => Verdict::NotFinite(what),
-        _ if may_hear_more => Verdict::Open,
-        (Some((right, n_agreeing)), _, _) if n_agreeing == finite.len() => settled(right, n_agreeing),
-        (Some(_), _, _) => Verdict::Disputed,
-        (None, Some(what), None) => Verdict::NotFinite(what),
-        (None, None, _) => Verdict::Open,
+/// Whose result counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// That of the vote at this place.
+    Vote(usize),
+    /// The coordinator's.
+    Coordinator,
+}
+
+impl Votes<'_> {
+    /// What they come to.
+    pub fn tally(&self) -> Verdict {
+        match self.own {
+            Some(Answer::NotFinite(what)) => Verdict::NotFinite(what),
+            Some(Answer::Finite(own)) => self.tally_by(own),
+            None => self.tally_alone(),
+        }
     }
+
+    /// Without the coordinator's.
+    fn tally_alone(&self) -> Verdict {
+        let answers = (0..self.opinions.len()).filter_map(|nth| Some((nth, finite(&self.opinions[nth])?)));
+        let counted = answers.map(|(nth, result)| (nth, self.n_agreeing(result)));
+        // The first one among equals.
+        let best = counted.rev().max_by_key(|&(_, n_agreeing)| n_agreeing);
+        let not_finite = self.opinions.iter().filter(|opinion| finite(opinion).is_none());
+        match best {
+            Some((right, n_agreeing)) if n_agreeing >= self.n_wanted => {
+                let is_wrong = |opinion: &Opinion| !is_same_vote(&self.opinions[right], opinion);
+                Verdict::Settled { by: By::Vote(right), wrong: self.workers(is_wrong), n_agreeing }
+            }
+            _ if n_identities(not_finite) > 1 => Verdict::Unclear,
+            _ if self.may_hear_more || self.opinions.is_empty() => Verdict::Open,
+            _ => Verdict::Unclear,
+        }
+    }
+
+    /// By what the coordinator found.
+    fn tally_by(&self, own: &ShardResult) -> Verdict {
+        let is_exact = |opinion: &Opinion| opinion.profile.compute_class == self.own_class;
+        let is_right = |opinion: &Opinion| {
+            finite(opinion).is_some_and(
+                |result| {
+                    if is_exact(opinion) { is_same(result, own) } else { is_near(result, own) }
+                },
+            )
+        };
+        let wrong = self.workers(|opinion| !is_right(opinion));
+        let mut right = (0..self.opinions.len()).filter(|&nth| is_right(&self.opinions[nth]));
+        let exact = right.clone().find(|&nth| is_exact(&self.opinions[nth]));
+        if let Some(exact) = exact {
+            return Verdict::Settled { by: By::Vote(exact), wrong, n_agreeing: 1 + self.n_agreeing(own) };
+        }
+        // Of several that are near, nobody can say which one has the bits of its class.
+        let near =
+            right.next().filter(|&first| right.all(|nth| is_same_vote(&self.opinions[first], &self.opinions[nth])));
+        match near.and_then(|nth| Some((nth, finite(&self.opinions[nth])?))) {
+            Some((nth, result)) => Verdict::Settled { by: By::Vote(nth), wrong, n_agreeing: self.n_agreeing(result) },
+            None => Verdict::Settled { by: By::Coordinator, wrong, n_agreeing: 1 },
+        }
+    }
+
+    fn workers(&self, which: impl Fn(&Opinion) -> bool) -> Vec<WorkerId> {
+        self.opinions.iter().filter(|opinion| which(opinion)).map(|opinion| opinion.worker_id).collect()
+    }
+
+    /// Identities whose vote a result is.
+    fn n_agreeing(&self, result: &ShardResult) -> usize {
+        n_identities(self.opinions.iter().filter(|other| finite(other).is_some_and(|other| is_same(result, other))))
+    }
+}
+
+fn n_identities<'a>(opinions: impl Iterator<Item = &'a Opinion>) -> usize {
+    opinions.map(|opinion| &opinion.profile.identity).collect::<BTreeSet<&Identity>>().len()
 }
 
 fn finite(opinion: &Opinion) -> Option<&ShardResult> {
@@ -78,9 +165,13 @@ fn finite(opinion: &Opinion) -> Option<&ShardResult> {
     }
 }
 
-/// Whether both are finite and equal in every bit.
-fn is_same(one: &Opinion, other: &Opinion) -> bool {
-    let (Some(one), Some(other)) = (finite(one), finite(other)) else { return false };
+/// Whether both votes are finite and equal in every bit.
+fn is_same_vote(one: &Opinion, other: &Opinion) -> bool {
+    finite(one).zip(finite(other)).is_some_and(|(one, other)| is_same(one, other))
+}
+
+/// Whether both are equal in every bit.
+fn is_same(one: &ShardResult, other: &ShardResult) -> bool {
     let [sums, other_sums] = [one, other].map(|result| {
         let sums = result.sums;
         (sums.loss_sum.to_bits(), sums.correct_sum, sums.n_samples)
@@ -91,63 +182,117 @@ fn is_same(one: &Opinion, other: &Opinion) -> bool {
         && gradients.fold(true, |is_same, (one, other)| is_same & (one.to_bits() == other.to_bits()))
 }
 
+/// Whether a result may be that of the same task on another device.
+fn is_near(found: &ShardResult, own: &ShardResult) -> bool {
+    let square_sum = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let pairs = found.gradient_sum.iter().zip(&own.gradient_sum);
+    let distance = square_sum(&mut pairs.map(|(found, own)| f64::from(*found) - f64::from(*own))).sqrt();
+    let norm = square_sum(&mut own.gradient_sum.iter().copied().map(f64::from)).sqrt();
+    let loss_distance = (found.sums.loss_sum - own.sums.loss_sum).abs();
+    found.gradient_sum.len() == own.gradient_sum.len()
+        && found.sums.n_samples == own.sums.n_samples
+        && distance <= NEAR * norm
+        && loss_distance <= NEAR * own.sums.loss_sum
+}
+
 #[cfg(test)]
 mod tests {
     use model::loss::LossSums;
 
     use super::*;
 
-    /// Opinions by workers 0, 1, …: a number is a gradient, a dash one that is not finite.
-    fn check(opinions: &str, n_wanted: usize, may_hear_more: bool, expected: &str) {
-        let opinion = |(worker_id, word): (u64, &str)| Opinion {
-            worker_id: WorkerId(worker_id),
-            profile: Profile::default(),
-            answer: match word.parse() {
-                Ok(value) => Answer::Finite(ShardResult { gradient_sum: vec![1.0, value], sums: LossSums::default() }),
-                Err(_) => Answer::NotFinite("gradient"),
-            },
+    fn answer(word: &str) -> Answer {
+        match word.parse() {
+            Ok(value) => Answer::Finite(ShardResult { gradient_sum: vec![value], sums: LossSums::default() }),
+            Err(_) => Answer::NotFinite("gradient"),
+        }
+    }
+
+    /// Votes by workers 0, 1, …, each of an identity of its own, or of one that stands before it as in `a:3`: a number is a
+    /// gradient, a dash one that is not finite; `~` is before those of another compute class than the coordinator's, whose
+    /// own is behind the bar, if it is there.
+    fn check(votes: &str, n_wanted: usize, may_hear_more: bool, expected: &str) {
+        let (votes, own) =
+            votes.split_once('|').map_or((votes, None), |(votes, own)| (votes, Some(answer(own.trim()))));
+        let opinion = |(worker_id, word): (u64, &str)| {
+            let (identity, word) =
+                word.split_once(':').map_or((worker_id.to_string(), word), |(a, b)| (a.to_owned(), b));
+            let compute_class = if word.starts_with('~') { "other" } else { "own" }.to_owned();
+            let profile = Profile { identity: Identity::new(identity), compute_class, ..Profile::default() };
+            let answer = answer(word.trim_start_matches('~'));
+            Opinion { worker_id: WorkerId(worker_id), profile, answer, gradient_norm: 0.0 }
         };
-        let opinions: Vec<Opinion> = (0..).zip(opinions.split_whitespace()).map(opinion).collect();
-        let found = match judge(&opinions, n_wanted, may_hear_more) {
+        let opinions: Vec<Opinion> = (0..).zip(votes.split_whitespace()).map(opinion).collect();
+        let votes = Votes { opinions: &opinions, own: own.as_ref(), own_class: "own", n_wanted, may_hear_more };
+        let found = match votes.tally() {
             Verdict::Open => "open".to_owned(),
-            Verdict::Settled { right, wrong, n_agreeing } => {
+            Verdict::Settled { by, wrong, n_agreeing } => {
                 let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-                format!("{right} with {n_agreeing} against {}", wrong.join(" ")).trim_end().to_owned()
+                let by = if let By::Vote(right) = by { right.to_string() } else { "own".to_owned() };
+                format!("{by} with {n_agreeing} against {}", wrong.join(" ")).trim_end().to_owned()
             }
             Verdict::NotFinite(what) => format!("no finite {what}"),
-            Verdict::Disputed => "disputed".to_owned(),
+            Verdict::Unclear => "unclear".to_owned(),
         };
         assert_eq!(found, expected);
     }
 
     #[test]
-    fn one_finite_opinion_is_enough_where_nobody_asks_for_two() {
-        check("", 1, true, "open");
+    fn as_many_identities_as_wanted_have_to_agree() {
+        check("", 2, true, "open");
+        check("", 2, false, "open");
         check("3", 1, true, "0 with 1 against");
-        check("- 3", 1, true, "1 with 1 against 0");
-    }
-
-    #[test]
-    fn what_is_not_finite_is_believed_of_two_or_of_the_last() {
-        check("-", 1, true, "open");
-        check("-", 1, false, "no finite gradient");
-        check("- -", 1, true, "no finite gradient");
-        check("3 - -", 2, true, "no finite gradient");
-    }
-
-    #[test]
-    fn two_have_to_agree_where_they_are_asked_to() {
         check("3", 2, true, "open");
-        check("3", 2, false, "0 with 1 against");
+        check("3", 2, false, "unclear");
         check("3 3", 2, true, "0 with 2 against");
         check("3 4", 2, true, "open");
-        check("3 4", 2, false, "disputed");
+        check("3 4", 2, false, "unclear");
         check("3 4 4", 2, true, "1 with 2 against 0");
         check("3 4 3", 2, false, "0 with 2 against 1");
         check("3 4 5", 2, true, "open");
         check("3 4 5 4", 2, true, "1 with 2 against 0 2");
         check("3 -", 2, true, "open");
-        check("3 -", 2, false, "0 with 1 against 1");
-        check("0 -0", 2, false, "disputed");
+        check("3 - 3", 2, true, "0 with 2 against 1");
+        check("0 -0", 2, false, "unclear");
+    }
+
+    #[test]
+    fn votes_of_one_identity_are_one() {
+        check("a:3 a:3", 2, true, "open");
+        check("a:3 a:3", 2, false, "unclear");
+        check("a:3 a:3 4", 2, false, "unclear");
+        check("a:3 a:4 3", 2, true, "0 with 2 against 1");
+        check("a:- a:-", 2, true, "open");
+    }
+
+    #[test]
+    fn divergence_is_the_coordinators_to_declare() {
+        check("-", 2, true, "open");
+        check("-", 2, false, "unclear");
+        check("- -", 2, true, "unclear");
+        check("- - 3", 2, true, "unclear");
+        check("- | -", 2, false, "no finite gradient");
+        check("3 | -", 2, false, "no finite gradient");
+    }
+
+    #[test]
+    fn coordinators_own_result_decides_in_every_bit_within_its_class() {
+        check("- - | 3", 2, false, "own with 1 against 0 1");
+        check("3 | 3", 2, false, "0 with 2 against");
+        check("4 3 | 3", 2, true, "1 with 2 against 0");
+        check("4 4 | 3", 2, true, "own with 1 against 0 1");
+        check("3.0001 | 3", 2, true, "own with 1 against 0");
+        check("| 3", 1, true, "own with 1 against");
+    }
+
+    #[test]
+    fn votes_of_other_classes_have_to_be_near_the_coordinators_own() {
+        check("~3.0001 | 3", 2, false, "0 with 1 against");
+        check("~4 | 3", 2, false, "own with 1 against 0");
+        check("~- | 3", 2, false, "own with 1 against 0");
+        check("~- ~3.0001 | 3", 2, false, "1 with 1 against 0");
+        check("~3.0001 ~3.0001 ~9 | 3", 2, false, "0 with 2 against 2");
+        check("~3.0001 ~3.0002 | 3", 2, false, "own with 1 against");
+        check("~3.0001 3 | 3", 2, false, "1 with 2 against");
     }
 }

@@ -48,13 +48,6 @@ pub enum Report {
         /// Which.
         late: Late,
     },
-    /// Two workers differ on a task, and nobody is there to say who is right.
-    Disputed {
-        /// Updates applied.
-        step: u64,
-        /// The task.
-        task: u32,
-    },
     /// A worker's replica is sent anew.
     Lagging {
         /// Which.
@@ -127,10 +120,13 @@ pub struct Tally {
     pub n_handed_on: u64,
     /// Shards and batches that were dealt once more, since those who had them were late.
     pub n_late: u64,
-    /// Shards that two workers computed, to the same bits.
+    /// Shards that two computed, to the same bits.
     pub n_audited: u64,
-    /// Shards that two should have computed, when only one was there.
+    /// Shards that two should have computed to the same bits, where the only second one was the coordinator, of another compute
+    /// class.
     pub n_not_audited: u64,
+    /// Shards and batches that the coordinator computed too.
+    pub n_own: u64,
     /// Workers that were evicted.
     pub n_evicted: u64,
     /// The first of them, each with the reason.
@@ -156,7 +152,7 @@ impl Tally {
         if n_audited + n_not_audited > 0 {
             let without = match n_not_audited {
                 0 => String::new(),
-                _ => format!("; for {n_not_audited} more there was no second worker"),
+                _ => format!("; {n_not_audited} more are near what the coordinator computed, which has other bits"),
             };
             words.push(format!("audit: {n_audited} shards were computed twice, to the same bits{without}"));
         }

@@ -1,5 +1,5 @@
-//! What becomes of workers' results: each is checked, settles its task or waits for a second opinion, and costs its worker
-//! the place if others show that it is wrong.
+//! What becomes of workers' results: each is checked, settles its task or waits for another vote, and costs its worker the
+//! place if others, or the coordinator itself, show that it is wrong.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use model::arch::N_PIXELS;
 use model::loss::LossSums;
 
 use super::Training;
-use super::action::{Farewell, Refusal};
+use super::action::{Action, Farewell, Refusal};
 use super::assign::Standing;
-use super::event::Computed;
-use super::opinion::{Answer, Opinion, Verdict};
+use super::event::{Computed, OwnTaskDone};
+use super::opinion::{Answer, By, Opinion, Verdict};
 use super::report::Report;
 use super::roster::{Profile, WorkerId};
 use super::round::TaskKind;
+use super::size::Size;
 
 /// A result as it came, be it of a shard or of a batch.
 pub(super) struct Arrived {
@@ -21,13 +22,14 @@ pub(super) struct Arrived {
     pub step: u64,
     pub task: u32,
     pub computed: Computed,
+    pub gradient_norm: f64,
     pub params_fingerprint: u64,
     pub compute: Duration,
 }
 
 impl Training {
     pub(super) fn handle_result(&mut self, now: Duration, worker_id: WorkerId, arrived: Arrived) {
-        let Arrived { kind, step, task, computed, params_fingerprint, compute } = arrived;
+        let Arrived { kind, step, task, computed, gradient_norm, params_fingerprint, compute } = arrived;
         let is_of_now = step == self.state.step;
         let expected_fingerprint = self.fingerprint();
         let round = self.phase.round_mut().filter(|round| is_of_now && round.task_kind() == kind);
@@ -74,14 +76,25 @@ impl Training {
             }
         };
         round.add_compute(worker_id, compute);
+        let size = match &answer {
+            Answer::Finite(result) => Some(Size::new(gradient_norm, &result.sums)),
+            Answer::NotFinite(_) => None,
+        };
+        // A gradient of no images at all is zero.
+        let usual = if expected > 0 { round.usual } else { Size { gradient_norm: 0.0, loss: 0.0 } };
+        let is_usual = size.is_some_and(|size| size.is_within(&usual));
+        if !is_usual {
+            round.tasks.suspect(task);
+        }
         match answer {
             Answer::Finite(result) if round.tasks.is_simple(task) => {
                 round.settle(task, worker_id, result);
+                self.note_size(kind, size, expected);
                 self.handle_answered(now, worker_id, task);
             }
             answer => {
                 let profile = self.roster.profile(worker_id);
-                round.tasks.hear(task, Opinion { worker_id, profile, answer });
+                round.tasks.hear(task, Opinion { worker_id, profile, answer, gradient_norm });
                 self.note_answered(now, worker_id, task);
                 self.decide(now);
                 self.deal_more(now);
@@ -145,14 +158,37 @@ impl Training {
         }
     }
 
-    /// Does what the opinions on tasks come to.
+    /// Takes what the coordinator itself made of a task.
+    pub(super) fn handle_own_task(&mut self, now: Duration, done: OwnTaskDone) {
+        let OwnTaskDone { step, kind, task, result } = done;
+        let is_of_now = step == self.state.step;
+        let Some(round) = self.phase.round_mut().filter(|round| is_of_now && round.task_kind() == kind) else {
+            return self.spent.push(result.gradient_sum);
+        };
+        let is_finite = result.gradient_sum.iter().fold(true, |is_finite, value| is_finite & value.is_finite());
+        let answer = match () {
+            () if !result.sums.loss_sum.is_finite() => Answer::NotFinite("loss"),
+            () if !is_finite => Answer::NotFinite("gradient"),
+            () => Answer::Finite(result),
+        };
+        if let Some(Answer::Finite(result)) = round.tasks.hear_coordinator(task, answer) {
+            self.spent.push(result.gradient_sum);
+        }
+        self.decide(now);
+        self.deal_more(now);
+        self.release_leavers(now);
+    }
+
+    /// Does what the votes on tasks come to.
     pub(super) fn decide(&mut self, now: Duration) {
-        // Ends: each verdict settles a task, or ends the run, or evicts somebody.
+        // Ends: each verdict settles a task, has the coordinator compute it, which it does once, or ends the run.
         while let Some(round) = self.phase.round_mut() {
-            let Some((task, verdict)) = round.tasks.verdict(&self.roster) else { return };
+            let stragglers = round.tasks.stragglers(&self.roster, now, round.late_after);
+            let verdict = round.tasks.verdict(&self.roster, &self.rules.own_class, &stragglers);
+            let Some((task, verdict)) = verdict else { return };
             match verdict {
                 Verdict::Open => return,
-                Verdict::Settled { right, wrong, n_agreeing } => self.settle(now, task, right, &wrong, n_agreeing),
+                Verdict::Settled { by, wrong, n_agreeing } => self.settle(now, task, by, &wrong, n_agreeing),
                 Verdict::NotFinite(what) => {
                     let step = self.state.step;
                     return match round.task_kind() {
@@ -160,49 +196,76 @@ impl Training {
                         TaskKind::Batch => self.diverge(step, "validation loss"),
                     };
                 }
-                Verdict::Disputed => {
-                    if !std::mem::replace(&mut round.is_disputed, true) {
-                        let step = self.state.step;
-                        self.report(Report::Disputed { step, task });
-                    }
-                    return;
+                Verdict::Unclear => {
+                    round.tasks.ask_coordinator(task);
+                    let work = round.work(self.state.step, vec![task]);
+                    self.actions.push_back(Action::ComputeTask(work));
+                    self.tally.n_own += 1;
                 }
             }
         }
     }
 
-    /// Settles a task by one of the opinions on it, and evicts those who have another one.
-    fn settle(&mut self, now: Duration, task: u32, right: usize, wrong: &[WorkerId], n_agreeing: usize) {
+    /// Settles a task by one of the votes on it, or by what the coordinator made of it, and evicts those who are wrong.
+    fn settle(&mut self, now: Duration, task: u32, by: By, wrong: &[WorkerId], n_agreeing: usize) {
         let step = self.state.step;
         let Some(round) = self.phase.round_mut() else { return };
-        match (round.tasks.n_wanted(task), n_agreeing) {
-            (1, _) => {}
-            (_, 1) => self.tally.n_not_audited += 1,
-            _ => self.tally.n_audited += 1,
+        match (round.tasks.is_audited(task), by, n_agreeing) {
+            (false, _, _) | (true, By::Coordinator, _) => {}
+            (true, By::Vote(_), 1) => self.tally.n_not_audited += 1,
+            (true, By::Vote(_), _) => self.tally.n_audited += 1,
         }
-        let words = round.words(task);
+        let (kind, words) = (round.task_kind(), round.words(task));
         let mut opinions = round.tasks.take_opinions(task);
-        let Opinion { worker_id, answer: Answer::Finite(result), .. } = opinions.swap_remove(right) else {
+        let own = round.tasks.take_own(task);
+        let right = match (by, own.is_some()) {
+            (_, true) => "that of the coordinator".to_owned(),
+            (By::Coordinator, false) => unreachable!("what the coordinator found counts when it is there"),
+            (By::Vote(right), false) => {
+                let worker_id = opinions[right].worker_id;
+                let n_others = n_agreeing - 1;
+                let others = if n_others == 1 { "of another one".to_owned() } else { format!("{n_others} more") };
+                format!("those of worker {worker_id} and {others}")
+            }
+        };
+        let counted = match by {
+            By::Vote(right) => {
+                let Opinion { worker_id, answer, gradient_norm, .. } = opinions.swap_remove(right);
+                self.spent.extend(own.and_then(Answer::into_gradient));
+                (worker_id, Some(answer), Some(gradient_norm))
+            }
+            By::Coordinator => (WorkerId::COORDINATOR, own, None),
+        };
+        let (worker_id, Some(Answer::Finite(result)), gradient_norm) = counted else {
             unreachable!("what settles a task is finite")
         };
+        let size = gradient_norm.map(|gradient_norm| Size::new(gradient_norm, &result.sums));
+        let n_samples = result.sums.n_samples;
         round.settle(task, worker_id, result);
-        for Opinion { worker_id: other, answer, profile } in opinions {
+        self.note_size(kind, size, n_samples);
+        if by == By::Coordinator {
+            self.add_class(self.rules.own_class.clone());
+        }
+        for Opinion { worker_id: other, answer, profile, .. } in opinions {
             let what = match &answer {
                 Answer::Finite(_) => format!("its result of {words} of step {} differs from", step + 1),
                 Answer::NotFinite(what) => format!("its {what} of {words} of step {} is not finite, unlike", step + 1),
             };
-            if let Answer::Finite(result) = answer {
-                self.spent.push(result.gradient_sum);
-            }
+            self.spent.extend(answer.into_gradient());
             if wrong.contains(&other) {
-                let right = match n_agreeing {
-                    1 => format!("that of worker {worker_id}"),
-                    2 => format!("those of worker {worker_id} and of another one"),
-                    _ => format!("those of worker {worker_id} and {} more", n_agreeing - 1),
-                };
-                let reason = format!("{what} {right}");
-                self.evict(now, other, profile, reason);
+                self.evict(now, other, profile, format!("{what} {right}"));
             }
+        }
+    }
+
+    /// Takes note of how large a result is that counts. One of no images says nothing.
+    fn note_size(&mut self, kind: TaskKind, size: Option<Size>, n_samples: u64) {
+        let sizes = match kind {
+            TaskKind::Shard => &mut self.shard_sizes,
+            TaskKind::Batch => &mut self.batch_sizes,
+        };
+        if let Some(size) = size.filter(|_| n_samples > 0) {
+            sizes.note(size);
         }
     }
 

@@ -8,6 +8,11 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
+impl WorkerId {
+    /// Stands for the coordinator, where it computed something itself: workers are counted from 1.
+    pub const COORDINATOR: Self = Self(0);
+}
+
 impl fmt::Display for WorkerId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(out)

@@ -11,6 +11,7 @@ use super::assign::Tasks;
 use super::reduce::Reduction;
 use super::roster::{Roster, WorkerId};
 use super::schedule::Place;
+use super::size::{Size, Sizes};
 
 /// Tasks that have to be settled before the run goes on.
 #[derive(Debug)]
@@ -23,10 +24,10 @@ pub struct Round {
     pub begun: Duration,
     /// After how long a task is late.
     pub late_after: Duration,
+    /// Up to where a result is usual.
+    pub usual: Size,
     /// Whether there is a task that wants another worker, and none for it.
     pub is_short: bool,
-    /// Whether it was told that workers differ, and nobody can say who is right.
-    pub is_disputed: bool,
     /// When something is late next, or has waited for too long.
     pub deadline: Option<Duration>,
 }
@@ -61,20 +62,20 @@ pub enum TaskKind {
 
 impl Round {
     /// A step, none of whose shards is dealt.
-    pub fn of_step(place: Place, n_shards: u32, n_wanted: impl Fn(u32) -> usize) -> Self {
+    pub fn of_step(place: Place, n_shards: u32, is_audited: impl Fn(u32) -> bool) -> Self {
         let kind = Kind::Step { place, reduction: Reduction::new(n_shards), computed: BTreeMap::new() };
-        Self::new(kind, Tasks::new(n_shards, n_wanted))
+        Self::new(kind, Tasks::new(n_shards, is_audited))
     }
 
     /// A validation, none of whose batches is dealt.
     pub fn of_validation(n_batches: u32) -> Self {
         let kind = Kind::Validation { results: vec![LossSums::default(); n_batches as usize] };
-        Self::new(kind, Tasks::new(n_batches, |_| 1))
+        Self::new(kind, Tasks::new(n_batches, |_| false))
     }
 
     fn new(kind: Kind, tasks: Tasks) -> Self {
         let (begun, late_after, deadline) = (Duration::ZERO, Duration::ZERO, None);
-        Self { kind, tasks, begun, late_after, is_short: false, is_disputed: false, deadline }
+        Self { kind, tasks, begun, late_after, usual: Sizes::default().limit(), is_short: false, deadline }
     }
 
     /// What its tasks are.
@@ -87,7 +88,7 @@ impl Round {
 
     /// Whether somebody computes something that it waits for.
     pub fn is_awaited(&self) -> bool {
-        self.tasks.awaited().next().is_some()
+        self.tasks.awaited().next().is_some() || self.tasks.awaits_coordinator()
     }
 
     /// A task in words.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use model::loss::LossSums;
 use model::recipe::Recipe;
 
+use super::audit::AuditSecret;
+
 /// What holds for the whole of a coordinator's life.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -22,8 +24,12 @@ pub struct Rules {
     pub silence_max: Duration,
     /// How long the first worker may take to come, each one to get ready, and each one to answer.
     pub join_wait_max: Duration,
-    /// The share of shards, from 0 to 1, that two workers compute, whose results are compared.
+    /// The share of shards, from 0 to 1, that two compute, whose results are compared.
     pub audit: f64,
+    /// What these are drawn by.
+    pub audit_secret: AuditSecret,
+    /// The compute class of what the coordinator computes itself.
+    pub own_class: String,
     /// What becomes of the workers when the run is stopped before its end.
     pub after_stop: AfterStop,
 }

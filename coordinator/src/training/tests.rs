@@ -60,6 +60,8 @@ impl Run {
             silence_max: SILENCE_MAX,
             join_wait_max: Duration::from_mins(1),
             audit: 0.0,
+            audit_secret: AuditSecret::new([1; 32]),
+            own_class: "one".to_owned(),
             after_stop: AfterStop::ComeBack,
         };
         change(&mut rules);
@@ -93,6 +95,8 @@ impl Run {
             "join" => Event::Joined(worker(1), profile(number(1), "one")),
             // alien WORKER: of another compute class
             "alien" => Event::Joined(worker(1), profile(number(1), "another")),
+            // twin WORKER of IDENTITY
+            "twin" => Event::Joined(worker(1), Profile { process: 0, ..profile(number(3), "one") }),
             "ready" => Event::Ready(worker(1)),
             "enter" => {
                 self.happen(&format!("join {}", words[1]));
@@ -115,6 +119,19 @@ impl Run {
                 let Computed::Finite(result) = &mut done.computed else { unreachable!("it is made finite") };
                 result.gradient_sum[0] += 0.5;
                 Event::ShardDone(worker(5), done)
+            }
+            "huge" => {
+                let mut done = self.shard(number(3), number(1), 0);
+                let Computed::Finite(result) = &mut done.computed else { unreachable!("it is made finite") };
+                (result.gradient_sum[0], done.gradient_norm) = (3e38, 3e38);
+                Event::ShardDone(worker(5), done)
+            }
+            // own TASK of STEP: what the coordinator makes of it
+            "own" => Event::OwnTaskDone(self.own_task(number(3), number(1))),
+            "ownnan" => {
+                let mut done = self.own_task(number(3), number(1));
+                done.result.gradient_sum[0] = f32::NAN;
+                Event::OwnTaskDone(done)
             }
             "vague" => {
                 let mut done = self.batch(number(3), number(1), 0);
@@ -158,7 +175,20 @@ impl Run {
         let sums = LossSums { loss_sum: count.into(), correct_sum: 784 * n_samples, n_samples };
         let params_fingerprint = self.training.fingerprint() + wrong;
         let computed = Computed::Finite(ShardResult { gradient_sum: vec![count.into()], sums });
-        ShardDone { step, shard, computed, params_fingerprint, compute: Duration::from_millis(1) }
+        let (gradient_norm, compute) = (count.into(), Duration::from_millis(1));
+        ShardDone { step, shard, computed, gradient_norm, params_fingerprint, compute }
+    }
+
+    fn own_task(&self, step: u64, task: u64) -> OwnTaskDone {
+        let kind = self.training.phase.round().map_or(TaskKind::Shard, Round::task_kind);
+        let result = match kind {
+            TaskKind::Shard => match self.shard(step, task, 0).computed {
+                Computed::Finite(result) => result,
+                Computed::NotFinite(_) | Computed::WrongLength { .. } => unreachable!("it is made finite"),
+            },
+            TaskKind::Batch => ShardResult { gradient_sum: Vec::new(), sums: self.batch(step, task, 0).sums },
+        };
+        OwnTaskDone { step, kind, task: u32::try_from(task).expect("a small number"), result }
     }
 
     fn batch(&self, step: u64, batch: u64, wrong: u64) -> BatchDone {
@@ -200,6 +230,7 @@ fn words_of(action: &Action) -> String {
         Action::Dismiss(worker_id, Farewell::Refused, reason) => format!("refuse {worker_id} for good: {reason}"),
         Action::Dismiss(worker_id, Farewell::Evicted, reason) => format!("evict {worker_id}: {reason}"),
         Action::Dismiss(worker_id, Farewell::ComeBack, reason) => format!("close {worker_id}: {reason}"),
+        Action::ComputeTask(task) => format!("compute {}", work(task)),
         Action::Checkpoint => "checkpoint".to_owned(),
         Action::Finish(Outcome::Diverged { step, epoch, what }) => {
             format!("diverged: {what}, step {step}, epoch {epoch}")
@@ -218,7 +249,6 @@ fn words_of(action: &Action) -> String {
             Report::Late { late, .. } => {
                 format!("late {} of {} for {} too", late.task, late.straggler, late.helper)
             }
-            Report::Disputed { task, .. } => format!("disputed {task}"),
             Report::Joined { .. } | Report::Evicted { .. } | Report::Refused { .. } | Report::MixedClasses { .. } => {
                 String::new()
             }
@@ -368,7 +398,8 @@ fn a_worker_that_counts_wrongly_is_evicted_and_its_shards_go_to_others() {
 #[test]
 fn what_is_not_finite_ends_the_run_without_being_applied() {
     let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
-    let wishes = run.play("enter 1, shard 0 of 0 by 1, nan 1 of 0 by 1");
+    assert!(run.play("enter 1, shard 0 of 0 by 1, nan 1 of 0 by 1").ends_with("compute shards 1 of 0"));
+    let wishes = run.play("ownnan 1 of 0");
     assert!(wishes.ends_with("diverged: gradient of shard 1, step 1, epoch 0"), "{wishes}");
     assert!(!wishes.contains("checkpoint"), "{wishes}");
     assert_eq!(run.training.state().params, [8.0]);

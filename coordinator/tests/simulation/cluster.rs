@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use coordinator::training::{Profile, Training};
+use coordinator::training::{OwnTaskDone, Profile, Training};
 use proto::limits::HEARTBEAT_INTERVAL;
 
 use super::chance::Chance;
@@ -46,6 +46,8 @@ enum Happening {
     Computed(usize, Duration),
     /// A process has waited long enough to be let go.
     Left(usize),
+    /// A coordinator has computed a task itself.
+    OwnTask(u32, OwnTaskDone),
     /// A checkpoint is on the disk.
     Saved(u32),
     /// The coordinator begins.
@@ -233,6 +235,13 @@ impl Cluster {
                     self.write_next();
                 }
             }
+            Happening::OwnTask(incarnation, done) => {
+                let shell = self.shell.as_mut().filter(|shell| shell.incarnation == incarnation);
+                if let Some(shell) = shell {
+                    let wishes = shell.hear_own(&self.run, done, &mut self.notes);
+                    self.grant(wishes);
+                }
+            }
             Happening::Begin => {
                 self.n_incarnations += 1;
                 let saved = self.disk.durable.clone();
@@ -258,6 +267,7 @@ impl Cluster {
             Happening::Start(_)
             | Happening::AtCoordinator(..)
             | Happening::ClosedAtCoordinator(_)
+            | Happening::OwnTask(..)
             | Happening::Saved(_)
             | Happening::Begin
             | Happening::Mishap

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coordinator::training::{AfterStop, CheckpointEvery, Rounding, Rules, State};
+use coordinator::training::{AfterStop, AuditSecret, CheckpointEvery, Rounding, Rules, State};
 use model::arch::Architecture;
 use model::layers::Noise;
 use model::recipe::Recipe;
@@ -41,15 +41,16 @@ pub struct Plan {
     pub lying_time: u64,
     /// Compute classes, which all give the same bits here.
     pub classes: &'static [&'static str],
-    /// Slots whose workers nothing happens to: those that a liar with finite numbers is found out by.
-    pub steady: std::ops::Range<usize>,
+    /// Slots that follow each other whose processes are one identity.
+    pub identity_slots: usize,
 }
 
 impl Plan {
     pub fn draw(chance: &mut Chance) -> Self {
         let lies = chance.is_one_in(3).then(|| draw_lies(chance));
-        let has_wrong_bits = lies.is_some_and(|lies| lies.lie == Lie::WrongBits);
-        let network = if has_wrong_bits { draw_orderly(chance) } else { draw_network(chance) };
+        // Wrong bits that look usual are found where all are compared.
+        let has_wrong_bits = lies.is_some_and(|lies| matches!(lies.lie, Lie::WrongBits | Lie::Guess));
+        let network = draw_network(chance);
         let recipe = draw_recipe(chance);
         let rounding = chance.pick(&[Rounding::None, Rounding::None, Rounding::Bf16]);
         let n_params = chance.number(1..=5);
@@ -66,16 +67,19 @@ impl Plan {
             // Each letter that is lost may cost as much.
             join_wait_max: if network.is_rough() { chance.time(3_000..=8_000) } else { chance.time(3_000..=60_000) },
             audit: if has_wrong_bits { 1.0 } else { chance.pick(&[0.0, 0.0, 0.0, 0.3, 1.0]) },
+            audit_secret: AuditSecret::new([u8::try_from(chance.number(0..=255)).expect("it is below 256"); 32]),
+            // What a coordinator of another class finds has to be near only.
+            own_class: if has_wrong_bits { "one" } else { chance.pick(&["one", "one", "foreign"]) }.to_owned(),
             after_stop: chance.pick(&[AfterStop::ComeBack, AfterStop::End]),
             recipe,
         };
-        let n_slots = if has_wrong_bits { chance.pick(&[3, 4, 6, 6]) } else { chance.pick(&[1, 2, 3, 4, 5, 6]) };
+        let n_slots = chance.pick(&[1, 2, 3, 4, 5, 6]);
         let task_ms = chance.pick(&[5, 20, 100, 300]);
         Self {
             initial: State::new(&rules.recipe, rounding, initial),
             n_slots,
             network,
-            n_mishaps: chance.pick(if has_wrong_bits { &[0, 2, 5, 10] } else { &[0, 10, 30, 100, 300] }),
+            n_mishaps: chance.pick(&[0, 10, 30, 100, 300]),
             mishap_gap: (0, chance.pick(&[1, 3, 10, 30]) * task_ms),
             task_time: (task_ms, task_ms + chance.pick(&[0, 1, task_ms])),
             prepare_time: (0, chance.pick(&[1, 10, 100, 5_000])),
@@ -83,10 +87,9 @@ impl Plan {
             search_max: chance.time(5_000..=60_000),
             save_time: (1, chance.pick(&[2, 50, 500])),
             has_journal: chance.is_one_in(4),
-            // Two are enough to say who is right, where one of them is there when it matters.
-            steady: if has_wrong_bits { 1..n_slots.min(5) } else { 0..0 },
-            // Two that lie alike would be right.
-            n_liars: if has_wrong_bits || chance.is_one_in(2) { 1 } else { 2 },
+            identity_slots: chance.pick(&[1, 1, 2, 3, 6]),
+            // They are of one identity: two that lie alike would be right.
+            n_liars: chance.pick(&[1, 2]),
             lying_time: chance.pick(&[100, 2_000, 20_000]),
             classes: if lies.is_none() && chance.is_one_in(8) { &["one", "other"] } else { &["one"] },
             lies,
@@ -96,7 +99,19 @@ impl Plan {
 }
 
 fn draw_lies(chance: &mut Chance) -> Lies {
-    let lie = chance.pick(&[Lie::NotFinite, Lie::WrongLength, Lie::WrongCount, Lie::Stray, Lie::WrongBits]);
+    let lie = chance.pick(&[
+        Lie::NotFinite,
+        Lie::WrongLength,
+        Lie::WrongCount,
+        Lie::Stray,
+        Lie::WrongBits,
+        Lie::WrongBits,
+        Lie::Nonsense,
+        Lie::Undealt,
+        Lie::Guess,
+        Lie::Silent,
+        Lie::Flood,
+    ]);
     Lies { lie, n_true: chance.pick(&[0, 1, 3, 10]), is_once: chance.is_one_in(2), n_told: 0 }
 }
 

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coordinator::training::{
-    Action, BatchDone, Computed, Event, Farewell, Late, Outcome, Profile, Refusal, Report, Rules, ShardDone, State,
-    Training, Work, WorkerId,
+    Action, BatchDone, Computed, Event, Farewell, Late, Outcome, OwnTaskDone, Profile, Refusal, Report, Rules,
+    ShardDone, State, TaskKind, Training, Work, WorkerId,
 };
 use model::gradients::ShardResult;
 
@@ -36,8 +36,8 @@ pub struct Shell {
     evicted: BTreeSet<(WorkerId, u64)>,
     /// How far the state was that a checkpoint was last wished of.
     kept: (u64, usize),
-    /// Processes that sent something that is not finite, by step.
-    not_finite: BTreeSet<(u64, u32)>,
+    /// Who was dealt which shard of which step.
+    dealt: BTreeSet<(WorkerId, u64, u32)>,
 }
 
 /// A worker that is in.
@@ -77,6 +77,7 @@ pub enum Wish {
     Send(usize, ToWorker),
     Close(usize),
     Save(Saved),
+    Compute(OwnTaskDone),
     Finish(Outcome),
 }
 
@@ -133,7 +134,7 @@ impl Shell {
             late: Vec::new(),
             evicted: BTreeSet::new(),
             kept,
-            not_finite: BTreeSet::new(),
+            dealt: BTreeSet::new(),
         };
         let wishes = shell.act(run, notes);
         (shell, wishes)
@@ -158,12 +159,6 @@ impl Shell {
             match &event {
                 Event::Ready(_) => session.is_ready = true,
                 Event::Leaving(_, _) => session.is_leaving = true,
-                Event::ShardDone(_, done) if is_not_finite(done) => {
-                    self.not_finite.insert((done.step, session.process));
-                }
-                Event::BatchDone(_, done) if !done.sums.loss_sum.is_finite() => {
-                    self.not_finite.insert((done.step, session.process));
-                }
                 _ => {}
             }
             return self.happen(run, event, notes);
@@ -176,6 +171,12 @@ impl Shell {
     pub fn lose(&mut self, run: &Run, worker_id: WorkerId, reason: &str, notes: &mut Notes) -> Vec<Wish> {
         self.sessions.remove(&worker_id);
         self.happen(run, Event::Lost(worker_id, reason.to_owned()), notes)
+    }
+
+    /// The coordinator has computed a task itself.
+    pub fn hear_own(&mut self, run: &Run, done: OwnTaskDone, notes: &mut Notes) -> Vec<Wish> {
+        notes.seen.add(Seen::OwnTooLate, u64::from(done.step < self.training.state().step));
+        self.happen(run, Event::OwnTaskDone(done), notes)
     }
 
     pub fn stop(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
@@ -256,6 +257,7 @@ impl Shell {
             Action::SendState(worker_id, work) => {
                 turn.lagging.remove(&worker_id);
                 self.check_work(run, &work);
+                self.note_dealt(worker_id, &work);
                 let State { step, params, velocity, .. } = self.training.state();
                 let (step, params, velocity) = (*step, params.as_slice().into(), velocity.as_slice().into());
                 self.send(worker_id, turn, notes, |session| {
@@ -266,6 +268,7 @@ impl Shell {
             Action::SendUpdate { gradient, work } => self.send_update(run, gradient.into(), work, turn, notes),
             Action::SendWork(worker_id, work) => {
                 self.check_work(run, &work);
+                self.note_dealt(worker_id, &work);
                 assert_ne!(work, Work::Nothing, "to do nothing is no order by itself");
                 let step = self.training.state().step;
                 self.send(worker_id, turn, notes, |session| {
@@ -278,7 +281,12 @@ impl Shell {
                 match refusal {
                     Refusal::Stale { .. } => notes.seen.add(Seen::RefusedStale, 1),
                     Refusal::Duplicate { .. } => notes.seen.add(Seen::RefusedDuplicate, 1),
-                    Refusal::NotDealt { .. } => notes.seen.add(Seen::RefusedNotDealt, 1),
+                    Refusal::NotDealt { .. } => {
+                        notes.seen.add(Seen::RefusedNotDealt, 1);
+                        let is_honest = |session: &Session| !notes.liars.contains_key(&session.process);
+                        let is_expected = run.is_rough || !self.sessions.get(&worker_id).is_some_and(is_honest);
+                        assert!(is_expected, "worker {worker_id} is honest, and not listened to: {refusal}");
+                    }
                     Refusal::NoSuchTask { .. } => panic!("nobody computes what there is not: {refusal}"),
                 }
                 self.send(worker_id, turn, notes, |_| ToWorker::Refusal);
@@ -286,6 +294,7 @@ impl Shell {
             Action::Dismiss(worker_id, farewell, reason) => {
                 self.dismiss(run, worker_id, farewell, &reason, turn, notes);
             }
+            Action::ComputeTask(work) => turn.wishes.push(Wish::Compute(self.own_task(run, &work))),
             Action::Checkpoint => {
                 self.check_state(run);
                 assert_ne!(self.kept, self.age(), "a state is kept once");
@@ -325,12 +334,38 @@ impl Shell {
         let step = self.training.state().step;
         for (worker_id, work) in work {
             self.check_work(run, &work);
+            self.note_dealt(worker_id, &work);
             let gradient = Rc::clone(&gradient);
             self.send(worker_id, turn, notes, |session| {
                 assert_eq!(session.step.replace(step), Some(step - 1), "a replica misses no update");
                 assert!(!session.is_leaving || work == Work::Nothing, "who leaves gets nothing new");
                 ToWorker::Update { step, gradient, work }
             });
+        }
+    }
+
+    /// What comes of a task, as the coordinator computes it.
+    fn own_task(&self, run: &Run, work: &Work) -> OwnTaskDone {
+        let params = &self.training.state().params;
+        match work {
+            Work::Nothing => panic!("nothing is no task"),
+            Work::Shards { step, place, shards } => {
+                let [task] = shards[..] else { panic!("expected one shard, found {shards:?}") };
+                let result = run.problem.shard(params, *place, *step, task);
+                OwnTaskDone { step: *step, kind: TaskKind::Shard, task, result }
+            }
+            Work::Batches { step, batches } => {
+                let [task] = batches[..] else { panic!("expected one batch, found {batches:?}") };
+                let sums = run.problem.batch(params, *step, task);
+                let result = ShardResult { gradient_sum: Vec::new(), sums };
+                OwnTaskDone { step: *step, kind: TaskKind::Batch, task, result }
+            }
+        }
+    }
+
+    fn note_dealt(&mut self, worker_id: WorkerId, work: &Work) {
+        if let Work::Shards { step, shards, .. } = work {
+            self.dealt.extend(shards.iter().map(|&shard| (worker_id, *step, shard)));
         }
     }
 
@@ -358,6 +393,8 @@ impl Shell {
             let lie = notes.liars.get(&session.process).copied();
             let lie = lie.unwrap_or_else(|| panic!("worker {worker_id} never lied: {reason}"));
             notes.seen.add(evicted_for(lie), 1);
+            notes.seen.add(Seen::EvictedByTwo, u64::from(reason.contains("and of another one")));
+            notes.seen.add(Seen::EvictedByCoordinator, u64::from(reason.ends_with("that of the coordinator")));
             self.evicted.insert((worker_id, self.training.state().step));
         }
         turn.wishes.push(Wish::Send(session.connection, ToWorker::Dismissal(farewell)));
@@ -410,6 +447,7 @@ fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Even
         ToCoordinator::Ready => Event::Ready(worker_id),
         ToCoordinator::Shard(answer) => {
             let ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute } = answer;
+            let gradient_norm = gradient_sum.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
             let computed = if gradient_sum.len() != n_params {
                 Computed::WrongLength { expected: 4 * n_params, found: 4 * gradient_sum.len() }
             } else if gradient_sum.iter().all(|value| value.is_finite()) {
@@ -417,7 +455,7 @@ fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Even
             } else {
                 Computed::NotFinite("gradient")
             };
-            Event::ShardDone(worker_id, ShardDone { step, shard, computed, params_fingerprint, compute })
+            Event::ShardDone(worker_id, ShardDone { step, shard, computed, gradient_norm, params_fingerprint, compute })
         }
         ToCoordinator::Batch { step, batch, sums, params_fingerprint } => {
             Event::BatchDone(worker_id, BatchDone { step, batch, sums, params_fingerprint })
@@ -425,14 +463,6 @@ fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Even
         ToCoordinator::Lagging(reason) => Event::Lagging(worker_id, reason),
         ToCoordinator::Leaving => Event::Leaving(worker_id, "a signal".to_owned()),
         ToCoordinator::Heartbeat(step) => Event::Heard(worker_id, step),
-    }
-}
-
-fn is_not_finite(done: &ShardDone) -> bool {
-    match &done.computed {
-        Computed::Finite(result) => !result.sums.loss_sum.is_finite(),
-        Computed::NotFinite(_) => true,
-        Computed::WrongLength { .. } => false,
     }
 }
 
@@ -455,7 +485,8 @@ fn evicted_for(lie: Seen) -> Seen {
         Seen::LieNotFinite => Seen::EvictedNotFinite,
         Seen::LieLength => Seen::EvictedLength,
         Seen::LieCount => Seen::EvictedCount,
-        Seen::LieBits => Seen::EvictedBits,
+        Seen::LieBits | Seen::LieGuess => Seen::EvictedBits,
+        Seen::LieNonsense => Seen::EvictedNonsense,
         other => panic!("nobody is evicted for {other:?}"),
     }
 }

@@ -36,6 +36,7 @@ pub fn of_event(event: &Event) -> String {
         Event::Leaving(worker_id, _) => format!("leaving {worker_id}"),
         Event::Heard(worker_id, step) => format!("heard {worker_id} at {step}"),
         Event::Lost(worker_id, reason) => format!("lost {worker_id}: {reason}"),
+        Event::OwnTaskDone(done) => format!("{:?} {} of {} by the coordinator", done.kind, done.task, done.step),
         Event::Stop => "stop".to_owned(),
     }
 }
@@ -54,6 +55,7 @@ pub fn of_action(action: &Action) -> String {
         Action::SendWork(worker_id, work) => format!("work {worker_id}: {}", of_work(work)),
         Action::Refuse(worker_id, refusal) => format!("refuse {worker_id}: {refusal}"),
         Action::Dismiss(worker_id, farewell, reason) => format!("dismiss {worker_id} ({farewell:?}): {reason}"),
+        Action::ComputeTask(work) => format!("compute {}", of_work(work)),
         Action::Checkpoint => "checkpoint".to_owned(),
         Action::Finish(outcome) => format!("finish: {outcome:?}"),
         Action::Report(Report::Step(report)) => format!("step {} by {:?}", report.step, report.workers),

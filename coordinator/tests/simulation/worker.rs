@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use coordinator::training::{Profile, Work};
+use model::gradients::ShardResult;
 use model::params::params_fingerprint;
 
 use super::network::{ShardAnswer, ToCoordinator, ToWorker};
@@ -75,6 +76,16 @@ pub enum Lie {
     /// The replica is another one, and so is what it gives.
     Stray,
     WrongBits,
+    /// Finite numbers that no training gives.
+    Nonsense,
+    /// Results of shards that it was not dealt.
+    Undealt,
+    /// Wrong bits where it guesses that nobody compares: as if shards were audited by the seed.
+    Guess,
+    /// Nothing but signs of life.
+    Silent,
+    /// Signs of life without end, and every result four times.
+    Flood,
 }
 
 /// When a liar says it.
@@ -96,15 +107,21 @@ impl Lies {
     }
 
     /// Makes a lie of a result, if the result can be one.
-    pub fn distort(&mut self, letter: &mut ToCoordinator) -> bool {
+    pub fn distort(&mut self, letter: &mut ToCoordinator, problem: &Problem) -> bool {
         let is_lie = match (self.lie, letter) {
-            (Lie::Stray, _) => true,
+            (Lie::Stray | Lie::Silent | Lie::Flood, _) => true,
+            (Lie::Undealt, letter) => matches!(letter, ToCoordinator::Shard(_)),
+            (Lie::Guess, ToCoordinator::Shard(answer)) if is_guessed_audited(problem, answer) => false,
             (lie, ToCoordinator::Shard(answer)) => {
                 distort_shard(lie, self.n_told, answer);
                 true
             }
             (Lie::NotFinite, ToCoordinator::Batch { sums, .. }) => {
                 sums.loss_sum = f64::NAN;
+                true
+            }
+            (Lie::Nonsense, ToCoordinator::Batch { sums, .. }) => {
+                sums.loss_sum = 1e300;
                 true
             }
             (Lie::WrongCount, ToCoordinator::Batch { sums, .. }) => {
@@ -128,12 +145,22 @@ fn distort_shard(lie: Lie, variant: u32, answer: &mut ShardAnswer) {
         (Lie::WrongLength, _) => answer.gradient_sum.truncate(answer.gradient_sum.len() - 1),
         (Lie::WrongCount, 0) => answer.sums.n_samples += 1,
         (Lie::WrongCount, _) => answer.sums.correct_sum = u64::MAX,
-        (Lie::Stray, _) => unreachable!("what a replica gives is true of it"),
+        (Lie::Nonsense, 0) => answer.gradient_sum.iter_mut().for_each(|value| *value = 3e38),
+        (Lie::Nonsense, 1) => answer.gradient_sum[0] = -1e30,
+        (Lie::Nonsense, _) => answer.sums.loss_sum = 1e300,
+        (Lie::Stray | Lie::Undealt | Lie::Silent | Lie::Flood, _) => unreachable!("what it computes is true"),
         // The last bit that a bf16 has, which leaves a number a number.
-        (Lie::WrongBits, 0) => answer.gradient_sum[0] = f32::from_bits(answer.gradient_sum[0].to_bits() ^ 0x1_0000),
-        (Lie::WrongBits, 1) => answer.sums.loss_sum = f64::from_bits(answer.sums.loss_sum.to_bits() ^ 1),
-        (Lie::WrongBits, _) => answer.gradient_sum.iter_mut().for_each(|value| *value = -1e4),
+        (Lie::WrongBits | Lie::Guess, 0) => {
+            answer.gradient_sum[0] = f32::from_bits(answer.gradient_sum[0].to_bits() ^ 0x1_0000)
+        }
+        (Lie::WrongBits | Lie::Guess, 1) => answer.sums.loss_sum = f64::from_bits(answer.sums.loss_sum.to_bits() ^ 1),
+        (Lie::WrongBits | Lie::Guess, _) => answer.gradient_sum.iter_mut().for_each(|value| *value = -1e4),
     }
+}
+
+/// Whether a liar takes a shard for one that is compared: half of them, by what every worker is told.
+fn is_guessed_audited(problem: &Problem, answer: &ShardAnswer) -> bool {
+    (problem.recipe.seed ^ answer.step ^ u64::from(answer.shard)).count_ones().is_multiple_of(2)
 }
 
 /// The thread that computes, as in `worker/src/compute.rs`.
@@ -251,6 +278,21 @@ impl Computer {
         let held = self.held.as_mut().expect("it computes on a replica");
         held.params[0] = f32::from_bits(held.params[0].to_bits() ^ 1);
         held.fingerprint = params_fingerprint(&held.params);
+    }
+
+    /// Results of all shards of the step at hand that its order does not name. They are right, so that no harm is done if one of
+    /// them is dealt to it meanwhile.
+    pub fn undealt(&self, problem: &Problem) -> Vec<ToCoordinator> {
+        let (Some(held), Some(AtWork { work: Work::Shards { place, shards, .. }, .. })) = (&self.held, &self.at_work)
+        else {
+            return Vec::new();
+        };
+        let letter = |shard| {
+            let (step, params_fingerprint, compute) = (held.step, held.fingerprint, Duration::ZERO);
+            let ShardResult { gradient_sum, sums } = problem.shard(&held.params, *place, step, shard);
+            ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
+        };
+        (0..problem.recipe.shards.get()).filter(|shard| !shards.contains(shard)).map(letter).collect()
     }
 
     /// What it has computed, and on which connection it was asked to.

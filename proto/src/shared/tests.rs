@@ -144,7 +144,7 @@ fn a_slot_that_is_none_is_told() {
     let (_updates, slots) = updates(3);
     for found in [RESULT_SLOTS.max(UPDATE_SLOTS), u32::MAX] {
         let error = |n_slots| Err(SlotError::Unknown { n_slots, found });
-        assert_eq!(results.take(found, &mut [0.0; 3]), error(RESULT_SLOTS));
+        assert_eq!(results.take(found, &mut [0.0; 3]).map(drop), error(RESULT_SLOTS));
         assert_eq!(slots.read(found, 1, |_, _| ()), error(UPDATE_SLOTS));
     }
 }

@@ -210,7 +210,7 @@ impl Held {
 
     fn loaded(mut self, state: &State) -> Result<Self, LagError> {
         let take = |what, bytes: &[u8], into: &mut [f32]| {
-            values::decode(Encoding::F32, bytes, into).map_err(|error| LagError::Values { what, error })
+            values::decode(Encoding::F32, bytes, into).map(drop).map_err(|error| LagError::Values { what, error })
         };
         self.replica.change(|params| take("the parameters of a state", &state.params, params))?;
         take("the velocity of a state", &state.velocity, &mut self.velocity)?;

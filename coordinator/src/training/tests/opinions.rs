@@ -3,26 +3,51 @@
 use super::*;
 
 #[test]
-fn one_whose_numbers_are_not_finite_is_evicted_if_another_one_has_some() {
+fn non_finite_vote_is_wrong_if_the_coordinator_has_a_finite_one() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
+        ("shard 1 of 0 by 2", "compute shards 1 of 0"),
         (
-            "shard 1 of 0 by 2",
-            "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of worker 2; left 1, 1 handed on; \
-             work 2: shards 0 of 0",
+            "own 1 of 0",
+            "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of the coordinator; \
+             left 1, 1 handed on; work 2: shards 0 of 0",
         ),
         ("shard 0 of 0 by 2", "update 1 2: shards 0+1 of 1; step 1 by 2+2"),
+    ]);
+    // Alone, and two of them.
+    check(&[
+        ("enter 1, nan 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0; compute shards 1 of 0"),
+        (
+            "own 1 of 0",
+            "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of the coordinator; \
+             left 1, 1 handed on; waiting",
+        ),
+        ("enter 2", "welcome 2; going on; state 2: shards 0 of 0"),
+        ("shard 0 of 0 by 2", "update 1 2: shards 0+1 of 1; step 1 by 2+0"),
+    ]);
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("nan 1 of 0 by 1, nan 1 of 0 by 2", "work 2: shards 1 of 0; compute shards 1 of 0"),
+        ("shard 0 of 0 by 1", ""),
+        (
+            "own 1 of 0",
+            "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of the coordinator; \
+             left 1, 0 handed on; work 2: shards 0+1 of 0; evict 2: its gradient of shard 1 of step 1 is not finite, \
+             unlike that of the coordinator; left 2, 2 handed on; waiting",
+        ),
+        ("enter 3", "welcome 3; going on; state 3: shards 0+1 of 0"),
     ]);
 }
 
 #[test]
-fn what_is_not_finite_for_two_is_a_divergence() {
+fn run_diverges_if_the_coordinator_finds_no_finite_number() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
+        ("nan 1 of 0 by 2", "compute shards 1 of 0"),
         (
-            "nan 1 of 0 by 2",
+            "ownnan 1 of 0",
             "end 1: the run has failed; end 2: the run has failed; diverged: gradient of shard 1, step 1, epoch 0",
         ),
     ]);
@@ -30,12 +55,41 @@ fn what_is_not_finite_for_two_is_a_divergence() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
-        ("lost 2", "left 2, 1 handed on; end 1: the run has failed; diverged: gradient of shard 1, step 1, epoch 0"),
+        ("lost 2", "left 2, 1 handed on; compute shards 1 of 0"),
+        ("ownnan 1 of 0", "end 1: the run has failed; diverged: gradient of shard 1, step 1, epoch 0"),
     ]);
 }
 
 #[test]
-fn a_validation_that_is_not_finite_has_a_second_opinion_too() {
+fn finite_vote_far_beyond_the_usual_needs_one_that_agrees() {
+    check(&[
+        ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        ("huge 1 of 0 by 1", "work 2: shards 1 of 0"),
+        ("shard 1 of 0 by 2", "compute shards 1 of 0"),
+        (
+            "own 1 of 0",
+            "evict 1: its result of shard 1 of step 1 differs from that of the coordinator; \
+             left 1, 1 handed on; work 2: shards 0 of 0",
+        ),
+        // What two identities agree on may be true.
+        ("enter 3", "welcome 3; state 3: nothing"),
+        ("huge 0 of 0 by 2", "work 3: shards 0 of 0"),
+        (
+            "huge 0 of 0 by 3",
+            "update 75000000000000000000000000000000000000 2: shards 0 of 1 3: shards 1 of 1; step 1 by 2+2",
+        ),
+    ]);
+    check(&[
+        ("enter 1, huge 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0; compute shards 1 of 0"),
+        (
+            "own 1 of 0",
+            "evict 1: its result of shard 1 of step 1 differs from that of the coordinator; left 1, 1 handed on; waiting",
+        ),
+    ]);
+}
+
+#[test]
+fn validation_that_is_not_finite_is_computed_by_the_coordinator() {
     let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
     let mut run = Run::with(recipe, |_| {});
     run.play("enter 1, enter 2, shard 0 of 0 by 1, shard 1 of 0 by 1");
@@ -43,9 +97,10 @@ fn a_validation_that_is_not_finite_has_a_second_opinion_too() {
         run,
         &[
             ("batch 1 of 1 by 2, vague 0 of 1 by 1", "work 2: batches 0 of 1"),
+            ("batch 0 of 1 by 2", "compute batches 0 of 1"),
             (
-                "batch 0 of 1 by 2",
-                "evict 1: its loss of validation batch 0 of step 2 is not finite, unlike that of worker 2; \
+                "own 0 of 1",
+                "evict 1: its loss of validation batch 0 of step 2 is not finite, unlike that of the coordinator; \
                  left 1, 0 handed on; epoch 0 at 1: 0.25; checkpoint; end 2: the run is complete; completed",
             ),
         ],
@@ -91,60 +146,84 @@ fn an_audited_shard_is_computed_twice_and_a_third_one_says_who_is_right() {
 
 #[test]
 fn one_who_went_before_it_was_outvoted_is_named_and_counts_for_nothing() {
-    // Of two shards in each step, only some are audited.
-    let mut run = Run::with(recipe("1 epochs of 10 images in batches of 4, 2 shards"), |rules| rules.audit = 0.5);
-    let is_audited = |run: &Run| {
-        let round = run.training.phase.round().expect("a step");
-        [0, 1].map(|shard| round.tasks.n_wanted(shard) == 2)
-    };
-    run.play("enter 1, enter 2, enter 3");
-    while is_audited(&run) != [false, true] {
-        advance(&mut run);
-    }
-    let step = run.training.state().step;
-    // Of two workers that have shard 1, the one that has shard 0 too gives the result of it that counts, and a wrong one of 1.
-    let holders = |run: &Run, task| {
-        let tasks = &run.training.phase.round().expect("a step").tasks;
-        let all = run.training.roster.all().into_iter();
-        all.filter(|&worker_id| tasks.of(worker_id).any(|held| held == task)).collect::<Vec<_>>()
-    };
-    let liar = holders(&run, 0)[0];
-    let honest = holders(&run, 1).into_iter().find(|&worker_id| worker_id != liar).expect("two have it");
-    run.play(&format!("shard 0 of {step} by {liar}, lie 1 of {step} by {liar}, lost {liar}"));
-    run.play(&format!("shard 1 of {step} by {honest}"));
-    let third = holders(&run, 1)[0];
-    run.play(&format!("shard 1 of {step} by {third}"));
-    assert_eq!((run.training.state().step, run.training.tally().evicted.len()), (step, 1), "shard 0 is asked for anew");
-    advance(&mut run);
-    assert_eq!(run.training.state().step, step + 1);
-    let n_steps = u16::try_from(step + 1).expect("few steps");
-    assert_eq!(run.training.state().params, [8.0 - 0.5 * f32::from(n_steps)]);
+    // Of the first step's two shards, the second one is audited.
+    let draws = |secret: &AuditSecret| [0, 1].map(|shard| secret.draws(0, shard, 0.5));
+    let mut secrets = (0..=255).map(|byte| AuditSecret::new([byte; 32]));
+    let secret = secrets.find(|secret| draws(secret) == [false, true]).expect("a quarter of them draws so");
+    let recipe = recipe("1 epochs of 10 images in batches of 4, 2 shards");
+    let mut run = Run::with(recipe, |rules| (rules.audit, rules.audit_secret) = (0.5, secret));
+    let entered = run.play("enter 1, enter 2, enter 3");
+    assert!(entered.ends_with("state 2: shards 1 of 0; welcome 3; state 3: nothing"), "{entered}");
+    // It has given the result of shard 0 that counts, and a wrong one of shard 1.
+    run.play("shard 0 of 0 by 1, lie 1 of 0 by 1, lost 1");
+    assert_eq!(run.play("shard 1 of 0 by 2"), "work 3: shards 1 of 0");
+    assert_eq!(run.play("shard 1 of 0 by 3"), "work 2: shards 0+1 of 0; work 3: shards 1 of 0");
+    assert_eq!((run.training.state().step, run.training.tally().evicted.len()), (0, 1), "shard 0 is asked for anew");
+    run.play("shard 0 of 0 by 2, shard 1 of 0 by 2, shard 1 of 0 by 3");
+    assert_eq!((run.training.state().step, &run.training.state().params), (1, &vec![7.5]));
 }
 
 #[test]
-fn where_nobody_else_is_a_shard_is_not_audited() {
+fn audited_shard_of_one_identity_is_computed_by_the_coordinator() {
     let mut run = audited();
-    run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1");
-    assert_eq!((run.training.state().step, run.training.tally().n_not_audited), (1, 2));
-    // Nor by the same process under another number, nor by one whose bits may be others.
-    assert_eq!(run.play("join 9, lost 9, alien 8"), "welcome 9; welcome 8");
-    assert_eq!(run.play("ready 8"), "state 8: nothing");
+    assert_eq!(
+        run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1"),
+        "welcome 1; state 1: shards 0+1 of 0; compute shards 0 of 0; compute shards 1 of 0"
+    );
+    run.play("own 0 of 0, own 1 of 0");
+    assert_eq!((run.training.state().step, run.training.tally().n_audited), (1, 2));
+    // A second connection of that identity is no second one, nor is one of another compute class.
+    run.play("twin 9 of 1, ready 9, alien 8, ready 8");
+    assert!(run.play("shard 0 of 1 by 1").ends_with("compute shards 0 of 1"));
 }
 
 #[test]
-fn a_dispute_waits_for_a_third_one() {
+fn coordinator_of_another_compute_class_looks_for_what_is_near() {
+    let recipe = recipe("1 epochs of 10 images in batches of 4, 2 shards");
+    let mut run = Run::with(recipe, |rules| (rules.audit, rules.own_class) = (1.0, "other".to_owned()));
+    run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1, own 0 of 0, own 1 of 0");
+    assert_eq!((run.training.state().step, run.training.tally().n_not_audited), (1, 2));
+    run.play("shard 0 of 1 by 1, own 0 of 1, lie 1 of 1 by 1");
+    let evicted = "evict 1: its result of shard 1 of step 2 differs from that of the coordinator";
+    assert!(run.play("own 1 of 1").starts_with(evicted));
+}
+
+#[test]
+fn dispute_without_a_third_identity_is_decided_by_the_coordinator() {
     check_run(
         audited(),
         &[
             ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: shards 0+1 of 0"),
-            ("shard 0 of 0 by 1, lie 0 of 0 by 2", "disputed 0"),
-            ("shard 1 of 0 by 1, shard 1 of 0 by 2, at 1, heard 1, heard 2", ""),
-            ("enter 3", "welcome 3; state 3: shards 0 of 0"),
+            // It has two voices and is one.
+            ("twin 3 of 2, ready 3", "welcome 3; state 3: nothing"),
+            ("shard 0 of 0 by 1, lie 0 of 0 by 2", "compute shards 0 of 0"),
             (
-                "shard 0 of 0 by 3",
-                "evict 2: its result of shard 0 of step 1 differs from those of worker 1 and of another one; \
-                 left 2, 0 handed on; update 1 1: shards 0+1 of 1 3: shards 1+0 of 1; step 1 by 1+1",
+                "own 0 of 0",
+                "evict 2: its result of shard 0 of step 1 differs from that of the coordinator; \
+                 left 2, 1 handed on; work 3: shards 1 of 0",
             ),
+            ("lie 1 of 0 by 3, shard 1 of 0 by 1", "compute shards 1 of 0"),
+            (
+                "own 1 of 0",
+                "evict 3: its result of shard 1 of step 1 differs from that of the coordinator; \
+                 left 3, 0 handed on; update 1 1: shards 0+1 of 1; step 1 by 1+1",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn second_vote_that_is_late_is_given_by_the_coordinator() {
+    check_run(
+        audited(),
+        &[
+            ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: shards 0+1 of 0"),
+            ("shard 0 of 0 by 1, after 99, heard 1", ""),
+            ("after 1", "compute shards 0 of 0"),
+            ("shard 1 of 0 by 1", "compute shards 1 of 0"),
+            // Whoever was overtaken is not waited for again.
+            ("own 0 of 0, own 1 of 0", "update 1 1: shards 0+1 of 1 2: nothing; step 1 by 1+1"),
+            ("shard 0 of 1 by 1", "compute shards 0 of 1"),
         ],
     );
 }

@@ -45,7 +45,7 @@ impl Cluster {
             return Vec::new();
         }
         match (session, worker_id) {
-            (Some(connection), Some(worker_id)) if self.plan.steady.is_empty() => {
+            (Some(connection), Some(worker_id)) => {
                 self.notes.seen.add(Seen::OldIncarnation, 1);
                 self.connections[connection].is_open_here = false;
                 // As a refusal of the call, after which the worker ends.
@@ -82,6 +82,10 @@ impl Cluster {
                     if self.disk.writing.is_none() {
                         self.write_next();
                     }
+                }
+                Wish::Compute(done) => {
+                    let incarnation = self.n_incarnations;
+                    self.after_ms(self.plan.task_time, Happening::OwnTask(incarnation, done));
                 }
                 Wish::Finish(outcome) => self.finish(&outcome),
             }

@@ -7,7 +7,6 @@ use coordinator::training::WorkerId;
 use super::super::network::ToCoordinator;
 use super::super::seen::Seen;
 use super::super::shell::Session;
-use super::super::worker::Worker;
 use super::{Cluster, Happening};
 
 /// How long a worker that was asked to end waits to be let go.
@@ -56,8 +55,7 @@ impl Cluster {
 
     /// Whom the next mishap happens to: one, or now and then all.
     fn victims(&mut self) -> Vec<usize> {
-        let is_exposed = |worker: &Worker| worker.is_alive && !self.plan.steady.contains(&worker.slot);
-        let exposed: Vec<usize> = (0..self.workers.len()).filter(|&nth| is_exposed(&self.workers[nth])).collect();
+        let exposed: Vec<usize> = (0..self.workers.len()).filter(|&nth| self.workers[nth].is_alive).collect();
         if exposed.is_empty() {
             return exposed;
         }

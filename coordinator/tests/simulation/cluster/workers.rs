@@ -18,7 +18,11 @@ impl Cluster {
         let is_first = self.workers.iter().all(|worker| worker.slot != slot);
         let lies = self.plan.lies.filter(|_| is_first && slot < self.plan.n_liars && !self.is_calm);
         let compute_class = self.chance.pick(self.plan.classes).to_owned();
-        let (host, identity) = ("here".to_owned(), Identity::new(number.to_string()));
+        let group = if lies.is_some() { 0 } else { slot / self.plan.identity_slots };
+        // One machine with several workers is one identity; a process on a machine of its own is another one each time.
+        let is_shared = self.plan.identity_slots > 1 || (lies.is_some() && self.plan.n_liars > 1);
+        let identity = if is_shared { format!("group {group}") } else { format!("process {number}") };
+        let (host, identity) = ("here".to_owned(), Identity::new(identity));
         let profile = Profile { identity, host, process: number, compute_class, ..Profile::default() };
         self.notes.tell(|| format!("process {number} starts in slot {slot}"));
         self.workers.push(Worker {
@@ -138,37 +142,50 @@ impl Cluster {
     }
 
     pub(super) fn computed(&mut self, process: usize, compute: Duration) {
-        let is_found_out = self.is_a_steady_worker_in();
         let worker = &mut self.workers[process];
-        // What is wrong and finite is found out by others, and by nobody where there are none.
-        let due = worker.lies.as_mut().filter(|lies| lies.lie != Lie::WrongBits || is_found_out);
-        let due = due.and_then(|lies| lies.are_due().then_some(lies));
+        let due = worker.lies.as_mut().and_then(|lies| lies.are_due().then_some(lies));
         if due.as_ref().is_some_and(|lies| lies.lie == Lie::Stray) {
             worker.computer.stray();
         }
         let (connection, mut letter) = worker.computer.finish(&self.run.problem, compute);
-        if let Some(lies) = due.and_then(|lies| lies.distort(&mut letter).then_some(lies)) {
+        let mut letters = Vec::new();
+        if let Some(lies) = due.and_then(|lies| lies.distort(&mut letter, &self.run.problem).then_some(lies)) {
             let seen = match lies.lie {
                 Lie::NotFinite => Seen::LieNotFinite,
                 Lie::WrongLength => Seen::LieLength,
                 Lie::WrongCount => Seen::LieCount,
                 Lie::Stray => Seen::LieStray,
                 Lie::WrongBits => Seen::LieBits,
+                Lie::Nonsense => Seen::LieNonsense,
+                Lie::Undealt => Seen::LieUndealt,
+                Lie::Guess => Seen::LieGuess,
+                Lie::Silent => Seen::LieSilent,
+                Lie::Flood => Seen::LieFlood,
             };
+            match lies.lie {
+                Lie::Undealt => letters.extend(worker.computer.undealt(&self.run.problem)),
+                Lie::Flood => letters.extend(std::iter::repeat_n(ToCoordinator::Heartbeat(0), 20)),
+                _ => {}
+            }
+            if lies.lie == Lie::Flood {
+                letters.extend(std::iter::repeat_n(letter.clone(), 3));
+            }
+            if lies.lie == Lie::Silent {
+                self.notes.hindered.insert(worker.profile.process);
+            }
             self.notes.seen.add(seen, 1);
+            self.notes.seen.add(Seen::TwoOfOneIdentity, u64::from(self.plan.n_liars > 1));
             self.notes.liars.insert(worker.profile.process, seen);
             self.notes.tell(|| format!("process {} lies ({seen:?}): {}", process + 1, words::of_letter(&letter)));
         }
         if self.is_in_session(connection) {
-            self.write(connection, letter);
+            letters.insert(0, letter);
+            let is_silent = self.notes.liars.get(&self.workers[process].profile.process) == Some(&Seen::LieSilent);
+            for letter in letters.into_iter().filter(|_| !is_silent) {
+                self.write(connection, letter);
+            }
         }
         self.compute(process);
-    }
-
-    fn is_a_steady_worker_in(&self) -> bool {
-        let Some(shell) = &self.shell else { return false };
-        let mut active = shell.sessions.values().filter(|session| session.is_active());
-        active.any(|session| self.plan.steady.contains(&self.workers[session.process as usize - 1].slot))
     }
 
     /// A worker sends something.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use coordinator::training::{CheckpointEvery, EpochReport, Outcome, Report, State, StepReport, Work, WorkerId};
+use coordinator::training::{CheckpointEvery, EpochReport, Outcome, Report, State, StepReport, Tally, Work, WorkerId};
 use model::loss::LossSums;
 
 use super::super::reference::{all_bits, bits};
-use super::super::seen::Seen;
+use super::super::seen::{Counts, Seen};
 use super::{Notes, Run, Session, Shell};
 
 impl Shell {
@@ -66,7 +66,7 @@ impl Shell {
         let seen = &mut notes.seen;
         match report {
             Report::Step(report) => {
-                self.check_step(run, &report);
+                self.check_step(run, &report, seen);
                 for late in self.late.drain(..) {
                     let WorkerId(first) = report.workers[late.task as usize];
                     seen.add(Seen::HelperFirst, u64::from(first == late.helper.0));
@@ -98,14 +98,13 @@ impl Shell {
                 seen.add(Seen::Late, 1);
                 self.late.push(late);
             }
-            Report::Disputed { .. } => seen.add(Seen::Disputed, 1),
             Report::MixedClasses { .. } => seen.add(Seen::MixedClasses, 1),
             Report::Joined { .. } | Report::Refused { .. } | Report::Evicted { .. } => {}
         }
     }
 
     /// That each sample counts once, and that it is known by whom.
-    fn check_step(&self, run: &Run, report: &StepReport) {
+    fn check_step(&mut self, run: &Run, report: &StepReport, seen: &mut Counts) {
         let step = self.training.state().step;
         assert_eq!(report.step, step, "a step is told when it was made");
         let place = usize::try_from(step - 1).expect("few steps");
@@ -113,11 +112,16 @@ impl Shell {
         let of_epoch = &run.problem.shard_samples[place % run.problem.shard_samples.len()];
         assert_eq!(report.sums.n_samples, of_epoch.iter().sum::<u64>(), "samples of step {step}");
         assert_eq!(report.workers.len(), of_epoch.len(), "each shard has its worker");
-        let are_known = report.workers.iter().all(|WorkerId(number)| (1..=self.n_joined).contains(number));
+        let are_dealt = (0..).zip(&report.workers).all(|(shard, &worker_id)| {
+            worker_id == WorkerId::COORDINATOR || self.dealt.contains(&(worker_id, step - 1, shard))
+        });
         let is_evicted = |&&worker_id: &&WorkerId| self.evicted.contains(&(worker_id, step - 1));
         let evicted: Vec<&WorkerId> = report.workers.iter().filter(is_evicted).collect();
         assert!(evicted.is_empty(), "results of {evicted:?} count, who were evicted at this step");
-        assert!(are_known, "expected workers that have joined, found {:?}", report.workers);
+        assert!(are_dealt, "expected workers that were dealt the shards, found {:?}", report.workers);
+        self.dealt.retain(|&(_, dealt_at, _)| dealt_at >= step);
+        let n_own = report.workers.iter().filter(|&&worker_id| worker_id == WorkerId::COORDINATOR).count();
+        seen.add(Seen::OwnCounts, n_own as u64);
     }
 
     /// That each epoch is validated once, and rightly.
@@ -137,7 +141,10 @@ impl Shell {
 
     pub(super) fn check_end(&self, run: &Run, outcome: &Outcome, helpers: &BTreeSet<u32>, notes: &mut Notes) {
         assert!(self.sessions.is_empty(), "whoever is in is dismissed before the end");
-        notes.seen.add(Seen::Audited, self.training.tally().n_audited);
+        let &Tally { n_audited, n_not_audited, n_own, .. } = self.training.tally();
+        notes.seen.add(Seen::Audited, n_audited);
+        notes.seen.add(Seen::NotAudited, n_not_audited);
+        notes.seen.add(Seen::Own, n_own);
         let step = self.training.state().step;
         match outcome {
             Outcome::Completed => {
@@ -151,16 +158,8 @@ impl Shell {
                 let waited = self.now(notes);
                 assert!(waited >= run.rules.join_wait_max && helpers.is_empty(), "after {waited:?}, of {helpers:?}");
             }
-            Outcome::Diverged { .. } => {
-                notes.seen.add(Seen::Diverged, 1);
-                let liars: BTreeSet<u32> =
-                    self.not_finite.iter().filter(|(at, _)| *at == step).map(|&(_, process)| process).collect();
-                assert!(!liars.is_empty(), "nobody sent anything that is not finite: {outcome:?}");
-                // One alone is believed only where there is nobody else to ask.
-                let is_believed = liars.len() > 1 || helpers.is_subset(&liars);
-                assert!(is_believed, "of {helpers:?}, only {liars:?} said so: {outcome:?}");
-                notes.seen.add(Seen::DivergedAlone, u64::from(*helpers == liars));
-            }
+            // The undisturbed run does not, and the coordinator computes a task itself before it says so.
+            Outcome::Diverged { .. } => panic!("{outcome:?}, since liars said so"),
         }
     }
 }
