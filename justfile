@@ -55,6 +55,11 @@ grpc:
 step:
     cargo bench -p coordinator --bench step
 
+# What --journal adds to a step, where the disk is memory
+journal:
+    cargo build --release --workspace
+    python3 bench/journal.py
+
 # What moving a gradient between processes costs: as bytes, and through shared memory
 wire:
     cargo bench -p coordinator --bench wire

@@ -406,5 +406,5 @@ fn run_begun_again_replaces_what_it_left_at_mirror() {
     let description = |folder: &str| fs::read_to_string(place.path(folder).join("run.json")).expect("a file");
     assert_eq!(description("run"), description("mirror"));
     // Another folder's run is none of its business.
-    place.fail("coordinator", &flags.replace("--run-dir run", "--run-dir other"), 73, &["holds"]);
+    place.fail("coordinator", &flags.replace("--run-dir run", "--run-dir other"), 73, &["expected no run at"]);
 }

@@ -122,7 +122,7 @@ mod tests {
             let read = |folder: &Path| std::fs::read(folder.join(name)).expect("a file");
             assert_eq!(read(&copy), read(folder.path()), "{name}");
         }
-        // Onto itself, while the files are mapped.
+        // Onto itself.
         store_plain(&data, folder.path()).expect("the folder can be written");
         assert_eq!(open_folder(folder.path()).expect("a whole data set").fingerprint(), data.fingerprint());
     }

@@ -254,6 +254,31 @@ pub(super) mod tests {
         assert_eq!(data.labels(Split::Test), [4]);
     }
 
+    /// The goal: only what nobody else writes to is read where it lies, where a cut would end this process.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_files_of_private_folder_are_mapped() {
+        let maps = || std::fs::read_to_string("/proc/self/maps").expect("Linux tells what is mapped");
+        let named = tempfile::tempdir().expect("a temporary folder");
+        write_small(named.path());
+        let data = open_folder(named.path()).expect("a whole data set");
+        let fingerprint = data.fingerprint();
+        assert!(!maps().contains(&named.path().display().to_string()));
+        for name in PLAIN_NAMES {
+            std::fs::File::create(named.path().join(name)).expect("a file that is empty now");
+        }
+        assert_eq!(data.fingerprint(), fingerprint);
+
+        let private = PrivateFolder::create(&std::env::temp_dir(), "telar-test-").expect("a temporary folder");
+        let folder = private.path().join("data");
+        std::fs::create_dir(&folder).expect("a folder");
+        write_small(&folder);
+        let data = open_folder(&folder).expect("a whole data set");
+        assert!(maps().contains(&folder.display().to_string()));
+        drop(private);
+        assert_eq!(data.fingerprint(), fingerprint);
+    }
+
     #[test]
     fn a_data_set_that_does_not_fit_together_is_named() {
         let folder = tempfile::tempdir().expect("a temporary folder");

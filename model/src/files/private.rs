@@ -2,13 +2,13 @@
 //! process that makes one beside them.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Error;
+use std::io::{Error, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::WriteError;
+use super::{WriteError, read_bounded};
 
 /// The file in a folder that its process holds locked. Nobody but [`PrivateFolder`] makes it.
 const OWNER_LOCK: &str = ".owner-lock";
@@ -16,6 +16,7 @@ const OWNER_LOCK: &str = ".owner-lock";
 const OWNER_LOCK_NEW: &str = ".owner-lock-new";
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+const BOOT_ID_BYTES_MAX: u64 = 64;
 
 /// A folder of this process, which goes when this is dropped.
 #[derive(Debug)]
@@ -41,8 +42,10 @@ impl PrivateFolder {
         // Once more, whatever the process' mask has taken away.
         set_mode(folder.path(), FOLDER_MODE)?;
         let new = folder.path().join(OWNER_LOCK_NEW);
-        let owner = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&new)?;
+        let mut owner = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&new)?;
+        set_mode(&new, FILE_MODE)?;
         owner.lock()?;
+        owner.write_all(boot_id().as_bytes())?;
         fs::rename(&new, folder.path().join(OWNER_LOCK))?;
         let user = fs::metadata(folder.path())?.uid();
         for entry in fs::read_dir(parent)?.flatten() {
@@ -96,14 +99,22 @@ fn remove_if_abandoned(folder: &Path, user: u32) {
     if !is_own {
         return;
     }
-    let Ok(owner) = OpenOptions::new().write(true).open(folder.join(OWNER_LOCK)) else { return };
-    if owner.try_lock().is_err() {
-        return; // its process is there
+    let lock = folder.join(OWNER_LOCK);
+    let is_of_this_boot = read_bounded(&lock, BOOT_ID_BYTES_MAX).is_ok_and(|found| found == boot_id().as_bytes());
+    let Ok(owner) = OpenOptions::new().write(true).open(lock) else { return };
+    if !is_of_this_boot || owner.try_lock().is_err() {
+        return; // its process is there, or may be there on another machine
     }
     match fs::remove_dir_all(folder) {
         Ok(()) => tracing::debug!(folder = %folder.display(), "removed: its process was killed"),
         Err(error) => tracing::debug!(folder = %folder.display(), %error, "not removed"),
     }
+}
+
+/// Names the machine and its start: locks may not be seen from other machines that share a file system. Empty where the system
+/// does not tell.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -157,13 +168,19 @@ mod tests {
         let (at, new) = (beginning.path().join(OWNER_LOCK), beginning.path().join(OWNER_LOCK_NEW));
         fs::rename(at, new).expect("a file");
         let beginning = abandon(beginning);
+        let elsewhere = abandon(create(parent.path()));
+        fs::write(elsewhere.join(OWNER_LOCK), b"another boot").expect("a file");
         std::os::unix::fs::symlink(&kept[0], path("telar-link")).expect("a link");
 
         let own = create(parent.path());
         assert!(!abandoned.exists());
-        for path in
-            kept.iter().map(|path| path.as_path()).chain([live.path(), own.path(), &beginning, &path("telar-link")])
-        {
+        for path in kept.iter().map(|path| path.as_path()).chain([
+            live.path(),
+            own.path(),
+            &beginning,
+            &elsewhere,
+            &path("telar-link"),
+        ]) {
             assert!(path.exists(), "{} is gone", path.display());
         }
     }
