@@ -23,7 +23,7 @@ manifests:
 test-tch:
     .ci/run test-tch
 
-# Licences, sources and banned crates (needs cargo-deny)
+# Advisories, licences, sources and banned crates
 deny:
     .ci/run deny
 

@@ -221,7 +221,9 @@ impl Worker {
                 });
                 read.expect("a worker that keeps up");
             }
-            (None, None) => values::decode(Encoding::F32, &update.gradient, gradient).expect("finite values"),
+            (None, None) => {
+                values::decode(Encoding::F32, &update.gradient, gradient).expect("finite values");
+            }
             other => panic!("the way that was settled expected, found {other:?}"),
         }
     }
