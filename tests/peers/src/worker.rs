@@ -109,7 +109,11 @@ pub async fn open_session(route: &Route, first: Kind) -> (mpsc::Sender<WorkerMes
     try_open(route.channel().await, first).await.expect("a session")
 }
 
-async fn try_open(
+/// Opens a session with a first message over a connection, if it is let.
+///
+/// # Errors
+/// If it is not.
+pub async fn try_open(
     channel: Channel,
     first: Kind,
 ) -> Result<(mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>), Status> {
