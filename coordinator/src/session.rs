@@ -83,7 +83,6 @@ impl Session {
         let ended = tokio::select! {
             () = closed.cancelled() => return,
             () = shared.shutdown.cancelled() => return,
-            () = connection.closing().cancelled() => Err(Status::resource_exhausted("it gave way to another worker")),
             ended = self.listen(worker_id, &mut memory, inbound) => ended,
         };
         let reason = match ended {

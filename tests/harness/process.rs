@@ -13,9 +13,9 @@ use serde_json::Value;
 use super::signal;
 
 /// How long a line may take.
-const LINE_WAIT_MAX: Duration = Duration::from_mins(1);
+const LINE_WAIT_MAX: Duration = Duration::from_mins(3);
 /// How long a process may take to end.
-const END_WAIT_MAX: Duration = Duration::from_mins(2);
+const END_WAIT_MAX: Duration = Duration::from_mins(5);
 /// The exit code after SIGTERM before the work is done: 128 + 15.
 pub const TERMINATED: i32 = 143;
 /// Lines of each process that a test that fails shows.
