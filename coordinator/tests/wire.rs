@@ -232,12 +232,17 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
 /// Two honest workers, and one who changes what it sends: it is evicted with a reason, and the run ends as if it had never
 /// been there.
 async fn check_evicted(flags: &str, way: Way, change: impl Fn(&mut ShardDone), part: &str) {
+    check_evicted_from(["127.0.0.1"; 3], flags, way, change, part).await;
+}
+
+/// The same, with the address that each one's connection comes from, the liar's first.
+async fn check_evicted_from(addresses: [&str; 3], flags: &str, way: Way, change: impl Fn(&mut ShardDone), part: &str) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
+    let [liars, firsts, seconds] = addresses.map(|address| coordinator.route.clone().from(address));
     // The one who lies joins first, so that it is dealt something, and begins when the others are there.
-    let liar = Worker::enter_by(way, &coordinator.route, 3).await;
-    let [first, second] =
-        [Worker::enter(&coordinator.route, 1).await, Worker::enter_by(way, &coordinator.route, 2).await];
+    let liar = Worker::enter_by(way, &liars, 3).await;
+    let [first, second] = [Worker::enter(&firsts, 1).await, Worker::enter_by(way, &seconds, 2).await];
     let lying = async {
         let dismissal = Box::pin(work(liar, &recipe, &data, &|_, done| change(done))).await.expect_err("an eviction");
         assert_eq!(dismissal.farewell(), Farewell::Evicted);
@@ -265,7 +270,15 @@ async fn a_gradient_that_is_not_finite_for_one_alone_costs_that_one() {
         done.gradient_sum = bytes.into();
     };
     for way in [Way::Bytes, Way::Slots] {
-        check_evicted("", way, not_finite, "is not finite, unlike that of worker").await;
+        check_evicted("", way, not_finite, "is not finite, unlike that of the coordinator").await;
+    }
+}
+
+#[tokio::test]
+async fn finite_gradient_that_is_impossible_costs_the_one_who_sent_it() {
+    let huge = |done: &mut ShardDone| done.gradient_sum = values::encode(Encoding::F32, &vec![3e38; N_PARAMS]);
+    for way in [Way::Bytes, Way::Slots] {
+        check_evicted("", way, huge, "its result of shard 0 of step 1 differs from that of the coordinator").await;
     }
 }
 
@@ -283,8 +296,75 @@ async fn an_audit_finds_who_computes_other_bits() {
         done.gradient_sum = bytes.into();
     };
     for way in [Way::Bytes, Way::Slots] {
-        check_evicted("--audit 1 --workers 3", way, last_bit, "differs from those of worker").await;
+        let addresses = ["127.0.0.2", "127.0.0.3", "127.0.0.4"];
+        check_evicted_from(addresses, "--audit 1 --workers 3", way, last_bit, "differs from those of worker").await;
+        // Of one address, they have one vote, and the coordinator has the other.
+        check_evicted("--audit 1 --workers 3", way, last_bit, "differs from that of the coordinator").await;
     }
+}
+
+/// The goal: however many liars of one address agree, an honest worker is not outvoted.
+#[tokio::test]
+async fn liars_of_one_address_have_one_vote() {
+    let coordinator = Coordinator::start_with("--audit 1 --workers 3");
+    let (recipe, data) = small_run(&coordinator);
+    let liars = coordinator.route.clone().from("127.0.0.2");
+    let [first, second] = [Worker::enter(&liars, 1).await, Worker::enter(&liars, 2).await];
+    let honest = Worker::enter(&coordinator.route.clone().from("127.0.0.3"), 3).await;
+    let last_bit = |_: &Worker, done: &mut ShardDone| {
+        let mut bytes = done.gradient_sum.to_vec();
+        bytes[400] ^= 1;
+        done.gradient_sum = bytes.into();
+    };
+    let lie = |entered| async {
+        let dismissal = Box::pin(work(entered, &recipe, &data, &last_bit)).await.expect_err("an eviction");
+        assert_eq!(dismissal.farewell(), Farewell::Evicted, "{dismissal:?}");
+    };
+    let ((), (), params) = tokio::join!(lie(first), lie(second), work_honestly(honest, &recipe, &data));
+    assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
+    assert_eq!(coordinator.end().0, Some(0));
+}
+
+#[tokio::test]
+async fn result_that_was_not_dealt_does_not_count() {
+    let coordinator = Coordinator::start();
+    let (recipe, data) = small_run(&coordinator);
+    let honest = Worker::enter(&coordinator.route, 1).await;
+    let (mut peer, state) = Worker::enter(&coordinator.route, 2).await;
+    for shard in [0, 1] {
+        peer.say(Kind::ShardDone(ShardDone { shard, ..zeros(&peer, &state) })).await;
+        match peer.hear().await {
+            Ok(Told::Refusal(refusal)) => {
+                assert!(refusal.reason.contains("tasks that the worker has to compute"), "{refusal:?}");
+            }
+            other => panic!("a refusal expected, found {other:?}"),
+        }
+    }
+    drop(peer);
+    let params = work_honestly(honest, &recipe, &data).await;
+    assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
+    assert_eq!(coordinator.end().0, Some(0));
+}
+
+/// The goal: a worker that was dealt a fresh run's first shards, and answers nothing, does not hold it for `--join-timeout`.
+#[tokio::test]
+async fn worker_that_gives_nothing_but_signs_of_life_holds_nothing_up() {
+    let coordinator = Coordinator::start();
+    let (recipe, data) = small_run(&coordinator);
+    let (silent, _) = Worker::enter(&coordinator.route, 1).await;
+    let honest = Worker::enter(&coordinator.route, 2).await;
+    let signs = async {
+        loop {
+            silent.say(Kind::Heartbeat(Heartbeat { step: 0 })).await;
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let params = tokio::select! {
+        () = signs => unreachable!("it gives signs of life without end"),
+        () = sleep(WAIT_MAX) => panic!("expected an end within {WAIT_MAX:?}"),
+        params = work_honestly(honest, &recipe, &data) => params,
+    };
+    assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
 }
 
 /// Two honest workers, each by its way, beside one that does something before it is gone: the run ends with the bits of a
@@ -429,21 +509,32 @@ async fn the_memory_of_a_session_goes_with_it() {
     check([1, 1]).await;
 }
 
+/// The goal: liars that say NaN do not end a run, be they alone or several sessions of one peer.
 #[tokio::test]
-async fn a_number_that_is_not_finite_ends_the_run_with_its_place() {
+async fn nan_of_liars_alone_does_not_end_the_run() {
     let coordinator = Coordinator::start();
-    let mut worker = Worker::join(&coordinator.route).await;
-    worker.say(Kind::Ready(worker.ready())).await;
-    let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
-    let mut done = zeros(&worker, &state);
-    let mut gradient = vec![0.0; state.params.len() / 4];
-    gradient[1000] = f32::NAN;
-    done.gradient_sum = values::encode(Encoding::F32, &gradient);
-    worker.say(Kind::ShardDone(done)).await;
-    assert!(matches!(worker.hear().await, Ok(Told::Dismissal(_))));
+    let (recipe, data) = small_run(&coordinator);
+    let not_a_number = |_: &Worker, done: &mut ShardDone| {
+        done.gradient_sum = values::encode(Encoding::F32, &vec![f32::NAN; N_PARAMS]);
+    };
+    let [first, second] = [Worker::enter(&coordinator.route, 1).await, Worker::enter(&coordinator.route, 2).await];
+    let lie = |entered| Box::pin(work(entered, &recipe, &data, &not_a_number));
+    for dismissal in <[_; 2]>::from(tokio::join!(lie(first), lie(second))) {
+        assert_eq!(dismissal.expect_err("an eviction").farewell(), Farewell::Evicted);
+    }
+    let params = work_honestly(Worker::enter(&coordinator.route, 3).await, &recipe, &data).await;
+    assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
+    assert_eq!(coordinator.end().0, Some(0));
+}
+
+#[tokio::test]
+async fn run_that_diverges_ends_with_its_place() {
+    let coordinator = Coordinator::start_with("--learning-rate 1e20");
+    let (recipe, data) = small_run(&coordinator);
+    let _params = work_honestly(Worker::enter(&coordinator.route, 1).await, &recipe, &data).await;
     let (code, last) = coordinator.end();
     assert_eq!(code, Some(74), "{last}");
-    for part in ["at step 1, in epoch 1, the gradient of shard 0 is not finite", "lower --learning-rate"] {
+    for part in ["the run diverged: at step", "in epoch 1, the", "of shard 0 is not finite", "lower --learning-rate"] {
         assert!(last.contains(part), "`{last}` does not say `{part}`");
     }
 }

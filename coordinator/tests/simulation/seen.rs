@@ -49,6 +49,7 @@ pub enum Seen {
     RefusedStale,
     RefusedDuplicate,
     RefusedNotDealt,
+    RefusedForGood,
     Late,
     HelperFirst,
     StragglerFirst,
@@ -70,7 +71,7 @@ pub enum Seen {
 
 impl Seen {
     /// Every one.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 60] = [
         Self::Kill,
         Self::Stall,
         Self::Slowness,
@@ -113,6 +114,7 @@ impl Seen {
         Self::RefusedStale,
         Self::RefusedDuplicate,
         Self::RefusedNotDealt,
+        Self::RefusedForGood,
         Self::Late,
         Self::HelperFirst,
         Self::StragglerFirst,

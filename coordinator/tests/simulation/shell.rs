@@ -389,7 +389,13 @@ impl Shell {
         let is_given_up = reason.starts_with("silent for") || reason.starts_with("no answer for");
         let is_hindered = run.is_rough || notes.hindered.contains(&session.process);
         assert!(is_hindered || !is_given_up, "worker {worker_id} is well and is given up: {reason}");
-        if matches!(farewell, Farewell::Refused | Farewell::Evicted) {
+        if reason.contains("results in a row were not used") {
+            notes.seen.add(Seen::RefusedForGood, 1);
+            assert!(
+                notes.liars.contains_key(&session.process) || run.is_rough,
+                "worker {worker_id} is honest: {reason}"
+            );
+        } else if matches!(farewell, Farewell::Refused | Farewell::Evicted) {
             let lie = notes.liars.get(&session.process).copied();
             let lie = lie.unwrap_or_else(|| panic!("worker {worker_id} never lied: {reason}"));
             notes.seen.add(evicted_for(lie), 1);

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use model::args::BackendArgs;
 use model::backend::reference_device;
 use model::data::{Dataset, Split};
 use model::params::{params_blake3, params_fingerprint};
@@ -98,10 +99,12 @@ pub fn open_memory(welcome: &Welcome) -> (ResultSlots, UpdateSlots) {
     (results, updates)
 }
 
-/// What a worker introduces itself by, as a process of this number.
+/// What a worker introduces itself by, as a process of this number, of the compute class that it is.
 pub fn join(process: u32) -> Join {
     let (version, host) = (proto::VERSION.to_owned(), "here".to_owned());
-    Join { version, host, process, numerics: model::numerics::REVISION, ..Join::default() }
+    let backend = BackendArgs { backend: None, device: None, operations: None, threads: None };
+    let compute_class = backend.open().expect("a device").compute_class();
+    Join { version, host, process, numerics: model::numerics::REVISION, compute_class, ..Join::default() }
 }
 
 /// Opens a session with a first message.

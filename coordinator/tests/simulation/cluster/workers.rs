@@ -168,7 +168,9 @@ impl Cluster {
                 _ => {}
             }
             if lies.lie == Lie::Flood {
-                letters.extend(std::iter::repeat_n(letter.clone(), 3));
+                // Now and then more than a worker may send in vain.
+                let n_copies = if lies.n_told.is_multiple_of(4) { 70 } else { 3 };
+                letters.extend(std::iter::repeat_n(letter.clone(), n_copies));
             }
             if lies.lie == Lie::Silent {
                 self.notes.hindered.insert(worker.profile.process);
