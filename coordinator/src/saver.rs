@@ -1,6 +1,7 @@
 //! Keeps checkpoints on a thread of its own, so that no step waits for a disk. A state is first offered, by the driver, and
 //! then released, by the observer, when the run folder's lines are on the disk up to it: whoever resumes from it has all
-//! lines. Where the disk is slower than the steps, a newer state takes the place of an older one that waits.
+//! lines. Where the disk is slower than the steps, a newer state takes the place of an older one that waits, but for the one
+//! that is released next: otherwise each would give way before its turn, and none would be kept.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -44,7 +45,7 @@ impl RunFacts {
     }
 }
 
-/// Where states lie until they are written: at most one that is offered, and one that is released.
+/// Where states lie until they are written: at most two that are offered, and one that is released.
 #[derive(Debug, Default)]
 pub struct Desk {
     states: Mutex<States>,
@@ -58,7 +59,10 @@ pub struct Offer(u64);
 #[derive(Debug, Default)]
 struct States {
     n_offers: u64,
+    /// The older one, which stays until it is released.
     offered: Option<(Offer, State)>,
+    /// The newest, if there is an older one.
+    newest: Option<(Offer, State)>,
     released: Option<State>,
     is_last: bool,
 }
@@ -82,13 +86,7 @@ impl Saver {
 
     /// Releases an offer, if no newer one has taken its place.
     pub fn release(&self, offer: Offer) {
-        let mut states = self.desk.lock();
-        if let Some((_, state)) = states.offered.take_if(|(found, _)| *found == offer) {
-            if let Some(older) = states.released.replace(state) {
-                debug!(step = older.step, "checkpoint passed over for a newer one: the disk is slower than the steps");
-            }
-            self.desk.changed.notify_one();
-        }
+        self.desk.release(offer);
     }
 
     /// Waits for what was released; gives where the last checkpoint is, if there is one.
@@ -108,8 +106,31 @@ impl Desk {
         let mut states = self.lock();
         states.n_offers += 1;
         let offer = Offer(states.n_offers);
-        states.offered = Some((offer, state));
+        if states.offered.is_none() {
+            states.offered = Some((offer, state));
+        } else {
+            states.newest = Some((offer, state));
+        }
         offer
+    }
+
+    /// Releases an offer, if no newer one has taken its place. Those that are older can be resumed from too, and are not
+    /// needed any more.
+    fn release(&self, offer: Offer) {
+        let mut states = self.lock();
+        let newest = states.newest.take_if(|(found, _)| *found == offer);
+        if newest.is_some() {
+            states.offered = None;
+        }
+        if let Some((_, state)) = newest.or_else(|| states.offered.take_if(|(found, _)| *found == offer)) {
+            if states.offered.is_none() {
+                states.offered = states.newest.take();
+            }
+            if let Some(older) = states.released.replace(state) {
+                debug!(step = older.step, "checkpoint passed over for a newer one: the disk is slower than the steps");
+            }
+            self.changed.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, States> {
@@ -159,28 +180,54 @@ impl Desk {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::training::Rounding;
+
+    fn recipe() -> Recipe {
+        crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards")
+    }
+
+    fn state(step: u64) -> State {
+        let params = model::params::initial_params(recipe().architecture, 1);
+        State { step, ..State::new(&recipe(), Rounding::None, params) }
+    }
 
     #[test]
     fn what_is_released_is_written_and_an_older_offer_gives_way() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
-        let params = model::params::initial_params(recipe.architecture, 1);
-        let state = |step| State { step, ..State::new(&recipe, Rounding::None, params.clone()) };
         let (numerics, audit_secret) = (vec![model::numerics::REVISION], AuditSecret::new([7; 32]));
         let (run_id, data_fingerprint) = ("1".to_owned(), String::new());
-        let run = RunFacts { run_id, recipe: recipe.clone(), data_fingerprint, numerics, audit_secret };
-        let checkpoints = Checkpoints::of(folder.path(), 9);
-        let saver = Saver::start(checkpoints, run, MirrorHandle::default(), Span::none());
+        let run = RunFacts { run_id, recipe: recipe(), data_fingerprint, numerics, audit_secret };
+        let saver = Saver::start(Checkpoints::of(folder.path(), 9), run, MirrorHandle::default(), Span::none());
         let desk = saver.desk();
-        let [first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));
-        saver.release(first);
+        let [_first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));
         saver.release(third);
         saver.release(second);
         desk.offer(state(4)); // never released
         let last = saver.finish().expect("the folder can be written").expect("one was written");
         assert!(last.ends_with("step-00000003.safetensors"), "{}", last.display());
         assert_eq!(std::fs::read_dir(last.parent().expect("a folder")).expect("a folder").count(), 1);
+    }
+
+    /// The goal: however far the lines are behind the steps, checkpoints are kept, and the last one is.
+    #[test]
+    fn offers_that_come_faster_than_they_are_released_do_not_starve() {
+        let desk = Desk::default();
+        let mut waiting = VecDeque::new();
+        let mut released = Vec::new();
+        let mut release = |offer| {
+            desk.release(offer);
+            released.extend(desk.lock().released.take().map(|state| state.step));
+        };
+        for step in 1..=35 {
+            waiting.push_back(desk.offer(state(step)));
+            if waiting.len() > 10 {
+                release(waiting.pop_front().expect("eleven wait"));
+            }
+        }
+        waiting.into_iter().for_each(&mut release);
+        assert_eq!(released, [1, 11, 21, 31, 35]);
     }
 }
