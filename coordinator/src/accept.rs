@@ -12,7 +12,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{self, sleep, timeout_at};
-use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
@@ -21,7 +20,7 @@ use tracing::{debug, warn};
 
 use crate::admission::{Admission, ConnectionHandle, Lease};
 use crate::peer::{Peer, PeerAddress};
-use crate::tls::{PLAINTEXT_ONLY, Tls, is_tls, turn_away};
+use crate::tls::{PLAINTEXT_ONLY, Tls, TlsConnection, is_tls, turn_away};
 
 /// What an HTTP/2 client says first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -44,7 +43,7 @@ type Socket = Either<TcpStream, UnixStream>;
 /// join takes before it is admitted.
 #[derive(Debug)]
 pub struct Connection {
-    io: Either<Socket, Box<TlsStream<TcpStream>>>,
+    io: Either<Socket, Box<TlsConnection>>,
     /// What was read of the preface and not given on yet.
     preface: &'static [u8],
     lease: Lease,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proto::tls::{Credentials, Reloaded, TlsError, TlsFiles, day, name, provider};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{AlertDescription, CertificateError, InvalidMessage, ServerConfig};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
@@ -28,6 +28,12 @@ const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(1);
 const TLS_ONLY: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0c";
 /// What a client with TLS is answered where there is none. A client of TLS knows by the first byte that it found none.
 pub const PLAINTEXT_ONLY: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Bytes that are read from a socket at a time. rustls asks for 4 KiB, which would take 160 calls of the system for a gradient.
+const READ_BYTES: usize = 64 << 10;
+
+/// A connection after its handshake.
+pub type TlsConnection = TlsStream<BufReader<TcpStream>>;
 
 /// What TLS needs at a port.
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl Tls {
     ///
     /// # Errors
     /// If the peer proves nothing, or does not speak TLS; it has been told.
-    pub async fn handshake(&self, io: TcpStream) -> Result<(TlsStream<TcpStream>, String), Refusal> {
+    pub async fn handshake(&self, io: TcpStream) -> Result<(TlsConnection, String), Refusal> {
         let mut first = [0];
         let n_bytes = io.peek(&mut first).await.map_err(|error| Refusal(error.to_string()))?;
         if n_bytes == 1 && first != [HANDSHAKE_RECORD] {
@@ -63,6 +69,7 @@ impl Tls {
                     .to_owned(),
             ));
         }
+        let io = BufReader::with_capacity(READ_BYTES, io);
         let accepting = TlsAcceptor::from(self.configs.current()).accept(io).into_fallible();
         let stream = match accepting.await {
             Ok(stream) => stream,

@@ -29,12 +29,11 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a name, and of a host's (RFC 1035, section 3.1).
 const NAME_CHARACTERS_MAX: usize = 253;
 
-/// The cryptography of all TLS here: ring's, and nothing but TLS 1.3.
+/// The cryptography of all TLS here: ring's, and nothing but TLS 1.3, with the fastest of its ciphers first.
 pub fn provider() -> CryptoProvider {
-    let ring = ring::default_provider();
-    let is_tls13 = |suite: &rustls::SupportedCipherSuite| suite.version() == &rustls::version::TLS13;
-    let cipher_suites = ring.cipher_suites.iter().copied().filter(is_tls13).collect();
-    CryptoProvider { cipher_suites, ..ring }
+    use ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+    let cipher_suites = vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256];
+    CryptoProvider { cipher_suites, ..ring::default_provider() }
 }
 
 /// The three files of a program, all PEM.
