@@ -1,35 +1,36 @@
 #!/usr/bin/env python3
 """What TLS and a token cost: the same run with them and without, in pairs, over TCP on this machine.
 
-    cargo build --release && python3 bench/tls.py                    # batch 512, two workers, denoising and conv: 5 minutes
-    python3 bench/tls.py --pairs 9 --batch-size 32 --only denoising
+    cargo build --release && python3 bench/tls.py                    # batch 512, two workers, denoising and conv: 2 minutes
+    python3 bench/tls.py --pairs 30 --batch-size 32 --only denoising
 
-Each pair is two runs of an external coordinator and two workers with --wire grpc, so that every gradient goes through the
-connection, one after the other, in an order that alternates. Prints a line for each pair, and the median of the pairs' ratios:
-1.00 means that TLS costs nothing. A pair's two runs are minutes old at most, so that a machine that is slower for a while
-slows both.
+Two clusters, each an external coordinator and two workers with --wire grpc, so that every gradient goes through the connection.
+All processes of one stand still (SIGSTOP) while those of the other compute, for half a second each, in an order that alternates: so
+whatever else the machine does slows both alike. Prints the ratio of
+all steps, and that of each block of pairs: 1.00 means that TLS costs nothing.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import pathlib
+import signal
 import statistics
 import subprocess
-import sys
 import tempfile
+import time
 
 from book import PROJECT
 from measure import plain_environment, started
 
 PROGRAMS = PROJECT / "target/release"
 N_WORKERS = 2
-# How long a run may take.
-RUN_SECONDS_MAX = 600
-# The first of the steps, which are left out.
-WARM_UP_SHARE = 0.2
-# Steps of a run of ten seconds, more or less, at a batch of 512.
-N_STEPS = {"denoising": 250, "conv": 60, "recurrent": 40}
+SLICE_SECONDS = 0.5
+# Lines of steps are written some at a time; a block of pairs has many.
+N_BLOCKS = 5
+# Seconds for each cluster that are not counted.
+WARM_UP_SECONDS = 3.0
 
 
 def certificates(folder):
@@ -43,57 +44,74 @@ def access(folder):
     return [f"{flag}={folder / name}" for flag, name in files.items()]
 
 
-def images_per_second(arguments, architecture, credentials, folder):
-    """One run, with TLS and a token if there are credentials; the rate of its steady state."""
-    data = ["--data", arguments.data]
-    command = [
-        PROGRAMS / "coordinator", "--launch", "external", "--listen", "127.0.0.1:0", "--json", "--wire", "grpc",
-        "--arch", architecture, "--workers", str(N_WORKERS), "--shards", str(N_WORKERS), *data, "--run-dir", folder,
-        "--batch-size", str(arguments.batch_size), "--max-steps", str(arguments.steps or N_STEPS[architecture]),
-    ]
-    quiet = {"env": plain_environment() | {"RUST_LOG": "warn"}}
-    if credentials:
-        command += access(credentials / "coordinator")
-    with started(command, stdout=subprocess.PIPE, text=True, **quiet) as coordinator:
+class Cluster:
+    """A run that goes on until it is ended, and stands still unless it is let go."""
+
+    def __init__(self, stack, arguments, architecture, credentials, folder):
+        self.folder = folder
+        data = ["--data", arguments.data]
+        quiet = {"env": plain_environment() | {"RUST_LOG": "error"}}
+        command = [
+            PROGRAMS / "coordinator", "--launch=external", "--listen=127.0.0.1:0", "--json", "--wire=grpc",
+            f"--arch={architecture}", f"--workers={N_WORKERS}", f"--shards={N_WORKERS}", *data, f"--run-dir={folder}",
+            f"--batch-size={arguments.batch_size}", "--epochs=100000", "--heartbeat-timeout=60",
+            *(access(credentials / "coordinator") if credentials else []),
+        ]
+        coordinator = stack.enter_context(started(command, stdout=subprocess.PIPE, text=True, **quiet))
         address = json.loads(coordinator.stdout.readline())["address"]
-        with contextlib.ExitStack() as workers:
-            for number in range(1, N_WORKERS + 1):
-                flags = access(credentials / f"worker-{number}") if credentials else []
-                worker = [PROGRAMS / "worker", "--coordinator", address, "--threads", "1", *data, *flags]
-                workers.enter_context(started(worker, **quiet))
-            coordinator.communicate(timeout=RUN_SECONDS_MAX)
-        if coordinator.returncode != 0:
-            sys.exit(f"expected a run to its end, found the exit code {coordinator.returncode}")
-    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
-    steps = [step for step in steps if len(set(step["workers"])) == N_WORKERS]
-    steady = steps[int(WARM_UP_SHARE * len(steps)):]
-    return 1000 * sum(step["n_samples"] for step in steady) / sum(step["milliseconds"] for step in steady)
+        self.processes = [coordinator]
+        for number in range(1, N_WORKERS + 1):
+            flags = access(credentials / f"worker-{number}") if credentials else []
+            worker = [PROGRAMS / "worker", "--coordinator", address, "--threads", "1", *data, *flags]
+            self.processes.append(stack.enter_context(started(worker, **quiet)))
+        self.run(WARM_UP_SECONDS)
+
+    def signal(self, number):
+        for process in self.processes:
+            os.kill(process.pid, number)
+
+    def n_steps(self):
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "steps.jsonl").read_bytes().count(b"\n")
+        return 0
+
+    def run(self, seconds):
+        """Lets it go for a time."""
+        self.signal(signal.SIGCONT)
+        time.sleep(seconds)
+        self.signal(signal.SIGSTOP)
+
+
+def measure(arguments, architecture, folder):
+    with contextlib.ExitStack() as stack:
+        plain = Cluster(stack, arguments, architecture, None, folder / f"{architecture}-plain")
+        tls = Cluster(stack, arguments, architecture, folder / "tls", folder / f"{architecture}-tls")
+        rates = []
+        for _ in range(N_BLOCKS):
+            before = [cluster.n_steps() for cluster in (plain, tls)]
+            for number in range(arguments.pairs):
+                for cluster in ((plain, tls), (tls, plain))[number % 2]:
+                    cluster.run(SLICE_SECONDS)
+            n_images = [arguments.batch_size * (cluster.n_steps() - n) for cluster, n in zip((plain, tls), before)]
+            rates.append([n / (arguments.pairs * SLICE_SECONDS) for n in n_images])
+    without, with_tls = (statistics.mean(rate) for rate in zip(*rates))
+    ratios = ", ".join(f"{tls / plain:.3f}" for plain, tls in sorted(rates, key=lambda rate: rate[1] / rate[0]))
+    print(f"{architecture}, batch {arguments.batch_size}, {N_WORKERS} workers: {without:.0f} images/s without, {with_tls:.0f} with; "
+          f"ratio {with_tls / without:.3f} (of the blocks: {ratios})", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=N_STEPS, action="append")
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--only", choices=["denoising", "conv", "recurrent"], action="append")
+    parser.add_argument("--pairs", type=int, default=16, help="in each of five blocks")
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--steps", type=int)
     parser.add_argument("--data", default="fashion-mnist")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         certificates(folder / "tls")
         for architecture in arguments.only or ("denoising", "conv"):
-            ratios = []
-            for pair in range(arguments.pairs):
-                rates = {}
-                for kind in ("plain", "tls") if pair % 2 == 0 else ("tls", "plain"):
-                    credentials = folder / "tls" if kind == "tls" else None
-                    run = folder / f"{architecture}-{pair}-{kind}"
-                    rates[kind] = images_per_second(arguments, architecture, credentials, run)
-                ratios.append(rates["tls"] / rates["plain"])
-                print(f"{architecture}, pair {pair + 1}: {rates['plain']:.0f} images/s without, {rates['tls']:.0f} with, "
-                      f"ratio {ratios[-1]:.3f}", flush=True)
-            print(f"{architecture}, batch {arguments.batch_size}, {N_WORKERS} workers: median ratio "
-                  f"{statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+            measure(arguments, architecture, folder)
 
 
 if __name__ == "__main__":
