@@ -250,15 +250,6 @@ pub enum ConfigError {
         /// The flag.
         flag: &'static str,
     },
-    /// Nobody to say who is right.
-    #[error(
-        "expected --workers 3 or more with --audit, since a third one has to say which of two is right, found {found}; write \
-         `--workers 3`, or leave --audit out"
-    )]
-    AuditWorkers {
-        /// Workers.
-        found: NonZeroU32,
-    },
     /// No object store.
     #[error(transparent)]
     Location(#[from] LocationError),
@@ -286,9 +277,6 @@ impl TryFrom<Args> for Config {
         let checkpoint_every = checkpoint_every(&args.checkpoint_every)?;
         let n_workers = n_workers(args.workers)?;
         let audit = share("--audit", args.audit, "0.05")?;
-        if audit > 0.0 && n_workers.get() < 3 {
-            return Err(ConfigError::AuditWorkers { found: n_workers });
-        }
         if args.keep == 0 {
             return Err(range("--keep", "above 0", 0, "3"));
         }
