@@ -164,7 +164,7 @@ fn run_under_siege_has_the_bits_of_one_process() {
     let n_steps = end["step"].as_u64().expect("a step");
     assert!(n_steps > 0, "the run has come to something");
     let run = place.run("run", &end);
-    let expected = place.reference(&format!("{RUN} --max-steps {n_steps}"));
+    let expected = place.reference(&format!("{RUN} --epochs 1000000 --max-steps {n_steps}"));
     assert_eq!(run.params_blake3, expected.params_blake3, "after {n_steps} steps");
     let log_bytes: usize = siege.coordinator.lines(Stream::Err, "").iter().map(|line| line.len() + 1).sum();
     eprintln!("{n_steps} steps in {time:?}, {resident_max} MB at most, {log_bytes} bytes of log");
