@@ -304,7 +304,7 @@ impl Lease {
     /// If there are too many connections of that certificate, and all of them are of use, or this one has given way.
     pub fn prove(&mut self, certificate: String, now: Instant) -> Result<(), NotAdmitted> {
         let Self(handle) = self;
-        handle.peer = handle.peer.clone().with_certificate(certificate);
+        handle.peer.certificate = Some(certificate);
         let Admission { limits, .. } = &*handle.admission;
         handle.admission.entries().set_identity(handle.number, &handle.peer.identity(), limits, now)
     }

@@ -28,6 +28,7 @@ use crate::certificates::CertificatesArgs;
         rounded_accuracy (of the newest step), val_loss and val_rounded_accuracy (of the newest validation), \
         images_per_second (over the last minute), current_step, total_steps, current_epoch and total_epochs."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Args {
     /// What to do instead of training.
     #[command(subcommand)]

@@ -57,11 +57,6 @@ impl Peer {
         Ok(Self { address, is_on_this_machine: true, certificate: None })
     }
 
-    /// The same, once it has proved itself with a certificate of this name.
-    pub fn with_certificate(self, name: String) -> Self {
-        Self { certificate: Some(name), ..self }
-    }
-
     /// What it counts as: its certificate, or else its address. Of an IPv6 address the first 64 bits count, since a host can
     /// take any address in its network.
     pub fn identity(&self) -> Identity {
@@ -116,6 +111,7 @@ mod tests {
         check("[2001:db8:1:2:ffff:ffff:ffff:ffff]:7", "2001:db8:1:2::/64");
         let local = |process| Peer::at(PeerAddress::Unix { process, user: 1000 });
         assert_eq!([local(Some(42)), local(None)].map(|peer| peer.identity().to_string()), ["process 42", "user 1000"]);
-        assert_eq!(local(None).with_certificate("worker-1".to_owned()).identity().to_string(), "certificate worker-1");
+        let proved = Peer { certificate: Some("worker-1".to_owned()), ..local(Some(42)) };
+        assert_eq!(proved.identity().to_string(), "certificate worker-1");
     }
 }
