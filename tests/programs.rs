@@ -301,7 +301,7 @@ fn private_folder_is_for_its_user_alone_and_goes_after_a_kill() {
     let [abandoned] = private_folders(&place).try_into().expect("one folder");
     let found = modes(&abandoned);
     assert!(found.len() >= 7, "a folder, its lock, the socket, a folder of data and four files: {found:?}");
-    assert!(found.iter().all(|(_, mode)| mode & 0o077 == 0), "{found:?}");
+    assert!(found.iter().all(|(_, mode)| [0o600, 0o700].contains(&(mode & 0o777))), "{found:?}");
     first.kill();
     first.wait_exit();
     let second = start("second");

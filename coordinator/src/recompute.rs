@@ -121,7 +121,9 @@ impl Computer {
             let mut gradient_sum = vec![0.0; params.len()];
             let sums = replica.shard_result(data, key, samples, &mut gradient_sum);
             if *rounding == Rounding::Bf16 {
-                gradient_sum.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+                for value in &mut gradient_sum {
+                    *value = bf16::from_f32(*value).to_f32();
+                }
             }
             let result = ShardResult { gradient_sum, sums };
             done.push(OwnTaskDone { step, kind: TaskKind::Shard, task: shard, result });

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::args::{BackendArgs, DataArgs};
+use model::args::{BackendArgs, DataArgs, OpenBackend};
 use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
 use model::exit;
 use model::files::{PrivateFolder, WriteError, restrict};
@@ -35,7 +35,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Reach, Workers};
 use crate::description::Description;
 use crate::dismissal::EndNotice;
-use crate::driver::{Driver, Ended, INPUTS_MAX};
+use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
 use crate::health::{CheckError, HealthPort};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
@@ -151,13 +151,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let Start { recipe, wire, state, folder, run_id, numerics, audit_secret, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let backend = BackendArgs { backend: None, device: None, operations: None, threads: None }.open()?;
-    let recomputer = Recomputer::new(Means {
-        recipe: recipe.clone(),
-        data: Arc::clone(&data),
-        rounding: rounding(wire.encoding()),
-        device: backend.device.clone(),
-        inputs: inputs.downgrade(),
-    });
+    let recomputer = recomputer(&recipe, &data, wire.encoding(), &backend, &inputs);
     let stopping = CancellationToken::new();
     let stop = {
         let stopping = stopping.clone();
@@ -167,9 +161,9 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let buffers = Arc::new(Buffers::new(layout.n_params(), 2 * recipe.shards.get() as usize + 1));
     let service = Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs, shutdown.clone());
     let admission = Admission::new(Limits::of_process());
-    let listener = place.listener.take().expect("it was opened and not taken yet");
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
+    let listener = place.listener.take().expect("it was opened and not taken yet");
     let acceptor = tokio::spawn(accept(listener, tls, admission, accepted, shutdown.clone()).instrument(span.clone()));
     let stopper = tokio::spawn(signals.stop_run(stopping.clone(), mirror.clone())?);
     if let Some(health) = &health {
@@ -235,6 +229,23 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     // A supervisor takes 0 for work that is done, and would not start the coordinator again.
     let is_unfinished = outcome? == Outcome::Stopped && signals.is_terminated();
     Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
+}
+
+/// What computes tasks here, where no worker can be believed.
+fn recomputer(
+    recipe: &Recipe,
+    data: &Arc<Dataset>,
+    encoding: Encoding,
+    backend: &OpenBackend,
+    inputs: &mpsc::Sender<Input>,
+) -> Recomputer {
+    Recomputer::new(Means {
+        recipe: recipe.clone(),
+        data: Arc::clone(data),
+        rounding: rounding(encoding),
+        device: backend.device.clone(),
+        inputs: inputs.downgrade(),
+    })
 }
 
 /// What goes on beside the driver.

@@ -170,7 +170,7 @@ mod tests {
         let changed = folders_to_change(&path("runs/conv-001/reconstructions"));
         assert_eq!(changed, [path("runs/conv-001"), path("runs"), folder.path().to_owned()]);
         create_folder(&path("runs/conv-001/reconstructions")).expect("the folder can be written");
-        assert_eq!(folders_to_change(&path("runs/conv-001/reconstructions")), [PathBuf::new(); 0]);
+        assert!(folders_to_change(&path("runs/conv-001/reconstructions")).is_empty());
         assert_eq!(folders_to_change(Path::new("nowhere/below")), [Path::new("nowhere"), Path::new(".")]);
         let error = create_folder(Path::new("/proc/nowhere")).expect_err("nothing can be made there");
         assert!(error.to_string().starts_with("cannot write /proc/nowhere: "), "{error}");

@@ -75,7 +75,9 @@ impl Recent {
         }
         let mut values: Vec<f64> = self.0.iter().copied().collect();
         let middle = median(&mut values);
-        values.iter_mut().for_each(|value| *value = (*value - middle).abs());
+        for value in &mut values {
+            *value = (*value - middle).abs();
+        }
         middle + N_DEVIATIONS * median(&mut values).max(middle / 8.0)
     }
 }
@@ -93,7 +95,9 @@ mod tests {
     fn usual_is_what_is_near_the_recent_ones() {
         let check = |norms: &[f64], expected: f64| {
             let mut sizes = Sizes::default();
-            norms.iter().for_each(|&gradient_norm| sizes.note(Size { gradient_norm, loss: 0.5 }));
+            for &gradient_norm in norms {
+                sizes.note(Size { gradient_norm, loss: 0.5 });
+            }
             let limit = sizes.limit();
             assert!((limit.gradient_norm - expected).abs() < 1e-9 * expected, "{limit:?}, expected {expected}");
             let is_within = |gradient_norm| Size { gradient_norm, loss: 0.5 }.is_within(&limit);

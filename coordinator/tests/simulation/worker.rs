@@ -151,7 +151,7 @@ fn distort_shard(lie: Lie, variant: u32, answer: &mut ShardAnswer) {
         (Lie::Stray | Lie::Undealt | Lie::Silent | Lie::Flood, _) => unreachable!("what it computes is true"),
         // The last bit that a bf16 has, which leaves a number a number.
         (Lie::WrongBits | Lie::Guess, 0) => {
-            answer.gradient_sum[0] = f32::from_bits(answer.gradient_sum[0].to_bits() ^ 0x1_0000)
+            answer.gradient_sum[0] = f32::from_bits(answer.gradient_sum[0].to_bits() ^ 0x1_0000);
         }
         (Lie::WrongBits | Lie::Guess, 1) => answer.sums.loss_sum = f64::from_bits(answer.sums.loss_sum.to_bits() ^ 1),
         (Lie::WrongBits | Lie::Guess, _) => answer.gradient_sum.iter_mut().for_each(|value| *value = -1e4),

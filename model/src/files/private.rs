@@ -12,6 +12,8 @@ use super::{WriteError, read_bounded};
 
 /// The file in a folder that its process holds locked. Nobody but [`PrivateFolder`] makes it.
 const OWNER_LOCK: &str = ".owner-lock";
+/// What others than its owner may do with a file.
+const OTHERS_MODE: u32 = 0o077;
 /// Its name until it is locked, so that no folder looks as if its process were gone.
 const OWNER_LOCK_NEW: &str = ".owner-lock-new";
 const FOLDER_MODE: u32 = 0o700;
@@ -67,7 +69,7 @@ impl PrivateFolder {
         let Some(parent) = folder.parent() else { return false };
         let owners = [parent.to_owned(), parent.join(OWNER_LOCK), folder.to_owned()].map(fs::symlink_metadata);
         let [Ok(parent), Ok(lock), Ok(folder)] = owners else { return false };
-        let is_private = parent.mode() & 0o077 == 0 && lock.is_file() && folder.is_dir();
+        let is_private = parent.mode() & OTHERS_MODE == 0 && lock.is_file() && folder.is_dir();
         is_private && parent.uid() == lock.uid() && parent.uid() == folder.uid()
     }
 }
@@ -174,7 +176,7 @@ mod tests {
 
         let own = create(parent.path());
         assert!(!abandoned.exists());
-        for path in kept.iter().map(|path| path.as_path()).chain([
+        for path in kept.iter().map(std::path::PathBuf::as_path).chain([
             live.path(),
             own.path(),
             &beginning,

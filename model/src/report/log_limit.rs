@@ -124,14 +124,14 @@ mod tests {
 
     #[test]
     fn lines_left_out_are_counted() {
-        let limit = LogLimit::default();
-        let begun = Instant::now();
         static CALLSITE: DefaultCallsite = {
             static METADATA: Metadata<'static> = metadata! {
                 name: "a kind", target: "test", level: Level::INFO, fields: &[], callsite: &CALLSITE, kind: Kind::EVENT
             };
             DefaultCallsite::new(&METADATA)
         };
+        let limit = LogLimit::default();
+        let begun = Instant::now();
         let kind = CALLSITE.metadata().callsite();
         let found: Vec<Line> = (0..150).map(|_| limit.line(kind.clone(), begun)).collect();
         let written = Line::Written { n_left_out: 0 };

@@ -1,5 +1,4 @@
-//! A worker played by hand, by the client that tonic generates.
-#![expect(clippy::missing_panics_doc, reason = "what is not as a test expects it panics")]
+//! A worker played by hand, by the client that tonic generates. What is not as a test expects it panics.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -134,6 +133,9 @@ pub fn params_fingerprint_of(state: &State) -> u64 {
 }
 
 /// The next message.
+///
+/// # Errors
+/// If the stream ends, with its status.
 pub async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Told, Status> {
     let message = timeout(WAIT_MAX, inbound.message()).await.expect("an answer in time")?;
     message.and_then(|message| message.kind).ok_or_else(|| Status::ok("the stream ended"))
@@ -241,6 +243,9 @@ impl Worker {
     }
 
     /// What comes next that is no update and no more work: those go on beside.
+    ///
+    /// # Errors
+    /// If the stream ends, with its status.
     pub async fn hear(&mut self) -> Result<Told, Status> {
         loop {
             match next(&mut self.inbound).await? {
@@ -259,6 +264,9 @@ pub async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dat
 
 /// Computes what a worker is asked for, and sends each shard's result as it is after a change, until it is dismissed; gives
 /// the parameters at the end of the run.
+///
+/// # Errors
+/// If it is dismissed otherwise than by the run's end.
 pub async fn work(
     (mut worker, state): (Worker, State),
     recipe: &Recipe,

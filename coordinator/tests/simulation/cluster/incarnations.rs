@@ -44,18 +44,15 @@ impl Cluster {
         if is_join(&letter) || !has_fence {
             return Vec::new();
         }
-        match (session, worker_id) {
-            (Some(connection), Some(worker_id)) => {
-                self.notes.seen.add(Seen::OldIncarnation, 1);
-                self.connections[connection].is_open_here = false;
-                // As a refusal of the call, after which the worker ends.
-                self.send(connection, ToWorker::Dismissal(Farewell::Refused));
-                shell.lose(&self.run, worker_id, "expected this incarnation, found another one", &mut self.notes)
-            }
-            _ => {
-                self.notes.seen.add(Seen::UnknownWorker, 1);
-                shell.read(&self.run, WorkerId(u64::MAX), letter, &mut self.notes)
-            }
+        if let (Some(connection), Some(worker_id)) = (session, worker_id) {
+            self.notes.seen.add(Seen::OldIncarnation, 1);
+            self.connections[connection].is_open_here = false;
+            // As a refusal of the call, after which the worker ends.
+            self.send(connection, ToWorker::Dismissal(Farewell::Refused));
+            shell.lose(&self.run, worker_id, "expected this incarnation, found another one", &mut self.notes)
+        } else {
+            self.notes.seen.add(Seen::UnknownWorker, 1);
+            shell.read(&self.run, WorkerId(u64::MAX), letter, &mut self.notes)
         }
     }
 
