@@ -187,6 +187,15 @@ async fn greet(io: Socket, mut lease: Lease, tls: Option<&Tls>) -> Option<Connec
 }
 
 impl Connection {
+    /// An error once it is to be closed. Asked for before each read and each write: a peer that reads nothing keeps HTTP/2 from
+    /// reading, too.
+    fn poll_closing(&mut self, context: &mut Context<'_>) -> std::io::Result<()> {
+        if self.closing.as_mut().poll(context).is_ready() {
+            return Err(Error::new(ErrorKind::ConnectionAborted, "the connection gave way"));
+        }
+        Ok(())
+    }
+
     /// Counts bytes that came in, as long as no worker has joined.
     fn count_unadmitted(&mut self, n_bytes: usize) -> std::io::Result<()> {
         if self.lease.handle().is_admitted() {
@@ -218,9 +227,7 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
-        if this.closing.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(Error::new(ErrorKind::ConnectionAborted, "the connection gave way")));
-        }
+        this.poll_closing(context)?;
         if this.preface.is_empty() {
             let n_before = buffer.filled().len();
             let polled = Pin::new(&mut this.io).poll_read(context, buffer);
@@ -238,15 +245,21 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
+        let this = self.get_mut();
+        this.poll_closing(context)?;
+        Pin::new(&mut this.io).poll_write(context, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(context)
+        let this = self.get_mut();
+        this.poll_closing(context)?;
+        Pin::new(&mut this.io).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(context)
+        let this = self.get_mut();
+        this.poll_closing(context)?;
+        Pin::new(&mut this.io).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
@@ -254,7 +267,9 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(context, slices)
+        let this = self.get_mut();
+        this.poll_closing(context)?;
+        Pin::new(&mut this.io).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

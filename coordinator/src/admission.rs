@@ -60,13 +60,14 @@ impl Limits {
             n_connections_max,
             // So that one identity cannot take all of them.
             n_per_identity_max: CONNECTIONS_PER_IDENTITY_MAX.min(n_connections_max / 2),
-            n_sessions_max: WORKERS_MAX.min(n_connections_max),
+            // So that there is always room for somebody who has not joined.
+            n_sessions_max: WORKERS_MAX.min(n_connections_max - CONNECTIONS_SPARE.min(n_connections_max / 4)),
         }
     }
 }
 
-/// How far a connection is. The further, the later it gives way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// How far a connection is. It gives way as long as it has no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Nothing of use came over it.
     Connected,
@@ -235,7 +236,7 @@ impl Entries {
     /// Makes room for a connection of an identity: of its own ones if it has as many as it may have, else of those of the
     /// identity that has the most.
     fn make_room_for(&mut self, identity: &Identity, limits: &Limits) -> Result<(), NotAdmitted> {
-        let is_silent = |entry: &Entry| entry.stage == Stage::Connected;
+        let is_silent = |entry: &Entry| !entry.stage.has_session();
         if self.n_of(identity) >= limits.n_per_identity_max {
             let oldest = self.by_number.iter().find(|(_, entry)| is_silent(entry) && entry.identity == *identity);
             let Some(number) = oldest.map(|(&number, _)| number) else {
@@ -514,7 +515,7 @@ mod tests {
         };
         check(None, 1088, 256, 1024);
         check(Some(1 << 20), 1088, 256, 1024);
-        check(Some(1024), 448, 224, 448); // (1024 - 128) / 2
+        check(Some(1024), 448, 224, 384); // (1024 - 128) / 2 and 448 - 64
         check(Some(64), 2, 1, 2);
     }
 }

@@ -18,7 +18,7 @@ use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
 use proto::values;
 use proto::watch::Watch;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{block_in_place, yield_now};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -46,8 +46,8 @@ pub enum Input {
     Joined(WorkerId, Profile, Outbox),
     /// A worker has the data set and wants the state; its gradients travel so.
     Ready(WorkerId, GradientPath),
-    /// A worker computed a shard, whose gradient took so long to decode.
-    ShardDone(WorkerId, ShardDone, Duration),
+    /// A worker computed a shard, whose gradient took so long to decode. Its session may have so many wait here as it has permits.
+    ShardDone(WorkerId, ShardDone, Duration, OwnedSemaphorePermit),
     /// Anything else.
     Happened(Event),
 }
@@ -237,7 +237,7 @@ impl Running {
                 }
                 self.training.handle_event(now, Event::Ready(worker_id));
             }
-            Input::ShardDone(worker_id, done, decode) => {
+            Input::ShardDone(worker_id, done, decode, _waited) => {
                 self.costs.decode += decode;
                 let begun = Instant::now();
                 self.training.handle_event(now, Event::ShardDone(worker_id, done));

@@ -21,9 +21,9 @@ const N_FETCHES_MAX: usize = 8;
 const N_FETCHES_PER_IDENTITY_MAX: usize = 4;
 /// Pieces that wait to be sent.
 const PIECES_WAITING_MAX: usize = 4;
-/// How long a worker may take for its first pieces, and for each one on the average: 256 KiB/s at least.
+/// How long a worker may take for its first pieces, and for each one on the average: 64 KiB/s at least.
 const FIRST_PIECES_WAIT_MAX: Duration = Duration::from_secs(3);
-const PIECE_WAIT_MAX: Duration = Duration::from_secs(1);
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(4);
 
 /// Who is sent the data set at the moment.
 #[derive(Debug)]
@@ -80,6 +80,7 @@ pub(crate) async fn send_dataset(data: &Dataset, pieces: mpsc::Sender<Result<Dat
                 offset,
                 content: Bytes::copy_from_slice(content),
             };
+            // A worker that is too slow finds the pieces to end before all files are there.
             if !matches!(timeout_at(deadline, pieces.send(Ok(piece))).await, Ok(Ok(()))) {
                 return;
             }

@@ -10,12 +10,13 @@ use model::loss::LossSums;
 use model::numerics::REVISION;
 use proto::call::Messages;
 use proto::limits::{
-    FIRST_MESSAGE_WAIT_MAX, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, TEXT_BYTES_MAX,
+    FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, TEXT_BYTES_MAX,
     message_bytes_max,
 };
 use proto::shared::{Offer, Results, SlotError};
 use proto::v1::{self, Join, WorkerMessage, worker_message::Kind};
 use proto::values::{self, ValuesError};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -29,6 +30,8 @@ use crate::training::{BatchDone, Computed, Event, Profile, ShardDone, WorkerId};
 
 /// How long a worker may take to hear its farewell and close its side.
 const FAREWELL_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Results of a worker that wait for the driver: as many as it has slots, and two more.
+const RESULTS_WAITING_MAX: usize = RESULT_SLOTS as usize + 2;
 /// How often a worker may send what carries no result.
 const SMALL_MESSAGES: Rate = Rate { n_max: SMALL_MESSAGES_AT_ONCE_MAX, per_second: SMALL_MESSAGES_PER_SECOND_MAX };
 
@@ -111,6 +114,7 @@ impl Session {
         memory: &mut Memory,
         inbound: &mut Messages<WorkerMessage>,
     ) -> Result<(), Status> {
+        let results = Arc::new(Semaphore::new(RESULTS_WAITING_MAX));
         let mut small_messages = Bucket::new(SMALL_MESSAGES, Instant::now());
         while let Some(message) = inbound.message().await? {
             let is_result = matches!(message.kind, Some(Kind::ShardDone(_) | Kind::BatchDone(_)));
@@ -119,7 +123,16 @@ impl Session {
                     "expected at most {SMALL_MESSAGES_PER_SECOND_MAX} messages a second besides results, found more"
                 )));
             }
-            let input = self.shared.input(worker_id, memory, message)?;
+            let input = match message.kind {
+                Some(Kind::ShardDone(done)) => {
+                    // Gradients of one session that wait for the driver are few, however slow that is.
+                    let waits = Arc::clone(&results).acquire_owned().await.expect("the semaphore is never closed");
+                    let begun = Instant::now();
+                    let done = self.shared.shard_done(memory, done)?;
+                    Input::ShardDone(worker_id, done, begun.elapsed(), waits)
+                }
+                kind => self.shared.input(worker_id, memory, kind)?,
+            };
             if let Input::Ready(_, path) = &input {
                 self.connection.set_ready();
                 info!(worker = %worker_id, gradients = %path, "worker ready");
@@ -214,15 +227,16 @@ impl Shared {
         match Results::create(self.buffers.n_params()) {
             Ok((results, offer)) => Memory::Offered(results, offer),
             Err(error) => {
-                warn!(%error, "no shared memory for a worker; its gradients travel over gRPC");
+                let peer = &connection.peer;
+                warn!(%peer, %error, "no shared memory for a worker; its gradients travel over gRPC");
                 Memory::None
             }
         }
     }
 
     /// What a message means, if it may mean anything.
-    fn input(&self, worker_id: WorkerId, memory: &mut Memory, message: WorkerMessage) -> Result<Input, Status> {
-        let kind = message.kind.ok_or_else(|| Status::invalid_argument("expected a message, found an empty one"))?;
+    fn input(&self, worker_id: WorkerId, memory: &mut Memory, kind: Option<Kind>) -> Result<Input, Status> {
+        let kind = kind.ok_or_else(|| Status::invalid_argument("expected a message, found an empty one"))?;
         let event = match kind {
             Kind::Join(_) => return Err(Status::invalid_argument("expected one join, found a second one")),
             Kind::Ready(ready) => {
@@ -230,11 +244,7 @@ impl Shared {
                 let path = memory.settle(ready.shared_memory)?;
                 return Ok(Input::Ready(worker_id, path));
             }
-            Kind::ShardDone(done) => {
-                let begun = Instant::now();
-                let done = self.shard_done(memory, done)?;
-                return Ok(Input::ShardDone(worker_id, done, begun.elapsed()));
-            }
+            Kind::ShardDone(_) => unreachable!("a shard's result has to wait for room"),
             Kind::BatchDone(done) => {
                 self.check_fence(done.fence.as_ref())?;
                 let v1::BatchDone { step, batch, n_samples, loss_sum, correct_sum, params_fingerprint, .. } = done;

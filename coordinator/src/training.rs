@@ -48,6 +48,8 @@ use round::{Kind, Round};
 use schedule::Next;
 use size::Sizes;
 
+/// Compute classes that one identity may bring: nobody else's place is taken by names that it makes up.
+const CLASSES_OF_IDENTITY_MAX: usize = 4;
 /// Compute classes that take part in a run at most: their names are kept to its end, and a peer can make up any number.
 pub const COMPUTE_CLASSES_MAX: usize = 16;
 
@@ -64,6 +66,8 @@ pub struct Training {
     phase: Phase,
     is_waiting: bool,
     classes: BTreeSet<String>,
+    /// How many of them each identity was the first one of.
+    n_classes_of: BTreeMap<Identity, usize>,
     saved_at: Option<u64>,
     shard_pace: Pace,
     batch_pace: Pace,
@@ -110,6 +114,7 @@ impl Training {
             phase: Phase::Gathering { deadline: now + rules.join_wait_max },
             is_waiting: false,
             classes: BTreeSet::new(),
+            n_classes_of: BTreeMap::new(),
             saved_at: None,
             shard_pace: Pace::default(),
             batch_pace: Pace::default(),
@@ -268,7 +273,16 @@ impl Training {
 
     /// Whether a worker's compute class may take part.
     fn check_class(&self, profile: &Profile) -> Result<(), String> {
-        if self.classes.len() < COMPUTE_CLASSES_MAX || self.classes.contains(&profile.compute_class) {
+        let Profile { identity, compute_class, .. } = profile;
+        if self.classes.contains(compute_class) || *compute_class == self.rules.own_class {
+            return Ok(());
+        }
+        if self.n_classes_of.get(identity).is_some_and(|&n_classes| n_classes >= CLASSES_OF_IDENTITY_MAX) {
+            return Err(format!(
+                "expected at most {CLASSES_OF_IDENTITY_MAX} new compute classes from {identity}, found one more, `{compute_class}`"
+            ));
+        }
+        if self.classes.len() < COMPUTE_CLASSES_MAX {
             return Ok(());
         }
         Err(format!(
@@ -291,6 +305,9 @@ impl Training {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         member.standing = Standing::Active { lagged_at: None };
         let class = profile.compute_class.clone();
+        if !self.classes.contains(&class) {
+            *self.n_classes_of.entry(profile.identity.clone()).or_default() += 1;
+        }
         let n_active = self.roster.n_active();
         self.report(Report::Joined { worker_id, profile, n_active });
         self.add_class(class);

@@ -23,7 +23,9 @@ use crate::link::Link;
 
 /// Pieces that wait to be written.
 const PIECES_MAX: usize = 4;
-/// How long the next piece may take.
+/// How long the first piece may take: others may be sent the data set before this worker.
+const FIRST_PIECE_WAIT_MAX: Duration = Duration::from_mins(5);
+/// How long each further piece may take.
 const PIECE_WAIT_MAX: Duration = limits::FIRST_MESSAGE_WAIT_MAX;
 
 /// The data set, kept open from one session to the next.
@@ -47,8 +49,11 @@ pub enum DatasetError {
     #[error("the data set could not be fetched: {}", .0.message())]
     Status(#[from] Status),
     /// The coordinator did not go on sending it.
-    #[error("expected the next piece of the data set within {} s, found none", PIECE_WAIT_MAX.as_secs())]
-    Silent,
+    #[error("expected the next piece of the data set within {} s, found none", .waited.as_secs())]
+    Silent {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// What the coordinator sent is no data set.
     #[error("{0}")]
     Piece(#[from] PieceError),
@@ -65,7 +70,7 @@ pub enum DatasetError {
 impl DatasetError {
     /// Whether another connection could bring it.
     pub(crate) fn is_of_connection(&self) -> bool {
-        matches!(self, Self::Status(_) | Self::Silent | Self::Piece(PieceError::Torn { .. }))
+        matches!(self, Self::Status(_) | Self::Silent { .. } | Self::Piece(PieceError::Torn { .. }))
     }
 }
 
@@ -121,8 +126,9 @@ fn open_own(choice: &DataChoice, fingerprint: &str) -> Result<Option<Dataset>, D
 
 async fn fetch(link: &Link, fingerprint: &str) -> Result<Dataset, DatasetError> {
     info!(fingerprint, "no copy of the data set here; fetching it from the coordinator");
+    let silent = |_| DatasetError::Silent { waited: PIECE_WAIT_MAX };
     let asked = timeout(PIECE_WAIT_MAX, link.fetch_dataset(fingerprint.to_owned())).await;
-    let mut pieces = asked.map_err(|_| DatasetError::Silent)??;
+    let mut pieces = asked.map_err(silent)??;
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
     let wanted = fingerprint.to_owned();
     let (passed_on, stored) = tokio::join!(pass_on(&mut pieces, sender), blocking(move || store(receiver, &wanted)));
@@ -132,8 +138,10 @@ async fn fetch(link: &Link, fingerprint: &str) -> Result<Dataset, DatasetError> 
 
 /// Ends when there are no more pieces, or nobody takes them.
 async fn pass_on(pieces: &mut Messages<DatasetPiece>, sender: mpsc::Sender<DatasetPiece>) -> Result<(), DatasetError> {
+    let mut waited = FIRST_PIECE_WAIT_MAX;
     loop {
-        let next = timeout(PIECE_WAIT_MAX, pieces.message()).await.map_err(|_| DatasetError::Silent)??;
+        let next = timeout(waited, pieces.message()).await.map_err(|_| DatasetError::Silent { waited })??;
+        waited = PIECE_WAIT_MAX;
         let Some(piece) = next else { return Ok(()) };
         if sender.send(piece).await.is_err() {
             return Ok(()); // why it takes no more is what the other end returns
@@ -152,6 +160,9 @@ fn store(mut pieces: mpsc::Receiver<DatasetPiece>, fingerprint: &str) -> Result<
         incoming.add(&piece)?;
     }
     incoming.finish()?;
+    if let Some(name) = PLAIN_NAMES.iter().find(|name| !folder.join(name).is_file()) {
+        return Err(PieceError::Torn { name: (*name).to_owned(), n_bytes: 0 }.into());
+    }
 
     let data = open_folder(&folder)?;
     let found = data.fingerprint();

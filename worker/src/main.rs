@@ -42,6 +42,8 @@ fn start(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
     let first_signal = Cell::new(None);
     let ended = runtime.block_on(async {
         let signals = Signals::new()?;
+        // Files are looked at for each connection, which is all that this signal asks for; without TLS it ends the program.
+        let _hangup = config.access.tls.as_ref().map(|_| signal(SignalKind::hangup())).transpose()?;
         let shutdown = CancellationToken::new();
         tokio::select! {
             ended = run(&config, &shutdown) => anyhow::Ok(ended?),

@@ -2,8 +2,9 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use model::bucket::{Bucket, Rate};
 use model::report::{EpochRecord, Screen, StepRecord};
 use serde_json::json;
 use tracing::{Span, debug, info, warn};
@@ -13,6 +14,8 @@ use crate::training::Report;
 
 /// Sights that wait to be shown. Where nobody takes them from the screen, more are lost.
 const SIGHTS_MAX: usize = 4096;
+/// How often it is shown that a run waits or goes on: a lone worker can make it do so as often as it likes.
+const CHANGES: Rate = Rate { n_max: 100, per_second: 1 };
 /// How long the last sights may take, when the run is over.
 const LAST_SIGHTS_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -57,8 +60,12 @@ impl View {
         let (shown, back) = sync_channel(1);
         let show_all = move || {
             span.in_scope(|| {
+                let mut changes = Bucket::new(CHANGES, Instant::now());
                 while let Ok(sight) = inbox.recv() {
-                    show(&mut screen, sight, n_expected);
+                    let is_change = matches!(sight, Sight::Told(Report::Waiting | Report::GoingOn));
+                    if !is_change || changes.take(Instant::now()) {
+                        show(&mut screen, sight, n_expected);
+                    }
                 }
             });
             // Whoever started the thread may have waited long enough.

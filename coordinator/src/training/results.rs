@@ -16,6 +16,9 @@ use super::roster::{Profile, WorkerId};
 use super::round::TaskKind;
 use super::size::Size;
 
+/// Vectors of results that were not used, kept for the next update to give back.
+const SPENT_MAX: usize = 64;
+
 /// A result as it came, be it of a shard or of a batch.
 pub(super) struct Arrived {
     pub kind: TaskKind,
@@ -139,7 +142,7 @@ impl Training {
     fn handle_stale(&mut self, now: Duration, worker_id: WorkerId, found: u64) {
         let expected = self.state.step;
         let Some(member) = self.roster.member_mut(worker_id) else { return };
-        if member.overtaken_at != Some(found) {
+        if !member.gives_owed(found) {
             return self.refuse(now, worker_id, Refusal::Stale { expected, found });
         }
         if member.is_behind {
@@ -295,7 +298,10 @@ impl Training {
     }
 
     fn keep_spent(&mut self, computed: Computed) {
-        if let Computed::Finite(result) = computed {
+        // More come than an update gives back where one is sent that nobody asked for.
+        if let Computed::Finite(result) = computed
+            && self.spent.len() < SPENT_MAX
+        {
             self.spent.push(result.gradient_sum);
         }
     }

@@ -82,6 +82,8 @@ pub struct Member {
     pub began: Duration,
     /// The step whose end has overtaken it: others have answered in its place.
     pub overtaken_at: Option<u64>,
+    /// Results of that step that it may still give.
+    n_owed: u32,
     /// Whether it may still be at work on that.
     pub is_behind: bool,
     /// The step at which it is dealt something again, if others are there.
@@ -120,8 +122,18 @@ impl Member {
 
     /// Notes that a step has ended without its answer.
     pub fn note_overtaken(&mut self, step: u64) {
+        self.n_owed = if self.overtaken_at == Some(step) { self.n_owed + 1 } else { 1 };
         self.overtaken_at = Some(step);
         self.is_behind = true;
+    }
+
+    /// Takes note of a result that comes too late; whether it was still to come.
+    pub fn gives_owed(&mut self, step: u64) -> bool {
+        let is_owed = self.overtaken_at == Some(step) && self.n_owed > 0;
+        if is_owed {
+            self.n_owed -= 1;
+        }
+        is_owed
     }
 
     /// Notes a result that was not used; whether there were too many in a row.
@@ -168,6 +180,7 @@ impl Roster {
             heard: now,
             began: now,
             overtaken_at: None,
+            n_owed: 0,
             is_behind: false,
             rests_until: 0,
             n_refused: 0,

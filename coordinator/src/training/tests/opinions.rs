@@ -274,8 +274,27 @@ fn seventeenth_compute_class_is_refused() {
     let refused: Vec<u64> = (1..=1_000).filter(|&number| is_refused(&mut run, number)).collect();
     assert_eq!((refused.first(), refused.len()), (Some(&17), 984));
     assert_eq!(run.training.compute_classes().len(), COMPUTE_CLASSES_MAX);
+    assert_eq!(run.play("join 2000"), "welcome 2000", "of the coordinator's own class");
+}
+
+#[test]
+fn identity_brings_at_most_four_compute_classes() {
+    let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
+    let mut join = |number: u64, identity: &str| {
+        let profile = Profile { identity: Identity::new(identity), ..profile(number, &format!("class {number}")) };
+        run.training.handle_event(run.now, Event::Joined(WorkerId(number), profile));
+        let joined = run.drain();
+        run.training.handle_event(run.now, Event::Ready(WorkerId(number)));
+        run.training.handle_event(run.now, Event::Lost(WorkerId(number), "gone".to_owned()));
+        run.drain();
+        joined
+    };
+    for number in 1..=4 {
+        assert_eq!(join(number, "one"), format!("welcome {number}"));
+    }
     assert_eq!(
-        run.play("join 2000, lost 2000"),
-        "refuse 2000 for good: expected at most 16 compute classes in a run, found one more, `one`; start the worker on a machine and with a backend like those of the others"
+        join(5, "one"),
+        "refuse 5 for good: expected at most 4 new compute classes from one, found one more, `class 5`"
     );
+    assert_eq!(join(6, "other"), "welcome 6");
 }
