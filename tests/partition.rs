@@ -128,8 +128,8 @@ fn a_slow_and_lossy_cable_changes_no_bit() {
     network.wear_out(1);
     let machines = Machines::start(&place, &network, flags, 3);
     let run = machines.check_end(flags);
-    machines.workers.iter().for_each(Process::succeed);
-    // It may be lost on the way, and come back under another number.
+    machines.workers[1..].iter().for_each(Process::succeed);
+    // It may be let go on the way, when too much waits for it, and come back under another number, or when the run is over.
     let numbers = machines.coordinator.numbers_of(&machines.workers[0]);
     let numbers: Vec<u64> = numbers.iter().map(|number| number.parse().expect("a number")).collect();
     let is_its = |(_, workers): &(&Value, Vec<u64>)| workers.iter().any(|worker| numbers.contains(worker));

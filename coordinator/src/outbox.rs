@@ -4,7 +4,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use proto::limits::{OUTBOX_MESSAGES_MAX, outbox_bytes_max};
@@ -65,6 +65,7 @@ pub struct OutboxSender {
 struct Waiting {
     n_bytes: AtomicUsize,
     n_states: AtomicUsize,
+    has_overflowed: AtomicBool,
 }
 
 /// What is taken out of an outbox.
@@ -112,15 +113,25 @@ impl Drop for Outbox {
 impl OutboxSender {
     fn send(&self, kind: Kind) -> Result<(), Overflow> {
         let (n_bytes, n_states) = size(&kind);
-        let Waiting { n_bytes: n_bytes_waiting, n_states: n_states_waiting } = &*self.waiting;
+        let Waiting { n_bytes: n_bytes_waiting, n_states: n_states_waiting, .. } = &*self.waiting;
         // Only the driver puts messages in that have a size, so nothing is added between the look and the addition.
         let is_over = n_bytes_waiting.load(Ordering::Acquire) + n_bytes > self.n_bytes_max;
         if is_over || n_states_waiting.load(Ordering::Acquire) + n_states > 1 {
-            return Err(Overflow);
+            return Err(self.overflow());
         }
         n_bytes_waiting.fetch_add(n_bytes, Ordering::AcqRel);
         n_states_waiting.fetch_add(n_states, Ordering::AcqRel);
-        self.messages.try_send(Ok(CoordinatorMessage { kind: Some(kind) })).map_err(|_| Overflow)
+        self.messages.try_send(Ok(CoordinatorMessage { kind: Some(kind) })).map_err(|_| self.overflow())
+    }
+
+    fn overflow(&self) -> Overflow {
+        self.waiting.has_overflowed.store(true, Ordering::Release);
+        Overflow
+    }
+
+    /// Whether a message found no room: what is in it will not be taken any more.
+    pub fn has_overflowed(&self) -> bool {
+        self.waiting.has_overflowed.load(Ordering::Acquire)
     }
 
     /// Ends the stream with a status, if there is room for it: the worker may be gone already.
@@ -183,7 +194,9 @@ mod tests {
         for _ in 0..n_updates {
             assert_eq!(outbox.send(update()), Ok(()));
         }
+        assert!(!outbox.sender.has_overflowed());
         assert_eq!(outbox.send(update()), Err(Overflow));
+        assert!(outbox.sender.has_overflowed());
         assert_eq!(
             outbox.send(Kind::Refusal(Refusal::default())),
             Ok(()),

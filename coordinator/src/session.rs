@@ -70,6 +70,9 @@ impl Session {
         info!(%peer, %identity, worker = %worker_id, host = profile.host, "a worker was admitted");
         self.take_part(worker_id, profile, &mut inbound).await;
         self.connection.set_over();
+        if self.outbox.has_overflowed() {
+            return self.connection.close();
+        }
         let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
         // Who closes a connection before it has read what came loses what is still on its way to the peer.
         let _ = timeout(FAREWELL_WAIT_MAX, rest).await;
