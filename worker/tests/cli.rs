@@ -58,21 +58,22 @@ fn wait_for_search(child: &mut Child) -> impl FnOnce(Child) -> Output + use<> {
 fn help_tells_flags_defaults_and_an_example() {
     let output = program("--help").output().expect("the program starts");
     let help = text(&output.stdout);
-    for part in ["Example:\n  worker --coordinator http://", "TELAR_COORDINATOR", "[default: 60]", "What computes:"] {
+    for part in ["Example:\n  worker --coordinator https://", "TELAR_COORDINATOR", "[default: 60]", "What computes:"] {
         assert!(help.contains(part), "`{help}` does not hold `{part}`");
     }
 }
 
 #[test]
 fn what_is_no_address_is_told_what_to_write() {
-    for address in ["localhost", "https://localhost:7187", "unix:"] {
-        let found = format!("found `{address}`; write for example `--coordinator http://");
+    for address in ["localhost", "https://localhost", "unix:"] {
+        let found = format!("found `{address}`; write for example `--coordinator https://");
         check(
             &format!("--coordinator {address}"),
             64,
-            &["expected --coordinator as http://HOST:PORT or unix:PATH", &found],
+            &["expected --coordinator as https://HOST:PORT, http://HOST:PORT or unix:PATH", &found],
         );
     }
+    check("--coordinator https://localhost:7187", 64, &["--tls-cert"]);
     check("", 2, &["--coordinator"]);
 }
 
