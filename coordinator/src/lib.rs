@@ -12,6 +12,7 @@ pub mod dismissal;
 pub mod driver;
 mod fetch;
 pub mod health;
+pub mod inbox;
 pub mod journal;
 pub mod launch;
 pub mod mirror;
