@@ -14,6 +14,7 @@ mod elastic;
 mod exactly_once;
 mod external;
 mod faults;
+mod fuzz;
 mod golden;
 mod health;
 mod hostile;

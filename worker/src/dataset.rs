@@ -248,7 +248,7 @@ pub enum PieceError {
 
 /// A data set that comes in piece by piece.
 #[derive(Debug)]
-struct Incoming {
+pub struct Incoming {
     folder: PathBuf,
     /// The file that is not yet whole.
     file: Option<IncomingFile>,
@@ -263,11 +263,16 @@ struct IncomingFile {
 }
 
 impl Incoming {
-    fn new(folder: &Path) -> Self {
+    /// Nothing yet; files go to a folder that has none of them.
+    pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), file: None }
     }
 
-    fn add(&mut self, piece: &DatasetPiece) -> Result<(), PieceError> {
+    /// Adds the next piece.
+    ///
+    /// # Errors
+    /// If it does not go on where the last one ended, or cannot be written; what is there is of no use then.
+    pub fn add(&mut self, piece: &DatasetPiece) -> Result<(), PieceError> {
         let mut incoming = match self.file.take() {
             Some(incoming) => incoming,
             None => self.begin(piece)?,
@@ -307,8 +312,11 @@ impl Incoming {
         Ok(IncomingFile { file, name: name.clone(), n_bytes: 0, file_bytes: *file_bytes })
     }
 
-    /// What is wrong if there are no more pieces. Whether all files are there shows when they are opened.
-    fn finish(self) -> Result<(), PieceError> {
+    /// Ends. Whether all files are there shows when they are opened.
+    ///
+    /// # Errors
+    /// If the last file is not whole.
+    pub fn finish(self) -> Result<(), PieceError> {
         match self.file {
             Some(IncomingFile { name, n_bytes, .. }) => Err(PieceError::Torn { name, n_bytes }),
             None => Ok(()),

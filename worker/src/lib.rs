@@ -4,9 +4,9 @@
 pub mod args;
 mod compute;
 pub mod config;
-mod dataset;
+pub mod dataset;
 mod link;
-mod plan;
+pub mod plan;
 mod run;
 mod session;
 

@@ -13,7 +13,7 @@ use crate::link::GradientPath;
 
 /// The run as the coordinator describes it.
 #[derive(Clone, Debug)]
-pub(crate) struct Terms {
+pub struct Terms {
     /// Which worker this is.
     pub worker_id: u64,
     /// What every result belongs to.
@@ -121,7 +121,7 @@ impl TryFrom<Welcome> for Terms {
 
 impl Terms {
     /// With the data set, all there is to know.
-    pub fn plan(&self, data: Arc<Dataset>) -> Plan {
+    pub(crate) fn plan(&self, data: Arc<Dataset>) -> Plan {
         let path = GradientPath::open(self.encoding, self.shared_memory.as_ref(), self.n_params);
         Plan { terms: self.clone(), data, path }
     }

@@ -1,0 +1,56 @@
+//! Memory that another process writes to: what it begins with, and what lies in its slots.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process;
+
+use proto::limits::{RESULT_SLOTS, UPDATE_SLOTS};
+use proto::shared::{ResultSlots, Results, UpdateSlots};
+use proto::v1::Region;
+
+/// Values of a gradient, so that a region of results is as long as one of updates.
+const N_RESULT_VALUES: usize = 2048;
+const N_UPDATE_VALUES: usize = 1024;
+const _: () = assert!(RESULT_SLOTS as usize * N_RESULT_VALUES == UPDATE_SLOTS as usize * N_UPDATE_VALUES);
+
+/// Token, slot that is told, step that is told: what an input begins with. What follows lies in the memory.
+const N_TOKEN: usize = 16;
+
+/// Whether a worker can open memory that a coordinator is said to offer, and somebody has left something in it. Whoever reads a
+/// slot gets finite values, or none.
+///
+/// # Panics
+/// If this is not so.
+pub fn take(input: &[u8]) -> bool {
+    let Some((token, input)) = input.split_at_checked(N_TOKEN) else { return false };
+    let Some((&[slot, step], memory)) = input.split_first_chunk::<2>() else { return false };
+    let (results, offer) = Results::create(N_RESULT_VALUES).expect("the system has such memory");
+    let Region { descriptor, .. } = offer.message();
+    let file = File::options().write(true).open(format!("/proc/self/fd/{descriptor}")).expect("the offer's file");
+    // What is beyond the end cannot be written.
+    let n_written = memory.len().min(16 << 10);
+    file.write_all_at(&memory[..n_written], 0).expect("memory can be written");
+
+    let told = Region { descriptor, token: token.to_vec().into() };
+    let slot = u32::from(slot);
+    let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    let mut is_open = false;
+    if let Ok(updates) = UpdateSlots::open(process::id(), &told, N_UPDATE_VALUES) {
+        is_open = true;
+        let _ = updates.read(slot, step.into(), |_, values| assert!(is_finite(values)));
+    }
+    if let Ok(slots) = ResultSlots::open(process::id(), &told, N_RESULT_VALUES)
+        && let Some(mut free) = slots.free()
+    {
+        free.values().fill(1.0);
+        assert!(free.fill() < RESULT_SLOTS);
+    }
+    let mut values = vec![0.0; N_RESULT_VALUES];
+    for slot in [slot, 0, 1] {
+        if let Ok(square_sum) = results.take(slot, &mut values) {
+            assert!(is_finite(&values) && square_sum.is_finite());
+            assert!(results.take(slot, &mut values).is_err(), "a slot is free once it was read");
+        }
+    }
+    is_open
+}
