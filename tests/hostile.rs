@@ -1,7 +1,8 @@
 //! Peers that mean harm, or are merely broken: whatever they send, hold or leave unread, an honest worker is let in, the run
 //! ends with the bits of one process, and the coordinator keeps no more than it should.
 //!
-//! Attackers come from 127.0.0.2, honest workers from 127.0.0.1: two machines, as far as the coordinator can see.
+//! Attackers come from 127.0.0.2, honest workers from 127.0.0.1: two machines, as far as the coordinator can see. A liar, whose
+//! whole machine is kept out for a while once it is evicted, has one of its own.
 
 use std::fs;
 use std::process::Command;
@@ -38,7 +39,11 @@ impl<'a> Siege<'a> {
     }
 
     fn attack(&self, harms: &[(Harm, usize)]) -> Attack {
-        Attack::begin(&Route::to(&self.address).from("127.0.0.2"), harms)
+        self.attack_from("127.0.0.2", harms)
+    }
+
+    fn attack_from(&self, machine: &str, harms: &[(Harm, usize)]) -> Attack {
+        Attack::begin(&Route::to(&self.address).from(machine), harms)
     }
 
     /// An honest worker is let in, and the run ends with the bits of one process.
@@ -148,18 +153,18 @@ fn run_under_siege_has_the_bits_of_one_process() {
         (Harm::Unread, 40),
         (Harm::Heartbeats, 3),
         (Harm::Results, 2),
-        (Harm::Liar, 1),
         (Harm::States, 4),
         (Harm::FetchUnjoined, 10),
         (Harm::FetchUnread, 20),
     ]);
+    let liar = siege.attack_from("127.0.0.3", &[(Harm::Liar, 1)]);
     let begun = Instant::now();
     let mut resident_max = 0;
     while begun.elapsed() < time {
         assert!(!siege.coordinator.ends_within(Duration::from_millis(500)), "the run goes on");
         resident_max = resident_max.max(siege.resident());
     }
-    drop(attack);
+    drop((attack, liar));
     let end = siege.coordinator.terminated();
     let n_steps = end["step"].as_u64().expect("a step");
     assert!(n_steps > 0, "the run has come to something");

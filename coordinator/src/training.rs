@@ -5,6 +5,7 @@ mod action;
 mod assign;
 mod audit;
 mod event;
+mod evicted;
 mod feedback;
 mod opinion;
 mod pace;
@@ -39,6 +40,7 @@ pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
 pub use schedule::{Place, Schedule};
 
 use assign::Dealt;
+use evicted::Evicted;
 use feedback::round_with_feedback;
 use pace::Pace;
 use reduce::Reduction;
@@ -68,6 +70,7 @@ pub struct Training {
     classes: BTreeSet<String>,
     /// How many of them each identity was the first one of.
     n_classes_of: BTreeMap<Identity, usize>,
+    evicted: Evicted,
     saved_at: Option<u64>,
     shard_pace: Pace,
     batch_pace: Pace,
@@ -115,6 +118,7 @@ impl Training {
             is_waiting: false,
             classes: BTreeSet::new(),
             n_classes_of: BTreeMap::new(),
+            evicted: Evicted::default(),
             saved_at: None,
             shard_pace: Pace::default(),
             batch_pace: Pace::default(),
@@ -263,6 +267,9 @@ impl Training {
         if matches!(self.phase, Phase::Finished) {
             let reason = "the run has ended".to_owned();
             return self.actions.push_back(Action::Dismiss(worker_id, Farewell::End, reason));
+        }
+        if let Err(reason) = self.evicted.check(&profile.identity, now) {
+            return self.actions.push_back(Action::Dismiss(worker_id, Farewell::ComeBack, reason));
         }
         if let Err(reason) = self.check_class(&profile) {
             return self.actions.push_back(Action::Dismiss(worker_id, Farewell::Refused, reason));

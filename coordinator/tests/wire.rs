@@ -218,6 +218,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
         }
         other => panic!("a dismissal expected, found {other:?}"),
     }
+    check_kept_out(&coordinator.route).await;
 
     let (recipe, data) = small_run(&coordinator);
     let params = work_honestly(Worker::enter(&coordinator.route, 1).await, &recipe, &data).await;
@@ -227,6 +228,25 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     assert_eq!(code, Some(0), "{last}");
     let end: Value = serde_json::from_str(&last).expect("JSON");
     assert_eq!(end["params_blake3"], expected);
+}
+
+/// A worker of an identity that was just evicted is asked to come back, and let in a second later.
+async fn check_kept_out(route: &Route) {
+    let begun = Instant::now();
+    for n_tries in 0.. {
+        assert!(begun.elapsed() < WAIT_MAX, "it is kept out for ever");
+        let (_outbound, mut inbound) = open_session(route, Kind::Join(join(1))).await;
+        match next(&mut inbound).await {
+            Ok(Told::Dismissal(dismissal)) => {
+                assert_eq!(dismissal.farewell(), Farewell::ComeBack, "{dismissal:?}");
+                let expected = "expected no worker of 127.0.0.1 for 1 s more, after 1 eviction, found one";
+                assert_eq!(dismissal.reason, expected);
+            }
+            Ok(Told::Welcome(_)) => return assert!(n_tries > 0, "it is let in at once"),
+            other => panic!("a dismissal or a welcome expected, found {other:?}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Two honest workers, and one who changes what it sends: it is evicted with a reason, and the run ends as if it had never
@@ -522,7 +542,8 @@ async fn nan_of_liars_alone_does_not_end_the_run() {
     for dismissal in <[_; 2]>::from(tokio::join!(lie(first), lie(second))) {
         assert_eq!(dismissal.expect_err("an eviction").farewell(), Farewell::Evicted);
     }
-    let params = work_honestly(Worker::enter(&coordinator.route, 3).await, &recipe, &data).await;
+    let honest = Worker::enter(&coordinator.route.clone().from("127.0.0.2"), 3).await;
+    let params = work_honestly(honest, &recipe, &data).await;
     assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
     assert_eq!(coordinator.end().0, Some(0));
 }

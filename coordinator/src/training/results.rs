@@ -272,8 +272,10 @@ impl Training {
         }
     }
 
-    /// A worker computes wrongly: nothing that it said of this step counts any more, even if it is gone by now.
+    /// A worker computes wrongly: nothing that it said of this step counts any more, even if it is gone by now, and no other
+    /// one of its identity is let in for a while.
     fn evict(&mut self, now: Duration, worker_id: WorkerId, profile: Profile, reason: String) {
+        self.evicted.note(&profile.identity, now);
         self.tally.add_evicted(format!(
             "worker {worker_id} (process {} on {}) at step {}: {reason}",
             profile.process,

@@ -65,13 +65,14 @@ pub enum Seen {
     EvictedNonsense,
     EvictedByTwo,
     EvictedByCoordinator,
+    KeptOut,
     MixedClasses,
     NobodyCame,
 }
 
 impl Seen {
     /// Every one.
-    pub const ALL: [Self; 60] = [
+    pub const ALL: [Self; 61] = [
         Self::Kill,
         Self::Stall,
         Self::Slowness,
@@ -130,6 +131,7 @@ impl Seen {
         Self::EvictedNonsense,
         Self::EvictedByTwo,
         Self::EvictedByCoordinator,
+        Self::KeptOut,
         Self::MixedClasses,
         Self::NobodyCame,
     ];

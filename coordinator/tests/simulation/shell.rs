@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coordinator::training::{
-    Action, BatchDone, Computed, Event, Farewell, Late, Outcome, OwnTaskDone, Profile, Refusal, Report, Rules,
-    ShardDone, State, TaskKind, Training, Work, WorkerId,
+    Action, BatchDone, Computed, Event, Farewell, Identity, Late, Outcome, OwnTaskDone, Profile, Refusal, Report,
+    Rules, ShardDone, State, TaskKind, Training, Work, WorkerId,
 };
 use model::gradients::ShardResult;
 
@@ -17,6 +17,9 @@ use super::network::{ShardAnswer, ToCoordinator, ToWorker};
 use super::reference::{Problem, Reference};
 use super::seen::{Counts, Seen};
 use super::words;
+
+/// How the reason begins for which an identity is not let in.
+const KEPT_OUT: &str = "expected no worker of";
 
 /// A coordinator's process.
 pub struct Shell {
@@ -34,6 +37,8 @@ pub struct Shell {
     late: Vec<Late>,
     /// Who was evicted, and at which step.
     evicted: BTreeSet<(WorkerId, u64)>,
+    /// Identities of whom somebody was evicted.
+    evicted_identities: BTreeSet<Identity>,
     /// How far the state was that a checkpoint was last wished of.
     kept: (u64, usize),
     /// Who was dealt which shard of which step.
@@ -44,6 +49,7 @@ pub struct Shell {
 pub struct Session {
     pub connection: usize,
     pub process: u32,
+    identity: Identity,
     pub is_ready: bool,
     is_leaving: bool,
     /// Updates that its replica was told of, once it was sent a state.
@@ -133,6 +139,7 @@ impl Shell {
             last_deadline: None,
             late: Vec::new(),
             evicted: BTreeSet::new(),
+            evicted_identities: BTreeSet::new(),
             kept,
             dealt: BTreeSet::new(),
         };
@@ -145,9 +152,10 @@ impl Shell {
         self.n_joined += 1;
         let worker_id = WorkerId(self.n_joined);
         if self.outcome.is_none() {
-            let process = profile.process;
+            let (process, identity) = (profile.process, profile.identity.clone());
             let (is_ready, is_leaving, step, is_full) = (false, false, None, false);
-            self.sessions.insert(worker_id, Session { connection, process, is_ready, is_leaving, step, is_full });
+            let session = Session { connection, process, identity, is_ready, is_leaving, step, is_full };
+            self.sessions.insert(worker_id, session);
         }
         (worker_id, self.happen(run, Event::Joined(worker_id, profile), notes))
     }
@@ -389,6 +397,8 @@ impl Shell {
         let is_given_up = reason.starts_with("silent for") || reason.starts_with("no answer for");
         let is_hindered = run.is_rough || notes.hindered.contains(&session.process);
         assert!(is_hindered || !is_given_up, "worker {worker_id} is well and is given up: {reason}");
+        let is_free = !self.evicted_identities.contains(&session.identity);
+        assert!(!is_free || !reason.starts_with(KEPT_OUT), "worker {worker_id} is of no evicted identity: {reason}");
         if reason.contains("results in a row were not used") {
             notes.seen.add(Seen::RefusedForGood, 1);
             assert!(
@@ -478,6 +488,7 @@ fn note_dismissal(farewell: Farewell, reason: &str, seen: &mut Counts) {
         ("not ready for", Seen::NotReady),
         ("no answer for", Seen::NoAnswer),
         ("it wanted to leave", Seen::Released),
+        (KEPT_OUT, Seen::KeptOut),
     ];
     for (begin, kind) in kinds {
         seen.add(kind, u64::from(reason.starts_with(begin)));

@@ -120,6 +120,32 @@ fn a_gradient_of_another_length_is_evicted_at_once() {
     ]);
 }
 
+#[test]
+fn evicted_identity_comes_back_later_and_later() {
+    check(&[
+        ("enter 1, twin 2 of 1, ready 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
+        (
+            "long 1 of 0 by 1",
+            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 2 handed on; work 2: shards 0+1 of 0",
+        ),
+        ("twin 3 of 1", "close 3: expected no worker of 1 for 1 s more, after 1 eviction, found one"),
+        ("join 4, lost 4", "welcome 4"),
+        ("after 999, twin 5 of 1", "close 5: expected no worker of 1 for 1 s more, after 1 eviction, found one"),
+        ("after 1, twin 6 of 1", "welcome 6"),
+        // Who was in before is in.
+        (
+            "long 1 of 0 by 2",
+            "evict 2: expected 4 bytes in the gradient of shard 1, found 8; left 2, 2 handed on; waiting",
+        ),
+        ("ready 6", "going on; state 6: shards 0+1 of 0"),
+        (
+            "after 1999, heard 6, twin 7 of 1",
+            "close 7: expected no worker of 1 for 1 s more, after 2 evictions, found one",
+        ),
+        ("after 1, twin 8 of 1", "welcome 8"),
+    ]);
+}
+
 /// A run with every shard audited.
 fn audited() -> Run {
     Run::with(recipe("1 epochs of 10 images in batches of 4, 2 shards"), |rules| rules.audit = 1.0)

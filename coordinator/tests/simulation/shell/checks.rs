@@ -99,7 +99,8 @@ impl Shell {
                 self.late.push(late);
             }
             Report::MixedClasses { .. } => seen.add(Seen::MixedClasses, 1),
-            Report::Joined { .. } | Report::Refused { .. } | Report::Evicted { .. } => {}
+            Report::Evicted { profile, .. } => drop(self.evicted_identities.insert(profile.identity)),
+            Report::Joined { .. } | Report::Refused { .. } => {}
         }
     }
 
