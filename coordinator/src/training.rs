@@ -19,6 +19,7 @@ mod schedule;
 mod size;
 #[cfg(test)]
 pub(crate) mod tests;
+mod usual;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -368,10 +369,10 @@ impl Training {
         };
         round.begun = now;
         let (pace, sizes) = match round.task_kind() {
-            TaskKind::Shard => (&self.shard_pace, &self.shard_sizes),
-            TaskKind::Batch => (&self.batch_pace, &self.batch_sizes),
+            TaskKind::Shard => (&mut self.shard_pace, &mut self.shard_sizes),
+            TaskKind::Batch => (&mut self.batch_pace, &mut self.batch_sizes),
         };
-        (round.late_after, round.usual) = (pace.late_after(), sizes.limit());
+        (round.late_after, round.usual) = (pace.begin_round(), sizes.begin_round());
         self.phase = Phase::Working(round);
     }
 

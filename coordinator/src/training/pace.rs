@@ -1,14 +1,12 @@
 //! How long tasks take, and when one is late. Learnt from the run itself, so that there is nothing to set.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Times that are looked back on.
-const N_RECENT: usize = 128;
-/// Times that have to be known before their spread says something.
-const N_KNOWN_MIN: usize = 16;
-/// Until then a task is late after so many times the fastest, which counts as at least [`FASTEST_MIN`]: a worker's first tasks
-/// take longer than later ones.
+use super::roster::Identity;
+use super::usual::Usual;
+
+/// Until a pace is known a task is late after so many times the fastest, which counts as at least [`FASTEST_MIN`]: a worker's first
+/// tasks take longer than later ones.
 const N_FASTEST: u32 = 4;
 const FASTEST_MIN: Duration = Duration::from_millis(25);
 /// When a task is late before any time is known.
@@ -21,41 +19,37 @@ const DEVIATION_MIN: Duration = Duration::from_millis(5);
 /// Times that tasks of one kind took lately.
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
-    recent: VecDeque<Duration>,
+    recent: Usual<Duration>,
 }
 
 impl Pace {
-    /// Takes note of a task's time.
-    pub fn note(&mut self, time: Duration) {
-        if self.recent.len() == N_RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(time);
+    /// A round begins; gives the time after which a task of it is late.
+    pub fn begin_round(&mut self) -> Duration {
+        self.recent.begin_round();
+        self.late_after()
+    }
+
+    /// Takes note of the time that a worker of an identity took for a task.
+    pub fn note(&mut self, identity: &Identity, time: Duration) {
+        self.recent.note(identity, time);
     }
 
     /// Whether enough times are known to say what is usual.
     pub fn is_known(&self) -> bool {
-        self.recent.len() >= N_KNOWN_MIN
+        self.recent.is_known()
     }
 
-    /// The time after which a task is late: median + 8 · MAD, the median absolute deviation from the median. Before enough is
-    /// known, some times the fastest, or a second.
+    /// The time after which a task is late: median + 8 · MAD, the median absolute deviation from the median, of the times of the
+    /// identity in the middle. Before enough is known, some times the fastest, or a second.
     pub fn late_after(&self) -> Duration {
-        if !self.is_known() {
-            let fastest = self.recent.iter().min();
-            return fastest.map_or(FIRST_WAIT, |&fastest| N_FASTEST * fastest.max(FASTEST_MIN));
-        }
-        let mut times: Vec<Duration> = self.recent.iter().copied().collect();
-        let middle = median(&mut times);
-        let mut deviations: Vec<Duration> = times.iter().map(|time| time.abs_diff(middle)).collect();
-        let deviation = median(&mut deviations).max(DEVIATION_MIN).max(middle / 8);
-        middle + N_DEVIATIONS * deviation
+        let late_after = |middle: Duration, deviation: Duration| {
+            middle + N_DEVIATIONS * deviation.max(DEVIATION_MIN).max(middle / 8)
+        };
+        self.recent.limit(late_after).unwrap_or_else(|| {
+            let fastest = self.recent.values().min();
+            fastest.map_or(FIRST_WAIT, |fastest| N_FASTEST * fastest.max(FASTEST_MIN))
+        })
     }
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    let place = times.len() / 2;
-    *times.select_nth_unstable(place).1
 }
 
 #[cfg(test)]
@@ -65,9 +59,9 @@ mod tests {
     #[test]
     fn task_is_late_by_the_times_of_others() {
         let check = |milliseconds: &[u64], expected: u64| {
-            let mut pace = Pace::default();
+            let (mut pace, one) = (Pace::default(), Identity::new("one"));
             for &time in milliseconds {
-                pace.note(Duration::from_millis(time));
+                pace.note(&one, Duration::from_millis(time));
             }
             assert_eq!(pace.late_after(), Duration::from_millis(expected));
         };
@@ -78,5 +72,21 @@ mod tests {
         check(&[800; 16], 800 + 8 * 100);
         check(&[[60, 100, 140, 5_000].as_slice(); 8].concat(), 140 + 8 * 80);
         check(&[vec![9_000; 200], vec![10; 128]].concat(), 50); // only the recent ones count
+    }
+
+    #[test]
+    fn identity_that_dawdles_at_most_of_the_tasks_does_not_say_when_others_are_late() {
+        let names = ["first", "second", "third"].map(Identity::new);
+        let mut pace = Pace::default();
+        let mut time = 0.1;
+        for _ in 0..200 {
+            pace.note(&names[0], Duration::from_millis(100));
+            pace.note(&names[1], Duration::from_millis(100));
+            for _ in 0..4 {
+                pace.note(&names[2], Duration::from_secs_f64(time));
+            }
+            time *= 1.02;
+        }
+        assert_eq!(pace.begin_round(), Duration::from_millis(200));
     }
 }

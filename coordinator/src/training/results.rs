@@ -12,7 +12,7 @@ use super::assign::Standing;
 use super::event::{Computed, OwnTaskDone};
 use super::opinion::{Answer, By, Opinion, Verdict};
 use super::report::Report;
-use super::roster::{Profile, WorkerId};
+use super::roster::{Identity, Profile, WorkerId};
 use super::round::TaskKind;
 use super::size::Size;
 
@@ -92,7 +92,10 @@ impl Training {
         match answer {
             Answer::Finite(result) if round.tasks.is_simple(task) => {
                 round.settle(task, worker_id, result);
-                self.note_size(kind, size, expected);
+                if let (Some(size), Some(member)) = (size, self.roster.member(worker_id)) {
+                    let identity = member.profile.identity.clone();
+                    self.note_size(kind, &identity, size, expected);
+                }
                 self.handle_answered(now, worker_id, task);
             }
             answer => {
@@ -129,7 +132,7 @@ impl Training {
         };
         let is_pace_known = pace.is_known();
         if round.tasks.answered(task, worker_id) {
-            pace.note(now.saturating_sub(member.began));
+            pace.note(&member.profile.identity, now.saturating_sub(member.began));
             member.answered(self.state.step, now);
         }
         if !is_pace_known {
@@ -233,19 +236,20 @@ impl Training {
         };
         let counted = match by {
             By::Vote(right) => {
-                let Opinion { worker_id, answer, gradient_norm, .. } = opinions.swap_remove(right);
+                let Opinion { worker_id, answer, gradient_norm, profile } = opinions.swap_remove(right);
                 self.spent.extend(own.and_then(Answer::into_gradient));
-                (worker_id, Some(answer), Some(gradient_norm))
+                (worker_id, Some(answer), Some((profile.identity, gradient_norm)))
             }
             By::Coordinator => (WorkerId::COORDINATOR, own, None),
         };
-        let (worker_id, Some(Answer::Finite(result)), gradient_norm) = counted else {
+        let (worker_id, Some(Answer::Finite(result)), measured) = counted else {
             unreachable!("what settles a task is finite")
         };
-        let size = gradient_norm.map(|gradient_norm| Size::new(gradient_norm, &result.sums));
-        let n_samples = result.sums.n_samples;
+        let sums = result.sums;
         round.settle(task, worker_id, result);
-        self.note_size(kind, size, n_samples);
+        if let Some((identity, gradient_norm)) = measured {
+            self.note_size(kind, &identity, Size::new(gradient_norm, &sums), sums.n_samples);
+        }
         if by == By::Coordinator {
             self.add_class(self.rules.own_class.clone());
         }
@@ -261,14 +265,14 @@ impl Training {
         }
     }
 
-    /// Takes note of how large a result is that counts. One of no images says nothing.
-    fn note_size(&mut self, kind: TaskKind, size: Option<Size>, n_samples: u64) {
+    /// Takes note of how large a result is that counts, by a worker of an identity. One of no images says nothing.
+    fn note_size(&mut self, kind: TaskKind, identity: &Identity, size: Size, n_samples: u64) {
         let sizes = match kind {
             TaskKind::Shard => &mut self.shard_sizes,
             TaskKind::Batch => &mut self.batch_sizes,
         };
-        if let Some(size) = size.filter(|_| n_samples > 0) {
-            sizes.note(size);
+        if n_samples > 0 {
+            sizes.note(identity, size);
         }
     }
 

@@ -75,7 +75,7 @@ impl Round {
 
     fn new(kind: Kind, tasks: Tasks) -> Self {
         let (begun, late_after, deadline) = (Duration::ZERO, Duration::ZERO, None);
-        Self { kind, tasks, begun, late_after, usual: Sizes::default().limit(), is_short: false, deadline }
+        Self { kind, tasks, begun, late_after, usual: Sizes::default().begin_round(), is_short: false, deadline }
     }
 
     /// What its tasks are.

@@ -1,14 +1,11 @@
 //! How large results are, and when one is far larger than those before it. Such a result may be right, but one worker's word
 //! for it is not enough.
 
-use std::collections::VecDeque;
-
 use model::loss::LossSums;
 
-/// Results that are looked back on.
-const N_RECENT: usize = 128;
-/// Results that have to be known before their spread says something.
-const N_KNOWN_MIN: usize = 16;
+use super::roster::Identity;
+use super::usual::Usual;
+
 /// Deviations from the median up to which a result is usual. A deviation counts as at least an eighth of the median, so that
 /// everything up to nine times the median is.
 const N_DEVIATIONS: f64 = 64.0;
@@ -41,50 +38,33 @@ impl Size {
 /// Sizes of the recent results of one kind.
 #[derive(Clone, Debug, Default)]
 pub struct Sizes {
-    gradient_norms: Recent,
-    losses: Recent,
+    gradient_norms: Usual<f64>,
+    losses: Usual<f64>,
 }
 
 impl Sizes {
-    /// Takes note of the size of a result that counts.
-    pub fn note(&mut self, size: Size) {
-        self.gradient_norms.note(size.gradient_norm);
-        self.losses.note(size.loss);
+    /// A round begins; gives what is usual in it.
+    pub fn begin_round(&mut self) -> Size {
+        self.gradient_norms.begin_round();
+        self.losses.begin_round();
+        self.limit()
     }
 
-    /// Up to where a result is usual: median + 64 · MAD, the median absolute deviation from the median, for both numbers.
-    pub fn limit(&self) -> Size {
-        Size { gradient_norm: self.gradient_norms.limit(), loss: self.losses.limit() }
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct Recent(VecDeque<f64>);
-
-impl Recent {
-    fn note(&mut self, value: f64) {
-        if self.0.len() == N_RECENT {
-            self.0.pop_front();
-        }
-        self.0.push_back(value);
+    /// Takes note of the size of a result that counts, by a worker of an identity.
+    pub fn note(&mut self, identity: &Identity, size: Size) {
+        self.gradient_norms.note(identity, size.gradient_norm);
+        self.losses.note(identity, size.loss);
     }
 
-    fn limit(&self) -> f64 {
-        if self.0.len() < N_KNOWN_MIN {
-            return FIRST_LIMIT;
-        }
-        let mut values: Vec<f64> = self.0.iter().copied().collect();
-        let middle = median(&mut values);
-        for value in &mut values {
-            *value = (*value - middle).abs();
-        }
-        middle + N_DEVIATIONS * median(&mut values).max(middle / 8.0)
+    /// Up to where a result is usual: median + 64 · MAD, the median absolute deviation from the median, of the results of the
+    /// identity in the middle, for both numbers.
+    fn limit(&self) -> Size {
+        let limit = |recent: &Usual<f64>| {
+            let limit = |middle: f64, deviation: f64| middle + N_DEVIATIONS * deviation.max(middle / 8.0);
+            recent.limit(limit).unwrap_or(FIRST_LIMIT)
+        };
+        Size { gradient_norm: limit(&self.gradient_norms), loss: limit(&self.losses) }
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    let place = values.len() / 2;
-    *values.select_nth_unstable_by(place, f64::total_cmp).1
 }
 
 #[cfg(test)]
@@ -94,9 +74,9 @@ mod tests {
     #[test]
     fn usual_is_what_is_near_the_recent_ones() {
         let check = |norms: &[f64], expected: f64| {
-            let mut sizes = Sizes::default();
+            let (mut sizes, one) = (Sizes::default(), Identity::new("one"));
             for &gradient_norm in norms {
-                sizes.note(Size { gradient_norm, loss: 0.5 });
+                sizes.note(&one, Size { gradient_norm, loss: 0.5 });
             }
             let limit = sizes.limit();
             assert!((limit.gradient_norm - expected).abs() < 1e-9 * expected, "{limit:?}, expected {expected}");
@@ -108,6 +88,35 @@ mod tests {
         check(&[2.0; 16], 18.0);
         check(&[[1.0, 2.0, 3.0].as_slice(); 20].concat(), 2.0 + 64.0);
         check(&[vec![1e5; 500], vec![2.0; 128]].concat(), 18.0); // only the recent ones count
+    }
+
+    #[test]
+    fn identity_that_pushes_with_most_of_the_results_does_not_move_the_limit() {
+        let names = ["first", "second", "third"].map(Identity::new);
+        let mut sizes = Sizes::default();
+        let mut push = |n_honest: usize| {
+            let (mut limit, mut pushed) = (sizes.begin_round(), 2.0);
+            for _ in 0..1_000 {
+                for identity in &names[..n_honest] {
+                    sizes.note(identity, Size { gradient_norm: 2.0, loss: 0.5 });
+                }
+                // As large as goes.
+                for _ in 0..4 {
+                    sizes.note(&names[2], Size { gradient_norm: pushed, loss: 0.5 });
+                }
+                limit = sizes.begin_round();
+                pushed = limit.gradient_norm.min(1e30);
+            }
+            limit
+        };
+        assert_eq!(push(2), Size { gradient_norm: 18.0, loss: 4.5 }, "against two others");
+        let mut sizes = Sizes::default();
+        for gradient_norm in [2.0, 18.0, 162.0] {
+            for _ in 0..64 {
+                sizes.note(&names[2], Size { gradient_norm, loss: 0.5 });
+            }
+        }
+        assert!(sizes.begin_round().gradient_norm > 100.0, "alone, it moves it");
     }
 
     #[test]
