@@ -282,3 +282,31 @@ impl Roster {
         self.members.iter().filter(|(_, member)| has(member.standing)).map(|(&worker_id, _)| worker_id).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worker_owes_as_many_results_of_a_step_as_it_was_overtaken_at() {
+        let mut roster = Roster::new(Duration::MAX);
+        roster.add(WorkerId(1), Profile::default(), Duration::ZERO);
+        // o STEP: it is overtaken; g STEP: it gives a result, which was still to come (!) or was not (?).
+        let check = |words: &str| {
+            let mut member = roster.member(WorkerId(1)).expect("it is in").clone();
+            for words in words.split(", ") {
+                let (what, step) = words.split_once(' ').expect("two words");
+                let number = step.trim_end_matches(['!', '?']).parse().expect("a number");
+                match what {
+                    "o" => member.note_overtaken(number),
+                    _ => assert_eq!(member.gives_owed(number), step.ends_with('!'), "`{words}`"),
+                }
+            }
+        };
+        check("g 0?, g 5?");
+        check("o 5, g 5!, g 5?");
+        check("o 5, o 5, g 5!, g 4?, g 6?, g 5!, g 5?");
+        // What it still owed of a step before is not taken any more.
+        check("o 5, o 5, g 5!, o 6, g 5?, g 6!, g 6?");
+    }
+}

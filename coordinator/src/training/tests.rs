@@ -353,6 +353,19 @@ fn worker_whose_results_are_never_of_use_is_sent_away() {
 }
 
 #[test]
+fn vectors_of_results_that_were_not_used_are_kept_up_to_a_bound() {
+    let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
+    run.play("enter 1, enter 2, enter 3");
+    let mut n_spent = Vec::new();
+    for worker_id in 1..=3 {
+        (0..30).for_each(|_| drop(run.play(&format!("shard 7 of 0 by {worker_id}"))));
+        n_spent.push(run.training.spent.len());
+    }
+    assert_eq!(n_spent, [30, 60, 64]);
+    assert_eq!((run.training.take_spent().len(), run.training.take_spent().len()), (64, 0));
+}
+
+#[test]
 fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
