@@ -27,7 +27,7 @@ use proto::values;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::sleep;
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// A coordinator that waits for workers, killed when it is dropped.
 struct Coordinator {
@@ -61,10 +61,11 @@ impl Coordinator {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
             command.env_remove(name);
         }
-        let usual =
-            "--launch external --listen 127.0.0.1:0 --arch denoising --batch-size 8 --shards 2 --max-steps 4 --json";
+        let usual = "--launch external --arch denoising --batch-size 8 --shards 2 --max-steps 4 --json";
+        let listen = if flags.contains("--listen") { "" } else { "--listen 127.0.0.1:0" };
         command
             .args(usual.split(' '))
+            .args(listen.split_whitespace())
             .args(flags.split_whitespace())
             .arg("--data")
             .arg(folder)
@@ -599,26 +600,47 @@ async fn first_message_is_no_longer_than_a_join_takes() {
     Worker::join(&coordinator.route).await;
 }
 
-#[tokio::test]
-async fn health_and_reflection_answer() {
-    use tonic_health::pb::health_check_response::ServingStatus;
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+/// The services that a coordinator describes to whoever asks.
+async fn described_services(route: &Route) -> Result<Vec<String>, Status> {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};
 
-    let coordinator = Coordinator::start();
-    let service = "telar.v1.Training".to_owned();
-    let health = HealthClient::new(coordinator.route.channel().await).check(HealthCheckRequest { service }).await;
-    assert_eq!(health.expect("an answer").into_inner().status(), ServingStatus::Serving);
-
     let list = server_reflection_request::MessageRequest::ListServices(String::new());
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(list) };
-    let mut client = ServerReflectionClient::new(coordinator.route.channel().await);
-    let answer = client.server_reflection_info(tokio_stream::once(request)).await.expect("an answer");
-    let answer = answer.into_inner().message().await.expect("a message").and_then(|answer| answer.message_response);
+    let mut client = ServerReflectionClient::new(route.channel().await);
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await?.into_inner();
+    let answer = answers.message().await?.and_then(|answer| answer.message_response);
     let Some(server_reflection_response::MessageResponse::ListServicesResponse(services)) = answer else {
         panic!("a list of services expected, found {answer:?}");
     };
-    let names: Vec<&str> = services.service.iter().map(|service| service.name.as_str()).collect();
-    assert!(names.contains(&"telar.v1.Training") && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+    Ok(services.service.into_iter().map(|service| service.name).collect())
+}
+
+#[tokio::test]
+async fn health_answers_everywhere_and_reflection_where_nobody_else_can_ask() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let check = async |flags: &str, is_described: bool| {
+        let coordinator = Coordinator::start_with(flags);
+        // At `0.0.0.0` it tells this machine's name, which need not lead anywhere.
+        let (_, port) = coordinator.route.address.rsplit_once(':').expect("a port");
+        let route = Route::to(&format!("http://127.0.0.1:{port}"));
+        let service = "telar.v1.Training".to_owned();
+        let health = HealthClient::new(route.channel().await).check(HealthCheckRequest { service }).await;
+        assert_eq!(health.expect("an answer").into_inner().status(), ServingStatus::Serving, "`{flags}`");
+        match described_services(&route).await {
+            Ok(names) => {
+                assert!(is_described, "`{flags}`: {names:?}");
+                let has = |name: &str| names.iter().any(|other| other == name);
+                assert!(has("telar.v1.Training") && has("grpc.health.v1.Health"), "`{flags}`: {names:?}");
+            }
+            Err(status) => {
+                assert_eq!((is_described, status.code()), (false, Code::Unimplemented), "`{flags}`: {status:?}");
+            }
+        }
+    };
+    check("", true).await;
+    check("--listen 0.0.0.0:0 --insecure", false).await;
+    check("--listen 0.0.0.0:0 --insecure --reflection", true).await;
 }
