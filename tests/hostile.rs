@@ -8,10 +8,14 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use peers::{Attack, Harm, Route};
+use peers::{Attack, Harm, Route, Worker};
+use proto::v1::worker_message::Kind;
+use proto::v1::{Heartbeat, WorkerMessage};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Builder;
+use tokio::time::sleep;
 
-use crate::harness::{Place, Process, Stream, wait_until};
+use crate::harness::{Byte, Held, Message, Place, Process, Proxy, Stream, wait_until};
 
 /// What is trained under attack.
 const RUN: &str = "--arch denoising --shards 4 --batch-size 16 --data small";
@@ -104,6 +108,41 @@ fn peers_that_read_nothing_cost_bounded_memory() {
     eprintln!("{before} MB before, {under_attack} MB under attack");
     assert!(under_attack <= before + 100, "{before} MB before, {under_attack} MB under attack");
     wait_until("the memory is given back", WAIT_MAX, || siege.resident() <= before + 20);
+    siege.coordinator.terminate();
+    honest.signal("KILL");
+}
+
+/// Peers whose sockets nobody reads once they have their state, so that no ping is answered either: each connection is closed from
+/// the coordinator's end, and what waited for it is given back.
+#[test]
+fn connection_whose_socket_is_not_read_is_closed() {
+    const N_PEERS: u32 = 8;
+    let place = Place::new();
+    let siege = Siege::begin(&place, 1_000_000, "");
+    let honest = place.worker("honest", &siege.address);
+    // What a run needs by itself it has by then.
+    siege.coordinator.wait_for_checkpoint(500);
+    let (resident, n_sockets) = (siege.resident(), siege.n_sockets());
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a thread");
+    let proxies: Vec<Proxy> = (0..N_PEERS).map(|_| Proxy::start(&siege.address)).collect();
+    for (process, proxy) in (1..).zip(&proxies) {
+        proxy.stop_at(Message::State, 1, Byte::Last, Held::OneWay);
+        let route = Route::to(&proxy.address());
+        // Gives signs of life, and closes nothing by itself.
+        runtime.spawn(async move {
+            let (worker, _) = Worker::enter(&route, process).await;
+            loop {
+                let _ =
+                    worker.outbound.send(WorkerMessage { kind: Some(Kind::Heartbeat(Heartbeat { step: 0 })) }).await;
+                sleep(Duration::from_millis(400)).await;
+            }
+        });
+        proxy.wait_until_stopped();
+    }
+    siege.coordinator.wait_for_nth_line(Stream::Err, "it does not take its messages", N_PEERS as usize);
+    wait_until("the connections are closed", WAIT_MAX, || siege.n_sockets() <= n_sockets);
+    eprintln!("{resident} MB before, {} MB when all are closed", siege.resident());
+    wait_until("the memory is given back", WAIT_MAX, || siege.resident() <= resident + 20);
     siege.coordinator.terminate();
     honest.signal("KILL");
 }
