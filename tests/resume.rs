@@ -78,6 +78,12 @@ fn momentum_goes_on_with_its_velocity() {
     check_stopped(("TERM", TERMINATED), "--arch denoising --momentum 0.9 --nesterov --learning-rate 0.1", "");
 }
 
+#[test]
+fn adam_goes_on_with_both_moments_and_the_learning_rate_of_its_step() {
+    let flags = "--arch denoising --optimizer adamw --learning-rate 0.01 --lr-schedule cosine --warmup-steps 20 --clip-norm 0.1";
+    check_stopped(("TERM", TERMINATED), flags, "--optimizer adamw --lr-schedule cosine");
+}
+
 /// What is given again and is as it was is no other run.
 #[test]
 fn flags_may_be_given_again() {

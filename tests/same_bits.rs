@@ -31,3 +31,10 @@ fn recurrent_has_the_same_bits_with_any_number_of_workers() {
 fn denoising_has_the_same_bits_with_any_number_of_workers() {
     check("denoising");
 }
+
+#[test]
+fn every_optimizer_has_the_same_bits_with_any_number_of_workers() {
+    check("conv --optimizer adam --weight-decay 0.01 --lr-schedule step:0.5:1");
+    check("denoising --optimizer adamw --lr-schedule linear --warmup-steps 9 --clip-norm 0.1 --learning-rate 0.01");
+    check("denoising --momentum 0.9 --weight-decay 0.001 --lr-schedule cosine --learning-rate 0.1");
+}

@@ -99,7 +99,10 @@ fn measure(n_workers: u32, n_params: usize) -> BTreeMap<&'static str, Vec<Durati
 
         // The parts of the update once more, each for itself.
         parts.push(timed("average", || assert!(average(&mut averaged, 3), "finite values")));
-        parts.push(timed("apply", || workers::SGD.apply(&mut replica, &mut [], black_box(&averaged))));
+        let rate = model::optimizer::Rate { learning_rate: 1e-6, step: 1 };
+        parts.push(timed("apply", || {
+            workers::SGD.apply(rate, &mut replica, &mut [Vec::new()], 0, black_box(&averaged))
+        }));
         gradients.extend(core.take_spent().into_iter().chain([averaged]));
 
         if n_steps == 0 {

@@ -5,13 +5,14 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use model::arch::Architecture;
+use model::optimizer::{Optimizer, Rate};
 use model::params::{initial_params, params_fingerprint};
-use model::sgd::Sgd;
 use proto::shared::{ResultSlots, Results, UpdateSlots, Updates};
 use proto::v1::Encoding;
 use proto::values;
 
-const SGD: Sgd = Sgd { learning_rate: 1e-6, momentum: 0.0, nesterov: false };
+const SGD: Optimizer = Optimizer::sgd(1e-6, 0.0, false);
+const RATE: Rate = Rate { learning_rate: 1e-6, step: 1 };
 
 /// A result, from where a worker computed it to where the coordinator adds it.
 fn results(criterion: &mut Criterion) {
@@ -48,7 +49,7 @@ fn updates(criterion: &mut Criterion) {
     group.bench_function("decode and apply", |bencher| {
         bencher.iter(|| {
             values::decode(Encoding::F32, black_box(&message), &mut decoded).expect("finite values");
-            SGD.apply(&mut params, &mut [], &decoded);
+            SGD.apply(RATE, &mut params, &mut [Vec::new()], 0, &decoded);
         });
     });
     let mut updates = Updates::create(gradient.len()).expect("shared memory");
@@ -64,7 +65,7 @@ fn updates(criterion: &mut Criterion) {
     group.bench_function("read from a slot and apply", |bencher| {
         bencher.iter(|| {
             let apply = |start: usize, block: &[f32]| {
-                SGD.apply(&mut params[start..start + block.len()], &mut [], block);
+                SGD.apply(RATE, &mut params, &mut [Vec::new()], start, block);
             };
             slots.read(slot, step + 1, apply).expect("it is there");
         });

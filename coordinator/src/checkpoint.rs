@@ -9,7 +9,7 @@ use model::files::{WriteError, create_folder, read_bounded, remove_unfinished, w
 use model::loss::LossSums;
 use model::params::{ParamLayout, little_endian, params_blake3};
 use model::recipe::Recipe;
-use proto::limits::PARAMS_MAX;
+use proto::limits::{OPTIMIZER_SLOTS_MAX, PARAMS_MAX};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 
@@ -18,8 +18,8 @@ use crate::training::{AuditSecret, State};
 const FORMAT: &str = "telar-checkpoint-2";
 /// The one before it, in which nothing but what was known was hashed, and no numerics were named.
 const OLDER_FORMAT: &str = "telar-checkpoint-1";
-/// Parameters, velocity and residual, each at most of the largest layout, and room for the header.
-pub(crate) const FILE_BYTES_MAX: u64 = 3 * 4 * PARAMS_MAX as u64 + (1 << 20);
+/// Parameters, what the optimizer keeps, and residual, each at most of the largest layout, and room for the header.
+pub(crate) const FILE_BYTES_MAX: u64 = (2 + OPTIMIZER_SLOTS_MAX as u64) * 4 * PARAMS_MAX as u64 + (1 << 20);
 const HASH_KEY: &str = "blake3";
 const NUMERICS_KEY: &str = "numerics";
 
@@ -44,14 +44,13 @@ pub struct Checkpoint {
 #[derive(Debug)]
 pub struct FileParts<'a> {
     header: Vec<u8>,
-    groups: [Cow<'a, [u8]>; 3],
+    groups: Vec<Cow<'a, [u8]>>,
 }
 
 impl FileParts<'_> {
     /// One after the other.
-    pub fn slices(&self) -> [&[u8]; 4] {
-        let [params, velocity, residual] = &self.groups;
-        [&self.header, params, velocity, residual]
+    pub fn slices(&self) -> Vec<&[u8]> {
+        std::iter::once(&self.header[..]).chain(self.groups.iter().map(|group| &**group)).collect()
     }
 }
 
@@ -89,7 +88,7 @@ impl Checkpoint {
     pub fn to_parts(&self) -> FileParts<'_> {
         let layout = ParamLayout::of(self.recipe.architecture);
         let groups = self.groups();
-        let hashes = groups.map(|(group, values)| (group, params_blake3(values)));
+        let hashes = hashes(&groups);
         let mut metadata = self.metadata(layout, &hashes[0].1);
         metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes));
         let mut tensors = Vec::new();
@@ -109,13 +108,15 @@ impl Checkpoint {
         let mut text = serde_json::to_vec(&metadata).expect("a header has only text keys");
         text.resize(text.len().next_multiple_of(8), b' '); // so that values are aligned in a file that is mapped
         let header = [&(text.len() as u64).to_le_bytes()[..], &text].concat();
-        FileParts { header, groups: groups.map(|(_, values)| little_endian(values)) }
+        FileParts { header, groups: groups.into_iter().map(|(_, values)| little_endian(values)).collect() }
     }
 
     /// The vectors, by the first part of their tensors' names.
-    fn groups(&self) -> [(&'static str, &[f32]); 3] {
-        let State { params, velocity, residual, .. } = &self.state;
-        [("parameters", params), ("velocity", velocity), ("residual", residual)]
+    fn groups(&self) -> Vec<(&'static str, &[f32])> {
+        let State { params, slots, residual, .. } = &self.state;
+        let names = self.recipe.optimizer.slot_names().iter().copied();
+        let slots = names.zip(slots.iter().map(Vec::as_slice));
+        std::iter::once(("parameters", &params[..])).chain(slots).chain([("residual", &residual[..])]).collect()
     }
 
     fn metadata(&self, layout: &ParamLayout, params_blake3: &str) -> BTreeMap<String, String> {
@@ -188,7 +189,12 @@ impl Checkpoint {
         let state = State {
             step: number("step")?,
             params: read_group(&tensors, layout, "parameters")?,
-            velocity: read_group(&tensors, layout, "velocity")?,
+            slots: recipe
+                .optimizer
+                .slot_names()
+                .iter()
+                .map(|name| read_group(&tensors, layout, name))
+                .collect::<Result<_, _>>()?,
             residual: read_group(&tensors, layout, "residual")?,
             epoch_sums: LossSums {
                 loss_sum: f64::from_bits(loss_bits),
@@ -204,8 +210,7 @@ impl Checkpoint {
         let (run_id, data_fingerprint) = (text("run_id")?, text("data_fingerprint")?);
         let checkpoint = Self { run_id, recipe, data_fingerprint, numerics, audit_secret, state };
         checkpoint.check(layout)?;
-        let hashes = checkpoint.groups().map(|(group, values)| (group, params_blake3(values)));
-        let found = hash(&metadata, &hashes);
+        let found = hash(&metadata, &hashes(&checkpoint.groups()));
         if expected_hash != found {
             return Err(format!("blake3 {found} where {expected_hash} was written: some bits are others"));
         }
@@ -216,17 +221,15 @@ impl Checkpoint {
 impl Checkpoint {
     /// Whether a run can go on from what the file says, whoever wrote it.
     fn check(&self, layout: &ParamLayout) -> Result<(), String> {
-        let State { step, params, velocity, residual, epoch_sums, .. } = &self.state;
+        let State { step, residual, epoch_sums, .. } = &self.state;
         let n_params = layout.n_params();
-        let n_velocity = self.recipe.sgd.velocity(n_params).len();
-        if params.len() != n_params || velocity.len() != n_velocity || ![0, n_params].contains(&residual.len()) {
-            return Err(format!(
-                "{} parameters, {} values of velocity and {} of residual where {n_params}, {n_velocity} and none or \
-                 {n_params} belong",
-                params.len(),
-                velocity.len(),
-                residual.len()
-            ));
+        let slots = self.recipe.optimizer.slots(n_params);
+        let n_residual = if residual.is_empty() { 0 } else { n_params };
+        let expected = std::iter::once(n_params).chain(slots.iter().map(Vec::len)).chain([n_residual]);
+        for ((group, values), expected) in self.groups().into_iter().zip(expected) {
+            if values.len() != expected {
+                return Err(format!("{} values of {group} where {expected} belong", values.len()));
+            }
         }
         if u32::try_from(*step).is_err() || (*step == 0 && epoch_sums.n_samples > 0) {
             return Err(format!("step {step} after {} images of its epoch", epoch_sums.n_samples));
@@ -245,6 +248,11 @@ fn hash(metadata: &BTreeMap<String, String>, groups: &[(&str, String)]) -> Strin
         hasher.update(format!("{group}={values}\n").as_bytes());
     }
     hasher.finalize().to_hex().to_string()
+}
+
+/// The name of each vector's values.
+fn hashes<'a>(groups: &[(&'a str, &[f32])]) -> Vec<(&'a str, String)> {
+    groups.iter().map(|&(group, values)| (group, params_blake3(values))).collect()
 }
 
 /// The vector of a group; empty if there is none of its tensors.
@@ -382,6 +390,7 @@ pub(crate) fn step_of(name: &str) -> Option<u64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use model::optimizer::{Adam, Optimizer, Rule};
     use model::params::initial_params;
 
     use super::*;
@@ -389,13 +398,13 @@ pub(crate) mod tests {
 
     pub(crate) fn checkpoint(step: u64, momentum: f32) -> Checkpoint {
         let mut recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
-        recipe.sgd.momentum = momentum;
+        recipe.optimizer = Optimizer::sgd(0.5, momentum, false);
         let params = initial_params(recipe.architecture, step);
         let mut state = State::new(&recipe, Rounding::Bf16, params);
         (state.step, state.epoch_time) = (step, Duration::from_nanos(12_345_678_901));
         state.epoch_sums = LossSums { loss_sum: 0.1 + 0.2, correct_sum: 7, n_samples: 3 };
         let mut value = 0.1_f32;
-        for place in state.velocity.iter_mut().chain(&mut state.residual) {
+        for place in state.slots.iter_mut().flatten().chain(&mut state.residual) {
             value = (value * 1.7).fract() - 0.3;
             *place = value;
         }
@@ -417,6 +426,35 @@ pub(crate) mod tests {
             assert!(path.ends_with("checkpoints/step-00000005.safetensors"), "{}", path.display());
             assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
         }
+    }
+
+    #[test]
+    fn both_moments_of_adam_come_back() {
+        let folder = folder();
+        let mut written = checkpoint(5, 0.9);
+        let rule = Rule::AdamW(Adam::default());
+        written.recipe.optimizer = Optimizer { learning_rate: 0.1, weight_decay: 0.3, rule };
+        written.state.slots = [0.25, 0.75].map(|value| vec![value; written.state.params.len()]).into();
+        let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
+        assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
+    }
+
+    /// As versions wrote it that had nothing but SGD.
+    #[test]
+    fn checkpoint_with_sgd_in_place_of_an_optimizer_is_read() {
+        let folder = folder();
+        let (path, written) = (folder.path().join("old"), checkpoint(5, 0.9));
+        write_with_metadata(&path, &written, |metadata| {
+            let mut recipe: serde_json::Value = serde_json::from_str(&metadata["recipe"]).expect("JSON");
+            let fields = recipe.as_object_mut().expect("fields");
+            for name in ["optimizer", "lr_schedule", "clip_norm"] {
+                fields.remove(name).expect(name);
+            }
+            let sgd = serde_json::json!({"learning_rate": 0.5, "momentum": f64::from(0.9_f32), "nesterov": false});
+            fields.insert("sgd".to_owned(), sgd);
+            metadata.insert("recipe".to_owned(), recipe.to_string());
+        });
+        assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
     }
 
     #[test]
@@ -466,8 +504,7 @@ pub(crate) mod tests {
         let mut metadata: BTreeMap<String, String> =
             header.metadata().clone().expect("metadata").into_iter().filter(|(key, _)| key != HASH_KEY).collect();
         change(&mut metadata);
-        let hashes = written.groups().map(|(group, values)| (group, params_blake3(values)));
-        metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes));
+        metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes(&written.groups())));
         let mut text: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n_header]).expect("a header is JSON");
         text["__metadata__"] = serde_json::json!(metadata);
         let text = serde_json::to_vec(&text).expect("JSON");
@@ -505,9 +542,12 @@ pub(crate) mod tests {
             let error = Checkpoint::read(&path).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         };
-        check(|written| written.state.params.clear(), "found 0 parameters, 163814 values of velocity");
-        check(|written| written.state.velocity.clear(), "163814 parameters, 0 values of velocity");
-        check(|written| written.recipe.sgd.momentum = 0.0, "where 163814, 0 and none or 163814 belong");
+        check(|written| written.state.params.clear(), "found 0 values of parameters where 163814 belong");
+        check(|written| written.state.slots[0].clear(), "found 0 values of velocity where 163814 belong");
+        check(
+            |written| written.recipe.optimizer = Optimizer::sgd(0.5, 0.0, false),
+            "163814 values of velocity where 0 belong",
+        );
         check(|written| written.state.step = 0, "step 0 after 3 images");
         check(|written| written.state.step = u64::MAX, "step 18446744073709551615 after 3 images");
     }

@@ -91,7 +91,7 @@ impl Description {
         let classes = training.compute_classes();
         let diverged = match outcome {
             Outcome::Diverged { step, epoch, what } => {
-                let learning_rate = recipe.sgd.learning_rate;
+                let learning_rate = recipe.optimizer.learning_rate;
                 Some(
                     TrainingError::Diverged { step: *step, epoch: epoch + 1, what: what.clone(), learning_rate }.into(),
                 )

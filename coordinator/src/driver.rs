@@ -173,11 +173,11 @@ struct Running {
     costs: StepCosts,
 }
 
-/// Parameters and velocity as they travel, after so many updates.
+/// Parameters and what the optimizer keeps as they travel, after so many updates.
 struct EncodedState {
     step: u64,
     params: Bytes,
-    velocity: Bytes,
+    slots: Vec<Bytes>,
 }
 
 impl Running {
@@ -340,15 +340,15 @@ impl Running {
         let encoded = encoded.unwrap_or_else(|| EncodedState {
             step: state.step,
             params: values::encode(Encoding::F32, &state.params),
-            velocity: values::encode(Encoding::F32, &state.velocity),
+            slots: state.slots.iter().map(|slot| values::encode(Encoding::F32, slot)).collect(),
         });
         if let Some(outbox) = self.outboxes.get(&worker_id) {
             let (peer, identity) = (&outbox.peer, outbox.peer.identity());
             info!(worker = %worker_id, %peer, %identity, step = encoded.step, "the state is sent");
         }
-        let EncodedState { step, params, velocity } = &encoded;
-        let (params, velocity) = (params.clone(), velocity.clone());
-        let kind = Kind::State(v1::State { step: *step, params, velocity, work: Some(message_of(work)) });
+        let EncodedState { step, params, slots } = &encoded;
+        let (params, slots) = (params.clone(), slots.clone());
+        let kind = Kind::State(v1::State { step: *step, params, slots, work: Some(message_of(work)) });
         self.encoded_state = Some(encoded);
         self.send(worker_id, kind);
     }
@@ -454,9 +454,9 @@ async fn next_input(
 
 /// Copies a state to where another one lies.
 fn copy_state(into: &mut State, from: &State) {
-    let State { step, params, velocity, residual, epoch_sums, epoch_time } = from;
+    let State { step, params, slots, residual, epoch_sums, epoch_time } = from;
     into.params.clone_from(params);
-    into.velocity.clone_from(velocity);
+    into.slots.clone_from(slots);
     into.residual.clone_from(residual);
     (into.step, into.epoch_sums, into.epoch_time) = (*step, *epoch_sums, *epoch_time);
 }

@@ -9,7 +9,6 @@ use model::args::{BackendArgs, DataArgs, OpenBackend};
 use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
 use model::exit;
 use model::files::{PrivateFolder, WriteError, restrict};
-use model::layers::Noise;
 use model::params::ParamLayout;
 use model::recipe::Recipe;
 use model::report::{DownloadBar, LogFormat, Screen};
@@ -350,7 +349,7 @@ fn session_facts(
 ) -> Facts {
     Facts {
         fence: v1::Fence { run_id: start.run_id.clone(), coordinator_id: start.coordinator_id },
-        recipe: recipe_message(&start.recipe),
+        recipe: start.recipe.to_json().into(),
         data_fingerprint: data_fingerprint.to_owned(),
         layout_fingerprint: layout.fingerprint().0,
         encoding: start.wire.encoding(),
@@ -443,26 +442,6 @@ fn rules(
             Workers::Local { .. } => AfterStop::End,
             Workers::External { .. } => AfterStop::ComeBack,
         },
-    }
-}
-
-fn recipe_message(recipe: &Recipe) -> v1::Recipe {
-    let (noise, noise_strength) = match recipe.noise {
-        Noise::None => ("none", 0.0),
-        Noise::Gaussian { deviation } => ("gaussian", deviation),
-        Noise::Dropout { rate } => ("dropout", rate),
-    };
-    v1::Recipe {
-        architecture: recipe.architecture.name().to_owned(),
-        batch_size: recipe.batch_size.get(),
-        shards: recipe.shards.get(),
-        learning_rate: recipe.sgd.learning_rate,
-        momentum: recipe.sgd.momentum,
-        nesterov: recipe.sgd.nesterov,
-        noise: noise.to_owned(),
-        noise_strength,
-        shuffle: recipe.shuffle,
-        seed: recipe.seed,
     }
 }
 

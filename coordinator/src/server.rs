@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use model::data::Dataset;
+use prost::bytes::Bytes;
 use proto::buffers::Buffers;
 use proto::call::{self, Messages, answer};
 use proto::limits::{
@@ -45,8 +46,8 @@ use crate::training::WorkerId;
 pub struct Facts {
     /// What a message has to carry to be of this run and this process.
     pub fence: v1::Fence,
-    /// The recipe, as workers are told.
-    pub recipe: v1::Recipe,
+    /// The recipe as JSON, as workers are told.
+    pub recipe: Bytes,
     /// blake3 of the data set.
     pub data_fingerprint: String,
     /// The parameter layout.
@@ -69,7 +70,7 @@ impl Facts {
         Welcome {
             worker_id: worker_id.0,
             fence: Some(self.fence.clone()),
-            recipe: Some(self.recipe.clone()),
+            recipe: self.recipe.clone(),
             data_fingerprint: self.data_fingerprint.clone(),
             layout_fingerprint: self.layout_fingerprint,
             encoding: self.encoding.into(),

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use model::gradients::ShardResult;
 use model::loss::LossSums;
+use model::optimizer::{LearningRates, clip_norm};
 use model::params::params_fingerprint;
 use model::reduce::average;
 
@@ -62,6 +63,7 @@ pub const COMPUTE_CLASSES_MAX: usize = 16;
 pub struct Training {
     rules: Rules,
     schedule: Schedule,
+    rates: LearningRates,
     state: State,
     /// Of the state's parameters, once it was asked for.
     fingerprint: OnceCell<u64>,
@@ -113,6 +115,7 @@ impl Training {
     pub fn new(rules: Rules, state: State, now: Duration) -> Self {
         let mut training = Self {
             schedule: Schedule::new(&rules.recipe, rules.n_train, rules.n_valid),
+            rates: rules.recipe.learning_rates(rules.n_train.into()),
             fingerprint: OnceCell::new(),
             roster: Roster::new(rules.silence_max),
             phase: Phase::Gathering { deadline: now + rules.join_wait_max },
@@ -461,11 +464,14 @@ impl Training {
         if !average(&mut total.gradient_sum, total.sums.n_samples) {
             return self.diverge(self.state.step + 1, "sum of the shards' gradients");
         }
+        if let Some(norm_max) = self.rules.recipe.clip_norm {
+            clip_norm(&mut total.gradient_sum, norm_max);
+        }
         if self.rules.rounding == Rounding::Bf16 {
             round_with_feedback(&mut total.gradient_sum, &mut self.state.residual);
         }
-        let State { params, velocity, .. } = &mut self.state;
-        self.rules.recipe.sgd.apply(params, velocity, &total.gradient_sum);
+        let State { step, params, slots, .. } = &mut self.state;
+        self.rules.recipe.optimizer.apply(self.rates.at(*step), params, slots, 0, &total.gradient_sum);
         self.fingerprint = OnceCell::new();
         self.state.step += 1;
         self.state.epoch_sums.add(total.sums);

@@ -19,7 +19,7 @@ use proto::buffers::Buffers;
 use proto::framing::Assembler;
 use proto::v1::coordinator_message::Kind as Told;
 use proto::v1::worker_message::Kind;
-use proto::v1::{self, CoordinatorMessage, DatasetPiece, Encoding, Fence, WorkerMessage};
+use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, Fence, WorkerMessage};
 use proto::values;
 use worker::dataset::Incoming;
 use worker::plan::Terms;
@@ -72,12 +72,8 @@ fn recipe() -> Recipe {
         batch_size: Some(8),
         learning_rate: Some(0.5),
         momentum: Some(0.9),
-        nesterov: false,
-        noise: None,
-        no_shuffle: false,
         seed: Some(7),
-        max_steps: None,
-        init_from: None,
+        ..RecipeArgs::default()
     };
     Recipe::new(args, 2).expect("a recipe")
 }
@@ -115,7 +111,7 @@ impl Run {
         let state = State::new(&recipe, Rounding::None, vec![0.0; N_PARAMS]);
         let facts = Facts {
             fence: fence(),
-            recipe: v1::Recipe::default(),
+            recipe: recipe.to_json().into(),
             data_fingerprint: DATA_FINGERPRINT.to_owned(),
             layout_fingerprint: LAYOUT_FINGERPRINT,
             encoding: Encoding::F32,
@@ -174,8 +170,12 @@ impl Run {
     fn act(&mut self) {
         for _ in 0..ACTIONS_MAX {
             let Some(action) = self.training.poll_action(self.now) else {
-                let State { params, velocity, .. } = self.training.state();
-                assert!(params.iter().chain(velocity).all(|value| value.is_finite()), "{:?}", self.training.state());
+                let State { params, slots, .. } = self.training.state();
+                assert!(
+                    params.iter().chain(slots.iter().flatten()).all(|value| value.is_finite()),
+                    "{:?}",
+                    self.training.state()
+                );
                 self.buffers.give_back(self.training.take_spent());
                 return;
             };

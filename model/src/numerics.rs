@@ -35,16 +35,12 @@ mod tests {
     fn recipe(architecture: Architecture) -> Recipe {
         let args = RecipeArgs {
             arch: Some(architecture),
-            epochs: None,
             batch_size: Some(32),
-            learning_rate: None,
             momentum: Some(0.5),
             nesterov: true,
-            noise: None,
-            no_shuffle: false,
             seed: Some(7),
             max_steps: Some(N_STEPS),
-            init_from: None,
+            ..RecipeArgs::default()
         };
         Recipe::new(args, N_SHARDS).expect("the book's recipe with momentum")
     }
@@ -54,10 +50,10 @@ mod tests {
         let (recipe, device) = (recipe(architecture), reference_device().with_operations(Operations::Fused));
         let mut hasher = blake3::Hasher::new();
         let mut params = initial_params(architecture, recipe.seed);
-        let mut velocity = recipe.sgd.velocity(params.len());
+        let mut slots = recipe.optimizer.slots(params.len());
         let mut replica = Replica::new(&recipe, &device);
         let n_samples = u32::try_from(data.n_images(Split::Train)).expect("a small data set");
-        let sampler = recipe.sampler(0, n_samples);
+        let (sampler, rates) = (recipe.sampler(0, n_samples), recipe.learning_rates(n_samples.into()));
         for step in 0..N_STEPS {
             replica.load(&params);
             let mut results: Vec<ShardResult> = (0..N_SHARDS)
@@ -73,7 +69,8 @@ mod tests {
                 .collect();
             let total = reduce(&mut results);
             average(&mut total.gradient_sum, total.sums.n_samples);
-            recipe.sgd.apply(&mut params, &mut velocity, &total.gradient_sum);
+            let rate = rates.at(step);
+            recipe.optimizer.apply(rate, &mut params, &mut slots, 0, &total.gradient_sum);
             hasher.update(&little_endian(&params));
         }
         let sums = Evaluator::new(&Weights { architecture, params }, &device).evaluate_batch(data, Split::Valid, 0);

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Architecture;
 use crate::data::{Order, Sampler};
 use crate::layers::Noise;
-use crate::sgd::Sgd;
+use crate::optimizer::{Adam, Decay, LearningRates, LrSchedule, Optimizer, Rule, RuleName, Sgd};
 
 /// Shards of a step at most: each has a gradient in memory until the step's end.
 pub const SHARDS_MAX: u32 = 1024;
 
 /// The flags of a recipe as they were typed. What is left out is as in the book, or for a run that is resumed as it was.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "What is trained")]
 pub struct RecipeArgs {
     /// Network to train
@@ -28,9 +28,35 @@ pub struct RecipeArgs {
     /// Images in an optimiser step, over all shards [default: 32]
     #[arg(long, env = "TELAR_BATCH_SIZE", value_name = "N")]
     pub batch_size: Option<u32>,
-    /// Learning rate of SGD [default: recurrent 0.1, others 1.0]
+    /// Rule by which gradients change the parameters [default: sgd]
+    #[arg(long, env = "TELAR_OPTIMIZER", value_enum)]
+    pub optimizer: Option<RuleName>,
+    /// Learning rate [default: with adam and adamw 0.001; with sgd recurrent 0.1, others 1.0]
     #[arg(long, env = "TELAR_LEARNING_RATE", value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f32>,
+    /// How the learning rate changes over the steps: constant, linear or cosine (to 0 at the end), or step:FACTOR:EPOCHS
+    /// [default: constant]
+    #[arg(long, env = "TELAR_LR_SCHEDULE", value_name = "SCHEDULE")]
+    pub lr_schedule: Option<Decay>,
+    /// Steps over which the learning rate rises from 0 before that [default: 0]
+    #[arg(long, env = "TELAR_WARMUP_STEPS", value_name = "N")]
+    pub warmup_steps: Option<u64>,
+    /// Shorten the averaged gradient to this Euclidean norm where it is longer
+    #[arg(long, env = "TELAR_CLIP_NORM", value_name = "NORM", allow_negative_numbers = true)]
+    pub clip_norm: Option<f64>,
+    /// Share of each parameter that is added to its gradient; with adamw the share of the learning rate by which each shrinks
+    /// [default: adamw 0.01, others 0]
+    #[arg(long, env = "TELAR_WEIGHT_DECAY", value_name = "SHARE", allow_negative_numbers = true)]
+    pub weight_decay: Option<f64>,
+    /// Share of the mean of gradients that goes on, of Adam [default: 0.9]
+    #[arg(long, env = "TELAR_BETA1", value_name = "SHARE", allow_negative_numbers = true)]
+    pub beta1: Option<f64>,
+    /// Share of the mean of squared gradients that goes on, of Adam [default: 0.999]
+    #[arg(long, env = "TELAR_BETA2", value_name = "SHARE", allow_negative_numbers = true)]
+    pub beta2: Option<f64>,
+    /// What is added to the divisor, of Adam [default: 1e-8]
+    #[arg(long, env = "TELAR_EPSILON", value_name = "NUMBER", allow_negative_numbers = true)]
+    pub epsilon: Option<f64>,
     /// Momentum of SGD, from 0 to below 1 [default: 0]
     #[arg(long, env = "TELAR_MOMENTUM", value_name = "SHARE", allow_negative_numbers = true)]
     pub momentum: Option<f32>,
@@ -66,8 +92,15 @@ pub struct Recipe {
     pub batch_size: NonZeroU32,
     /// Parts of a step that are computed one by one.
     pub shards: NonZeroU32,
-    /// The update.
-    pub sgd: Sgd,
+    /// The update. Older files have it under the name of the one that there was.
+    #[serde(alias = "sgd")]
+    pub optimizer: Optimizer,
+    /// How its learning rate changes.
+    #[serde(default)]
+    pub lr_schedule: LrSchedule,
+    /// Euclidean norm that the averaged gradient may have, above 0.
+    #[serde(default)]
+    pub clip_norm: Option<f64>,
     /// Noise on the input.
     pub noise: Noise,
     /// Whether each epoch has an order of its own.
@@ -103,9 +136,36 @@ pub enum RecipeError {
         /// The range in words.
         range: &'static str,
         /// The value found.
-        found: f32,
+        found: f64,
         /// A value that would do.
-        example: f32,
+        example: f64,
+    },
+    /// A flag of another optimizer.
+    #[error("expected {flag} with --optimizer {expected} only, found it with {found}; leave it out")]
+    OtherOptimizer {
+        /// The flag.
+        flag: &'static str,
+        /// The optimizers that it belongs to.
+        expected: &'static str,
+        /// The one that is asked for.
+        found: RuleName,
+    },
+    /// A text that is no recipe.
+    #[error("expected a recipe as JSON, found {reason}; use a coordinator and workers of one version")]
+    Json {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A run that is to become longer or shorter, whose learning rates follow from its length.
+    #[error(
+        "expected {flag} as in the run that is resumed, since the learning rates of --lr-schedule {schedule} follow from it; \
+         leave it out, or start a new run"
+    )]
+    Length {
+        /// The flag.
+        flag: &'static str,
+        /// The schedule.
+        schedule: Decay,
     },
     /// Nesterov's look-ahead without a momentum to look along.
     #[error("expected --momentum above 0 with --nesterov, found 0; write for example `--momentum 0.9 --nesterov`")]
@@ -144,11 +204,12 @@ impl Recipe {
             epochs: count("--epochs", epochs, architecture.book_epochs())?,
             batch_size: count("--batch-size", args.batch_size.unwrap_or(32), 32)?,
             shards: count("--shards", shards, 4)?,
-            sgd: Sgd {
-                learning_rate: args.learning_rate.unwrap_or(architecture.book_learning_rate()),
-                momentum: args.momentum.unwrap_or(0.0),
-                nesterov: args.nesterov,
+            optimizer: optimizer(&args, architecture)?,
+            lr_schedule: LrSchedule {
+                decay: args.lr_schedule.unwrap_or_default(),
+                warmup_steps: args.warmup_steps.unwrap_or(0),
             },
+            clip_norm: args.clip_norm,
             noise: args.noise.unwrap_or(architecture.book_noise()),
             shuffle: !args.no_shuffle,
             seed: args.seed.unwrap_or(42),
@@ -168,12 +229,31 @@ impl Recipe {
         same("--arch", args.arch, self.architecture)?;
         same("--batch-size", args.batch_size, self.batch_size.get())?;
         same("--shards", shards, self.shards.get())?;
-        same("--learning-rate", args.learning_rate, self.sgd.learning_rate)?;
-        same("--momentum", args.momentum, self.sgd.momentum)?;
+        let Optimizer { learning_rate, weight_decay, rule } = self.optimizer;
+        same("--optimizer", args.optimizer, self.optimizer.name())?;
+        same("--learning-rate", args.learning_rate, learning_rate)?;
+        same("--weight-decay", args.weight_decay, weight_decay)?;
+        match rule {
+            Rule::Sgd(Sgd { momentum, .. }) => same("--momentum", args.momentum, momentum)?,
+            Rule::Adam(adam) | Rule::AdamW(adam) => {
+                same("--beta1", args.beta1, adam.beta1)?;
+                same("--beta2", args.beta2, adam.beta2)?;
+                same("--epsilon", args.epsilon, adam.epsilon)?;
+            }
+        }
+        refuse_others(args, self.optimizer.name())?;
+        same("--lr-schedule", args.lr_schedule, self.lr_schedule.decay)?;
+        same("--warmup-steps", args.warmup_steps, self.lr_schedule.warmup_steps)?;
+        if args.clip_norm.is_some() && args.clip_norm != self.clip_norm {
+            let words =
+                |norm: Option<f64>| norm.map_or("no --clip-norm".to_owned(), |norm| format!("--clip-norm {norm}"));
+            return Err(RecipeError::NotAsBefore { expected: words(self.clip_norm), found: words(args.clip_norm) });
+        }
         same("--noise", args.noise, self.noise)?;
         same("--seed", args.seed, self.seed)?;
+        let is_nesterov = matches!(rule, Rule::Sgd(Sgd { nesterov: true, .. }));
         for (flag, is_given, was_given) in
-            [("--nesterov", args.nesterov, self.sgd.nesterov), ("--no-shuffle", args.no_shuffle, !self.shuffle)]
+            [("--nesterov", args.nesterov, is_nesterov), ("--no-shuffle", args.no_shuffle, !self.shuffle)]
         {
             if is_given && !was_given {
                 return Err(RecipeError::NotAsBefore { expected: format!("no {flag}"), found: flag.to_owned() });
@@ -184,11 +264,17 @@ impl Recipe {
             let found = format!("--init-from {}", path.display());
             return Err(RecipeError::NotAsBefore { expected: "no --init-from".to_owned(), found });
         }
+        let before = (self.epochs, self.max_steps);
         if let Some(epochs) = args.epochs {
             self.epochs = count("--epochs", epochs, self.architecture.book_epochs())?;
         }
         if args.epochs.is_some() || args.max_steps.is_some() {
             self.max_steps = args.max_steps;
+        }
+        let schedule = self.lr_schedule.decay;
+        if schedule.follows_length() && (self.epochs, self.max_steps) != before {
+            let flag = if args.max_steps.is_some() { "--max-steps" } else { "--epochs" };
+            return Err(RecipeError::Length { flag, schedule });
         }
         self.checked()
     }
@@ -198,18 +284,31 @@ impl Recipe {
         if self.max_steps == Some(0) {
             return Err(RecipeError::Zero { flag: "--max-steps", example: 25 });
         }
-        let Sgd { learning_rate, momentum, nesterov } = self.sgd;
-        if !(learning_rate.is_finite() && learning_rate > 0.0) {
-            let (flag, range, example) =
-                ("--learning-rate", "above 0 and finite", self.architecture.book_learning_rate());
-            return Err(RecipeError::Range { flag, range, found: learning_rate, example });
+        let Optimizer { learning_rate, weight_decay, rule } = self.optimizer;
+        let check = |flag, range, found: f64, is_within: bool, example| {
+            if is_within { Ok(()) } else { Err(RecipeError::Range { flag, range, found, example }) }
+        };
+        let is_share = |share: f64| (0.0..1.0).contains(&share);
+        let is_positive = |number: f64| number.is_finite() && number > 0.0;
+        let learning_rate = shown(learning_rate);
+        let usual = default_learning_rate(self.optimizer.name(), self.architecture);
+        check("--learning-rate", "above 0 and finite", learning_rate, is_positive(learning_rate), shown(usual))?;
+        check("--weight-decay", "from 0 to below 1", weight_decay, is_share(weight_decay), 0.01)?;
+        match rule {
+            Rule::Sgd(Sgd { momentum, nesterov }) => {
+                check("--momentum", "from 0 to below 1", shown(momentum), is_share(momentum.into()), 0.9)?;
+                if nesterov && momentum == 0.0 {
+                    return Err(RecipeError::NesterovWithoutMomentum);
+                }
+            }
+            Rule::Adam(Adam { beta1, beta2, epsilon }) | Rule::AdamW(Adam { beta1, beta2, epsilon }) => {
+                check("--beta1", "from 0 to below 1", beta1, is_share(beta1), 0.9)?;
+                check("--beta2", "from 0 to below 1", beta2, is_share(beta2), 0.999)?;
+                check("--epsilon", "above 0 and finite", epsilon, is_positive(epsilon), 1e-8)?;
+            }
         }
-        if !(0.0..1.0).contains(&momentum) {
-            let (flag, range) = ("--momentum", "from 0 to below 1");
-            return Err(RecipeError::Range { flag, range, found: momentum, example: 0.9 });
-        }
-        if nesterov && momentum == 0.0 {
-            return Err(RecipeError::NesterovWithoutMomentum);
+        if let Some(norm) = self.clip_norm {
+            check("--clip-norm", "above 0 and finite", norm, is_positive(norm), 1.0)?;
         }
         let [shards, batch_size] = [self.shards, self.batch_size].map(NonZeroU32::get);
         if shards > batch_size.min(SHARDS_MAX) {
@@ -218,17 +317,56 @@ impl Recipe {
         Ok(self)
     }
 
+    /// The recipe in a text that another process was told, checked as if it had been typed.
+    ///
+    /// # Errors
+    /// If it is no recipe, or one that cannot be followed.
+    pub fn from_json(text: &[u8]) -> Result<Self, RecipeError> {
+        let recipe: Self =
+            serde_json::from_slice(text).map_err(|error| RecipeError::Json { reason: error.to_string() })?;
+        recipe.checked()
+    }
+
+    /// What another process has to be told of it.
+    ///
+    /// # Panics
+    /// Never: a recipe is numbers and words.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Where a file of weights lies is nobody else's business.
+        serde_json::to_vec(&Self { init_from: None, ..self.clone() }).expect("a recipe is numbers and words")
+    }
+
+    /// The learning rates of its steps on a split of `n_samples`.
+    pub fn learning_rates(&self, n_samples: u64) -> LearningRates {
+        let steps_per_epoch = n_samples.div_ceil(self.batch_size.get().into());
+        LearningRates::new(self.optimizer.learning_rate, self.lr_schedule, self.n_steps(n_samples), steps_per_epoch)
+    }
+
     /// What is trained on what, in words, for the first line of a run.
     pub fn words(&self, n_images: usize, data_name: &str) -> String {
         format!(
-            "{}: {n_images} images of {data_name}, global batch {} = {}, learning rate {}, noise {}, seed {}",
+            "{}: {n_images} images of {data_name}, global batch {} = {}, {}, noise {}, seed {}",
             self.architecture,
             self.batch_size,
             self.cut(),
-            self.sgd.learning_rate,
+            self.update_words(),
             self.noise,
             self.seed,
         )
+    }
+
+    /// The update in words, without what is as it usually is: `learning rate 1`, or `adamw, learning rate 0.001 (cosine)`.
+    fn update_words(&self) -> String {
+        let name = match self.optimizer.name() {
+            RuleName::Sgd => String::new(),
+            name => format!("{name}, "),
+        };
+        let schedule = match self.lr_schedule {
+            schedule if schedule == LrSchedule::default() => String::new(),
+            schedule => format!(" ({schedule})"),
+        };
+        let clip = self.clip_norm.map_or(String::new(), |norm| format!(", gradients up to a norm of {norm}"));
+        format!("{name}learning rate {}{schedule}{clip}", self.optimizer.learning_rate)
     }
 
     /// How a step is cut, in words: `4 shards x 8`, or `3 shards of 10 or 11`.
@@ -254,6 +392,51 @@ impl Recipe {
         let [batch_size, shards] = [self.batch_size, self.shards].map(|count| count.get() as usize);
         Sampler::new(self.seed, epoch, n_samples, order, batch_size, shards)
     }
+}
+
+/// The optimizer that the flags name.
+fn optimizer(args: &RecipeArgs, architecture: Architecture) -> Result<Optimizer, RecipeError> {
+    let name = args.optimizer.unwrap_or_default();
+    refuse_others(args, name)?;
+    let adam = || {
+        let usual = Adam::default();
+        Adam {
+            beta1: args.beta1.unwrap_or(usual.beta1),
+            beta2: args.beta2.unwrap_or(usual.beta2),
+            epsilon: args.epsilon.unwrap_or(usual.epsilon),
+        }
+    };
+    let rule = match name {
+        RuleName::Sgd => Rule::Sgd(Sgd { momentum: args.momentum.unwrap_or(0.0), nesterov: args.nesterov }),
+        RuleName::Adam => Rule::Adam(adam()),
+        RuleName::AdamW => Rule::AdamW(adam()),
+    };
+    let weight_decay = args.weight_decay.unwrap_or(if name == RuleName::AdamW { 0.01 } else { 0.0 });
+    let learning_rate = args.learning_rate.unwrap_or(default_learning_rate(name, architecture));
+    Ok(Optimizer { learning_rate, weight_decay, rule })
+}
+
+/// Refuses flags that say nothing to an optimizer.
+fn refuse_others(args: &RecipeArgs, found: RuleName) -> Result<(), RecipeError> {
+    let of_sgd = [("--momentum", args.momentum.is_some()), ("--nesterov", args.nesterov)];
+    let of_adam =
+        [("--beta1", args.beta1.is_some()), ("--beta2", args.beta2.is_some()), ("--epsilon", args.epsilon.is_some())];
+    let (others, expected): (&[_], _) =
+        if found == RuleName::Sgd { (&of_adam, "adam or adamw") } else { (&of_sgd, "sgd") };
+    match others.iter().find(|(_, is_given)| *is_given) {
+        Some(&(flag, _)) => Err(RecipeError::OtherOptimizer { flag, expected, found }),
+        None => Ok(()),
+    }
+}
+
+/// The book's with SGD, else PyTorch's.
+fn default_learning_rate(name: RuleName, architecture: Architecture) -> f32 {
+    if name == RuleName::Sgd { architecture.book_learning_rate() } else { 0.001 }
+}
+
+/// A number with the digits that it is typed with.
+fn shown(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::NAN)
 }
 
 /// A path as text, whatever its bytes: what is written down is for people, and is not opened again.
@@ -303,7 +486,7 @@ mod tests {
         let check = |name: &str, epochs, learning_rate, noise| {
             let recipe = recipe(name, 1).expect("the book's recipe");
             assert_eq!((recipe.epochs.get(), recipe.batch_size.get()), (epochs, 32));
-            assert_eq!(recipe.sgd, Sgd { learning_rate, momentum: 0.0, nesterov: false });
+            assert_eq!(recipe.optimizer, Optimizer::sgd(learning_rate, 0.0, false));
             assert_eq!((recipe.noise, recipe.shuffle), (noise, true));
         };
         check("conv", 5, 1.0, Noise::None);
@@ -334,6 +517,12 @@ mod tests {
         check("conv --learning-rate nan", 1, "found NaN");
         check("conv --momentum 1", 1, "from 0 to below 1, found 1");
         check("conv --nesterov", 1, "--momentum 0.9 --nesterov");
+        check("conv --weight-decay -1", 1, "--weight-decay from 0 to below 1, found -1");
+        check("conv --clip-norm 0", 1, "--clip-norm above 0 and finite, found 0; write for example `--clip-norm 1`");
+        check("conv --beta1 0.5", 1, "expected --beta1 with --optimizer adam or adamw only, found it with sgd");
+        check("conv --optimizer adam --momentum 0.5", 1, "--momentum with --optimizer sgd only, found it with adam");
+        check("conv --optimizer adamw --beta2 1", 1, "--beta2 from 0 to below 1, found 1");
+        check("conv --optimizer adamw --learning-rate 0", 1, "write for example `--learning-rate 0.001`");
     }
 
     #[test]
@@ -377,6 +566,38 @@ mod tests {
     }
 
     #[test]
+    fn learning_rates_that_follow_from_length_of_run_keep_it() {
+        let before = |schedule| recipe(&format!("conv --lr-schedule {schedule} --epochs 3"), 4).expect("a recipe");
+        let text = |schedule, flags| before(schedule).resumed(&args(flags), None).map_err(|error| error.to_string());
+        assert!(text("step:0.1:2", "--epochs 5").is_ok() && text("cosine", "--epochs 3").is_ok());
+        for flags in ["--epochs 5", "--max-steps 7"] {
+            let error = text("cosine", flags).expect_err(flags);
+            assert!(error.contains("--lr-schedule cosine follow from it"), "{error}");
+        }
+        let error = text("cosine", "--lr-schedule linear").expect_err("another schedule");
+        assert!(error.contains("expected --lr-schedule cosine as in the run"), "{error}");
+    }
+
+    #[test]
+    fn recipe_that_is_told_is_checked_as_if_typed() {
+        let told = recipe("denoising --optimizer adamw --lr-schedule cosine --warmup-steps 5 --clip-norm 0.7", 4);
+        let told = told.expect("a recipe");
+        assert_eq!(Recipe::from_json(&told.to_json()), Ok(told.clone()));
+        let check = |change: fn(&mut serde_json::Value), part: &str| {
+            let mut value: serde_json::Value = serde_json::from_slice(&told.to_json()).expect("JSON");
+            change(&mut value);
+            let error = Recipe::from_json(value.to_string().as_bytes()).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        check(|value| value["architecture"] = "konv".into(), "unknown variant `konv`");
+        check(|value| value["batch_size"] = 0.into(), "expected a recipe as JSON, found invalid value: integer `0`");
+        check(|value| value["shards"] = 99.into(), "found --shards 99 with --batch-size 32");
+        check(|value| value["optimizer"]["learning_rate"] = 0.into(), "--learning-rate above 0 and finite");
+        check(|value| value["optimizer"]["name"] = "lion".into(), "unknown variant `lion`");
+        check(|value| value["lr_schedule"]["decay"] = "square".into(), "found `square`");
+    }
+
+    #[test]
     fn a_resumed_run_that_would_be_another_is_refused() {
         let whole = "expected --batch-size 16 as in the run that is resumed, found --batch-size 64; leave it out, or start a \
                      new run";
@@ -415,7 +636,7 @@ mod tests {
         for learning_rate in odd {
             let mut recipe =
                 recipe("conv --seed 18446744073709551615 --max-steps 18446744073709551615", 1).expect("a recipe");
-            recipe.sgd = Sgd { learning_rate, momentum: learning_rate, nesterov: true };
+            recipe.optimizer = Optimizer::sgd(learning_rate, learning_rate, true);
             recipe.noise = Noise::Gaussian { deviation: learning_rate };
             check_stored(&recipe);
         }
@@ -429,7 +650,7 @@ mod tests {
             let are_finite = [learning_rate, momentum, deviation].iter().all(|value| value.is_finite());
             prop_assume!(are_finite && deviation > 0.0);
             let mut recipe = recipe("denoising", 4).expect("a recipe");
-            recipe.sgd = Sgd { learning_rate, momentum, nesterov: false };
+            recipe.optimizer = Optimizer::sgd(learning_rate, momentum, false);
             (recipe.noise, recipe.seed, recipe.max_steps) = (Noise::Gaussian { deviation }, seed, max_steps);
             check_stored(&recipe);
         }

@@ -9,6 +9,7 @@ use crate::evaluation::Evaluator;
 use crate::files::WriteError;
 use crate::gradients::ShardResult;
 use crate::loss::LossSums;
+use crate::optimizer::clip_norm;
 use crate::params::initial_params;
 use crate::random::ShardKey;
 use crate::recipe::Recipe;
@@ -95,7 +96,7 @@ pub fn train(
     let n_samples = u32::try_from(data.n_images(Split::Train)).expect("an IDX file counts images in u32");
     let Weights { architecture, params } = weights;
     let n_params = params.len();
-    let mut velocity = recipe.sgd.velocity(n_params);
+    let (mut slots, rates) = (recipe.optimizer.slots(n_params), recipe.learning_rates(n_samples.into()));
     let mut replica = Replica::new(recipe, device);
     replica.load(&params);
     let weights = |replica: &Replica| Weights { architecture, params: replica.params().to_vec() };
@@ -121,7 +122,11 @@ pub fn train(
             let total = reduce(&mut results);
             // Each shard's was looked at; that their sum is finite shows in the next losses.
             average(&mut total.gradient_sum, total.sums.n_samples);
-            replica.change(|params| recipe.sgd.apply(params, &mut velocity, &total.gradient_sum));
+            if let Some(norm_max) = recipe.clip_norm {
+                clip_norm(&mut total.gradient_sum, norm_max);
+            }
+            let rate = rates.at(n_steps);
+            replica.change(|params| recipe.optimizer.apply(rate, params, &mut slots, 0, &total.gradient_sum));
             let sums = total.sums;
             buffers.extend(results.into_iter().map(|result| result.gradient_sum));
 
@@ -164,5 +169,5 @@ fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<
 
 /// The step is counted from 1, the epoch from 0.
 fn diverged(step: u64, epoch: u32, what: String, recipe: &Recipe) -> TrainingError {
-    TrainingError::Diverged { step, epoch: epoch + 1, what, learning_rate: recipe.sgd.learning_rate }
+    TrainingError::Diverged { step, epoch: epoch + 1, what, learning_rate: recipe.optimizer.learning_rate }
 }

@@ -11,10 +11,10 @@ use model::data::{Dataset, Split};
 use model::evaluation::Evaluator;
 use model::gradients::{ShardResult, shard_result};
 use model::layers::Noise;
+use model::optimizer::{LrSchedule, Optimizer};
 use model::params::ParamLayout;
 use model::recipe::Recipe;
 use model::reduce::{average, reduce};
-use model::sgd::Sgd;
 use model::training::{Event, Next, train};
 use model::weights::Weights;
 use safetensors::SafeTensors;
@@ -64,7 +64,9 @@ impl Golden {
             epochs: count(1),
             batch_size: count(32),
             shards: count(shards),
-            sgd: Sgd { learning_rate: self.learning_rate, momentum: 0.0, nesterov: false },
+            optimizer: Optimizer::sgd(self.learning_rate, 0.0, false),
+            lr_schedule: LrSchedule::default(),
+            clip_norm: None,
             noise: Noise::None,
             shuffle: false,
             seed: 0,

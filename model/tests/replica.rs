@@ -7,11 +7,11 @@ use model::backend::reference_device;
 use model::data::Dataset;
 use model::gradients::ShardResult;
 use model::layers::Noise;
+use model::optimizer::{LrSchedule, Optimizer};
 use model::params::initial_params;
 use model::random::ShardKey;
 use model::recipe::Recipe;
 use model::replica::Replica;
-use model::sgd::Sgd;
 
 const KEY: ShardKey = ShardKey { epoch: 1, step: 2, shard: 3 };
 
@@ -22,7 +22,9 @@ fn result(data: &Dataset, noise: Noise, seed: u64, key: ShardKey) -> ShardResult
         epochs: count(1),
         batch_size: count(4),
         shards: count(1),
-        sgd: Sgd { learning_rate: 1.0, momentum: 0.0, nesterov: false },
+        optimizer: Optimizer::sgd(1.0, 0.0, false),
+        lr_schedule: LrSchedule::default(),
+        clip_norm: None,
         noise,
         shuffle: true,
         seed,

@@ -13,19 +13,7 @@ use model::replica::Replica;
 use model::weights::Weights;
 
 fn recipe(architecture: Architecture) -> Recipe {
-    let args = RecipeArgs {
-        arch: Some(architecture),
-        epochs: None,
-        batch_size: Some(512),
-        learning_rate: None,
-        momentum: None,
-        nesterov: false,
-        noise: None,
-        no_shuffle: false,
-        seed: Some(3),
-        max_steps: None,
-        init_from: None,
-    };
+    let args = RecipeArgs { arch: Some(architecture), batch_size: Some(512), seed: Some(3), ..RecipeArgs::default() };
     Recipe::new(args, 1).expect("the book's recipe with a larger batch")
 }
 

@@ -39,9 +39,12 @@ pub const SMALL_MESSAGES_PER_SECOND_MAX: u32 = 20;
 /// Time that a peer has from its connection to its first bytes, and from its stream to its first message.
 pub const FIRST_MESSAGE_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Bytes of the largest message of a layout of `n_params` values: a state, with parameters and velocity.
+/// Vectors of the parameters' length that an optimizer keeps, at most.
+pub const OPTIMIZER_SLOTS_MAX: usize = 2;
+
+/// Bytes of the largest message of a layout of `n_params` values: a state, with parameters and what the optimizer keeps.
 pub const fn message_bytes_max(n_params: usize) -> usize {
-    2 * 4 * n_params + MESSAGE_OVERHEAD_BYTES_MAX
+    (1 + OPTIMIZER_SLOTS_MAX) * 4 * n_params + MESSAGE_OVERHEAD_BYTES_MAX
 }
 
 /// Bytes of gradients and parameters that wait for a worker of a layout of `n_params` values: twice what HTTP/2 holds of them on

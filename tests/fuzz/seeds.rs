@@ -57,16 +57,8 @@ fn shortened(file: &[u8]) -> Vec<u8> {
 fn checkpoint(architecture: Architecture) -> Vec<u8> {
     let args = RecipeArgs {
         arch: Some(architecture),
-        epochs: None,
-        batch_size: None,
-        learning_rate: None,
         momentum: (architecture == Architecture::Conv).then_some(0.9),
-        nesterov: false,
-        noise: None,
-        no_shuffle: false,
-        seed: None,
-        max_steps: None,
-        init_from: None,
+        ..RecipeArgs::default()
     };
     let recipe = Recipe::new(args, 4).expect("the book's recipe");
     let rounding = if architecture == Architecture::Recurrent { Rounding::Bf16 } else { Rounding::None };
@@ -129,22 +121,12 @@ fn session() -> Vec<u8> {
 }
 
 fn orders() -> Vec<u8> {
-    let recipe = v1::Recipe {
-        architecture: "conv".to_owned(),
-        batch_size: 32,
-        shards: 4,
-        learning_rate: 0.5,
-        momentum: 0.9,
-        nesterov: true,
-        noise: "gaussian".to_owned(),
-        noise_strength: 0.2,
-        shuffle: true,
-        seed: 42,
-    };
+    let args = RecipeArgs { arch: Some(Architecture::Conv), ..RecipeArgs::default() };
+    let recipe = Recipe::new(args, 4).expect("the book's recipe");
     let welcome = Welcome {
         worker_id: 1,
         fence: Some(fence()),
-        recipe: Some(recipe),
+        recipe: recipe.to_json().into(),
         data_fingerprint: DATA_FINGERPRINT.to_owned(),
         layout_fingerprint: ParamLayout::of(Architecture::Conv).fingerprint().0,
         encoding: Encoding::F32.into(),

@@ -179,11 +179,14 @@ mod tests {
         while compute.n_waiting.load(Ordering::Acquire) > 0 || compute.computer.try_lock().is_err() {
             yield_now().await;
         }
-        let sgd = bench.plan.terms.recipe.sgd;
-        let mut velocity = sgd.velocity(params.len());
-        sgd.apply(&mut params, &mut velocity, &gradient);
+        let recipe = bench.plan.terms.recipe.clone();
+        let (mut slots, rates) = (recipe.optimizer.slots(params.len()), recipe.learning_rates(peers::N_TRAIN.into()));
+        let mut apply = |step: u64, params: &mut [f32]| {
+            recipe.optimizer.apply(rates.at(step - 1), params, &mut slots, 0, &gradient);
+        };
+        apply(1, &mut params);
         for step in 2..6 {
-            sgd.apply(&mut params, &mut velocity, &gradient);
+            apply(step, &mut params);
             compute
                 .submit(&bench.plan, update(step, &gradient, &[1, 0]), &bench.replies)
                 .await

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use model::arch::Architecture;
 use model::data::Dataset;
-use model::layers::{Noise, NoiseError};
 use model::params::{LayoutFingerprint, ParamLayout};
-use model::recipe::{Recipe, RecipeArgs, RecipeError};
-use proto::v1::{self, Encoding, Fence, Ready, SharedMemory, Welcome};
+use model::recipe::{Recipe, RecipeError};
+use proto::v1::{Encoding, Fence, Ready, SharedMemory, Welcome};
 
 use crate::link::GradientPath;
 
@@ -18,7 +17,7 @@ pub struct Terms {
     pub worker_id: u64,
     /// What every result belongs to.
     pub fence: Fence,
-    /// What is trained; where the run ends is the coordinator's to know.
+    /// What is trained.
     pub recipe: Recipe,
     /// Values of the parameters.
     pub n_params: usize,
@@ -52,15 +51,6 @@ pub enum TermsError {
         /// The part.
         part: &'static str,
     },
-    /// A network that is not known.
-    #[error("expected the network conv, recurrent or denoising, found `{found}`; {SAME_VERSION}")]
-    Architecture {
-        /// The word found.
-        found: String,
-    },
-    /// A noise that is not known.
-    #[error("{0}; {SAME_VERSION}")]
-    Noise(#[from] NoiseError),
     /// A recipe whose values do not go together.
     #[error("{0}")]
     Recipe(#[from] RecipeError),
@@ -95,7 +85,10 @@ impl TryFrom<Welcome> for Terms {
 
     fn try_from(welcome: Welcome) -> Result<Self, TermsError> {
         let missing = |part| TermsError::Missing { part };
-        let recipe = recipe(welcome.recipe.ok_or(missing("recipe"))?)?;
+        if welcome.recipe.is_empty() {
+            return Err(missing("recipe"));
+        }
+        let recipe = Recipe::from_json(&welcome.recipe)?;
         let layout = ParamLayout::of(recipe.architecture);
         let (expected, found) = (layout.fingerprint(), LayoutFingerprint(welcome.layout_fingerprint));
         if found != expected {
@@ -147,30 +140,6 @@ fn encoding(found: i32) -> Result<Encoding, TermsError> {
     }
 }
 
-/// The recipe of one epoch, whose number of epochs is never asked for here.
-fn recipe(recipe: v1::Recipe) -> Result<Recipe, TermsError> {
-    let named = Architecture::ALL.into_iter().find(|architecture| architecture.name() == recipe.architecture);
-    let args = RecipeArgs {
-        arch: Some(named.ok_or(TermsError::Architecture { found: recipe.architecture })?),
-        epochs: Some(1),
-        batch_size: Some(recipe.batch_size),
-        learning_rate: Some(recipe.learning_rate),
-        momentum: Some(recipe.momentum),
-        nesterov: recipe.nesterov,
-        noise: Some(noise(&recipe.noise, recipe.noise_strength)?),
-        no_shuffle: !recipe.shuffle,
-        seed: Some(recipe.seed),
-        max_steps: None,
-        init_from: None,
-    };
-    Ok(Recipe::new(args, recipe.shards)?)
-}
-
-fn noise(kind: &str, strength: f32) -> Result<Noise, NoiseError> {
-    // As the command line has it, where its range is checked.
-    if kind == "none" { Ok(Noise::None) } else { format!("{kind}:{strength}").parse() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,52 +157,15 @@ mod tests {
         }
     }
 
-    fn check_recipe(change: impl FnOnce(&mut v1::Recipe), part: &str) {
-        check(|welcome| change(welcome.recipe.as_mut().expect("a recipe")), part);
-    }
-
     #[test]
     fn a_welcome_that_cannot_be_followed_says_why() {
         check(|_| {}, "");
         check(|welcome| welcome.fence = None, "expected a welcome with its fence");
-        check(|welcome| welcome.recipe = None, "expected a welcome with its recipe");
+        check(|welcome| welcome.recipe.clear(), "expected a welcome with its recipe");
+        check(|welcome| welcome.recipe = "{}".into(), "expected a recipe as JSON, found missing field");
         check(|welcome| welcome.layout_fingerprint = 7, "of denoising, found 0000000000000007; use a coordinator and");
         check(|welcome| welcome.data_fingerprint = "../..".to_owned(), "64 hexadecimal digits, found `../..`");
         check(|welcome| welcome.encoding = 0, "found the encoding number 0");
         check(|welcome| welcome.encoding = 99, "found the encoding number 99");
-    }
-
-    #[test]
-    fn a_recipe_is_checked_as_if_it_had_been_typed() {
-        check_recipe(|recipe| recipe.architecture = "konv".to_owned(), "found `konv`");
-        check_recipe(|recipe| recipe.batch_size = 0, "--batch-size");
-        check_recipe(|recipe| recipe.shards = 0, "--shards");
-        check_recipe(|recipe| recipe.shards = 9, "found --shards 9 with --batch-size 8");
-        check_recipe(|recipe| recipe.learning_rate = f32::NAN, "found NaN");
-        check_recipe(|recipe| recipe.momentum = 1.0, "--momentum from 0 to below 1");
-        check_recipe(|recipe| recipe.noise = "salt".to_owned(), "found `salt:0.2`");
-        check_recipe(|recipe| recipe.noise_strength = -1.0, "found `gaussian:-1`");
-    }
-
-    #[test]
-    fn a_recipe_means_what_its_words_say() {
-        let wire = v1::Recipe {
-            architecture: "conv".to_owned(),
-            batch_size: 12,
-            shards: 3,
-            learning_rate: 0.1,
-            momentum: 0.5,
-            nesterov: true,
-            noise: "dropout".to_owned(),
-            noise_strength: 0.3,
-            shuffle: false,
-            seed: u64::MAX,
-        };
-        let found = recipe(wire).expect("a recipe");
-        assert_eq!((found.architecture, found.seed, found.shuffle), (Architecture::Conv, u64::MAX, false));
-        assert_eq!((found.batch_size.get(), found.shards.get()), (12, 3));
-        assert_eq!(found.noise, Noise::Dropout { rate: 0.3 });
-        assert_eq!((found.sgd.learning_rate, found.sgd.momentum, found.sgd.nesterov), (0.1, 0.5, true));
-        assert_eq!((found.max_steps, found.init_from), (None, None));
     }
 }

@@ -238,12 +238,9 @@ fn recipe() -> Recipe {
         batch_size: Some(8),
         learning_rate: Some(0.5),
         momentum: Some(0.9),
-        nesterov: false,
         noise: Some("gaussian:0.2".parse().expect("a noise")),
-        no_shuffle: false,
         seed: Some(7),
-        max_steps: None,
-        init_from: None,
+        ..RecipeArgs::default()
     };
     Recipe::new(args, 2).expect("a recipe")
 }
@@ -255,8 +252,8 @@ fn work(step: u64, shards: &[u32], batches: &[u32]) -> Work {
 
 fn state(step: u64, params: &[f32], work: Work) -> Said {
     let encoded = |values: &[f32]| values::encode(Encoding::F32, values);
-    let velocity = encoded(&recipe().sgd.velocity(params.len()));
-    Said::State(State { step, params: encoded(params), velocity, work: Some(work) })
+    let slots = recipe().optimizer.slots(params.len()).iter().map(|slot| encoded(slot)).collect();
+    Said::State(State { step, params: encoded(params), slots, work: Some(work) })
 }
 
 /// The goal: a whole life, with a data set that is fetched once, results that one process alone would have, a replica
@@ -291,8 +288,9 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
         Update { step, gradient, work: Some(work(step, &[0], &[])), slot: None }
     };
     peer.say(Said::Update(update(1))).await;
-    let (mut updated, mut velocity) = (params.clone(), recipe.sgd.velocity(params.len()));
-    recipe.sgd.apply(&mut updated, &mut velocity, &gradient);
+    let (mut updated, mut slots) = (params.clone(), recipe.optimizer.slots(params.len()));
+    let rates = recipe.learning_rates(peers::N_TRAIN.into());
+    recipe.optimizer.apply(rates.at(0), &mut updated, &mut slots, 0, &gradient);
     let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
     assert_eq!((done.step, done.params_fingerprint), (1, params_fingerprint(&updated)));
 
@@ -347,8 +345,9 @@ async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_the
     let (mut peer, is_shared) = place.ready_to_share(Some(memory.message())).await;
     assert!(is_shared, "it is on this machine");
 
-    let (sgd, mut params) = (recipe().sgd, initial_params(recipe().architecture, recipe().seed));
-    let mut velocity = sgd.velocity(params.len());
+    let (recipe, mut params) = (recipe(), initial_params(recipe().architecture, recipe().seed));
+    let mut slots = recipe.optimizer.slots(params.len());
+    let rates = recipe.learning_rates(peers::N_TRAIN.into());
     peer.say(state(0, &params, work(0, &[0, 1, 0], &[]))).await;
     let alone = gradients_alone(&place.data, &params, 0);
     let [first, second, third] =
@@ -359,7 +358,7 @@ async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_the
     let update = |step, slot| Update { step, gradient: Bytes::new(), work: Some(work(step, &[0], &[])), slot };
     let slot = memory.updates.write(1, &alone[0]);
     peer.say(Said::Update(update(1, Some(slot)))).await;
-    sgd.apply(&mut params, &mut velocity, &alone[0]);
+    recipe.optimizer.apply(rates.at(0), &mut params, &mut slots, 0, &alone[0]);
     let done = hear_shard(&mut peer).await;
     assert_eq!((done.step, done.params_fingerprint), (1, params_fingerprint(&params)));
     assert_eq!(memory.take(&done), gradients_alone(&place.data, &params, 1)[0]);

@@ -11,12 +11,12 @@ use model::arch::Architecture;
 use model::gradients::ShardResult;
 use model::layers::Noise;
 use model::loss::LossSums;
+use model::optimizer::{LrSchedule, Optimizer};
 use model::params::params_fingerprint;
 use model::recipe::Recipe;
-use model::sgd::Sgd;
 
 /// The update that a core makes. So small a rate that no measurement strays.
-pub const SGD: Sgd = Sgd { learning_rate: 1e-6, momentum: 0.0, nesterov: false };
+pub const SGD: Optimizer = Optimizer::sgd(1e-6, 0.0, false);
 
 /// A core with as many workers as shards, each waiting for its shard.
 pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
@@ -26,7 +26,9 @@ pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
         epochs: count(1_000_000),
         batch_size: count(8 * n_workers),
         shards: count(n_workers),
-        sgd: SGD,
+        optimizer: SGD,
+        lr_schedule: LrSchedule::default(),
+        clip_norm: None,
         noise: Noise::None,
         shuffle: true,
         seed: 1,

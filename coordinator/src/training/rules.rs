@@ -68,8 +68,8 @@ pub struct State {
     pub step: u64,
     /// In layout order.
     pub params: Vec<f32>,
-    /// In layout order; empty without momentum.
-    pub velocity: Vec<f32>,
+    /// What the optimizer keeps from update to update, each in layout order.
+    pub slots: Vec<Vec<f32>>,
     /// What rounding took from the gradients so far, in layout order; empty without rounding.
     pub residual: Vec<f32>,
     /// Sums over the steps since the last validation.
@@ -85,8 +85,8 @@ impl State {
             Rounding::None => Vec::new(),
             Rounding::Bf16 => vec![0.0; params.len()],
         };
-        let velocity = recipe.sgd.velocity(params.len());
+        let slots = recipe.optimizer.slots(params.len());
         let (epoch_sums, epoch_time) = (LossSums::default(), Duration::ZERO);
-        Self { step: 0, params, velocity, residual, epoch_sums, epoch_time }
+        Self { step: 0, params, slots, residual, epoch_sums, epoch_time }
     }
 }

@@ -9,8 +9,8 @@ use model::arch::Architecture;
 use model::gradients::ShardResult;
 use model::layers::Noise;
 use model::loss::LossSums;
+use model::optimizer::{LrSchedule, Optimizer};
 use model::recipe::Recipe;
-use model::sgd::Sgd;
 
 use super::*;
 
@@ -25,7 +25,9 @@ pub(crate) fn recipe(text: &str) -> Recipe {
         epochs: count(epochs),
         batch_size: count(batch_size),
         shards: count(shards),
-        sgd: Sgd { learning_rate: 0.5, momentum: 0.0, nesterov: false },
+        optimizer: Optimizer::sgd(0.5, 0.0, false),
+        lr_schedule: LrSchedule::default(),
+        clip_norm: None,
         noise: Noise::None,
         shuffle: false,
         seed: 1,

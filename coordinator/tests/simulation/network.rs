@@ -36,7 +36,7 @@ pub struct ShardAnswer {
 #[derive(Clone, Debug)]
 pub enum ToWorker {
     Welcome,
-    State { step: u64, params: Rc<[f32]>, velocity: Rc<[f32]>, work: Work },
+    State { step: u64, params: Rc<[f32]>, slots: Rc<[Vec<f32>]>, work: Work },
     Update { step: u64, gradient: Rc<[f32]>, work: Work },
     Work(Work),
     Refusal,

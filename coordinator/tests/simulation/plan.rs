@@ -5,8 +5,8 @@ use std::time::Duration;
 use coordinator::training::{AfterStop, AuditSecret, CheckpointEvery, Rounding, Rules, State};
 use model::arch::Architecture;
 use model::layers::Noise;
+use model::optimizer::{Adam, Decay, LrSchedule, Optimizer, Rule};
 use model::recipe::Recipe;
-use model::sgd::Sgd;
 
 use super::chance::Chance;
 use super::network::Network;
@@ -133,18 +133,37 @@ fn draw_network(chance: &mut Chance) -> Network {
     }
 }
 
+/// How gradients change parameters. Drawn by a number of its own, so that it moves nothing else that is drawn.
+fn draw_optimizer(sgd: Optimizer, seed: u64) -> (Optimizer, LrSchedule, Option<f64>) {
+    let mut chance = Chance::new(seed);
+    let (adam, decay) = (Adam::default(), Decay::Step { factor: 0.5, epochs: 1 });
+    let of = |rule| Optimizer { learning_rate: 0.01, weight_decay: 0.1, rule };
+    let optimizer = chance.pick(&[sgd, sgd, of(Rule::Adam(adam)), of(Rule::AdamW(adam))]);
+    let decay = chance.pick(&[Decay::Constant, Decay::Constant, Decay::Linear, Decay::Cosine, decay]);
+    let schedule = LrSchedule { decay, warmup_steps: chance.pick(&[0, 0, 3]) };
+    (optimizer, schedule, chance.pick(&[None, None, Some(0.5)]))
+}
+
 fn draw_recipe(chance: &mut Chance) -> Recipe {
     let shards = chance.count(1..=8);
     let momentum = chance.pick(&[0.0, 0.9]);
+    let epochs = chance.count(1..=3).try_into().expect("above 0");
+    let batch_size = (shards + chance.count(0..=6)).try_into().expect("above 0");
+    let sgd = Optimizer::sgd(0.01, momentum, momentum > 0.0 && chance.is_one_in(2));
+    let shuffle = chance.is_one_in(2);
+    let seed = chance.number(0..=u64::MAX - 1);
+    let (optimizer, lr_schedule, clip_norm) = draw_optimizer(sgd, seed);
     Recipe {
         architecture: Architecture::Denoising,
-        epochs: chance.count(1..=3).try_into().expect("above 0"),
-        batch_size: (shards + chance.count(0..=6)).try_into().expect("above 0"),
+        epochs,
+        batch_size,
         shards: shards.try_into().expect("above 0"),
-        sgd: Sgd { learning_rate: 0.01, momentum, nesterov: momentum > 0.0 && chance.is_one_in(2) },
+        optimizer,
+        lr_schedule,
+        clip_norm,
         noise: Noise::None,
-        shuffle: chance.is_one_in(2),
-        seed: chance.number(0..=u64::MAX - 1),
+        shuffle,
+        seed,
         max_steps: chance.is_one_in(4).then(|| chance.number(1..=20)),
         init_from: None,
     }

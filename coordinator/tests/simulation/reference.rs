@@ -5,6 +5,7 @@ use half::bf16;
 use model::arch::N_PIXELS;
 use model::gradients::ShardResult;
 use model::loss::LossSums;
+use model::optimizer::{LearningRates, clip_norm};
 use model::params::params_fingerprint;
 use model::recipe::Recipe;
 use model::reduce::{average, reduce};
@@ -14,6 +15,7 @@ use coordinator::training::{Place, Rounding, Rules, State};
 /// What every worker knows: how many samples are where, and what comes out of them.
 pub struct Problem {
     pub recipe: Recipe,
+    pub rates: LearningRates,
     pub rounding: Rounding,
     /// Samples of each shard, by step of an epoch.
     pub shard_samples: Vec<Vec<u64>>,
@@ -34,6 +36,7 @@ impl Problem {
         }
         Self {
             recipe: rules.recipe.clone(),
+            rates: rules.recipe.learning_rates(rules.n_train.into()),
             rounding: rules.rounding,
             shard_samples: (0..sampler.n_steps()).map(of_step).collect(),
             batch_samples,
@@ -113,6 +116,9 @@ impl Reference {
                 let mut results: Vec<ShardResult> = (0..recipe.shards.get()).map(shard).collect();
                 let ShardResult { gradient_sum, sums } = reduce(&mut results);
                 average(gradient_sum, sums.n_samples);
+                if let Some(norm_max) = recipe.clip_norm {
+                    clip_norm(gradient_sum, norm_max);
+                }
                 if problem.rounding == Rounding::Bf16 {
                     for (value, residual) in gradient_sum.iter_mut().zip(&mut state.residual) {
                         let wanted = *value + *residual;
@@ -120,7 +126,8 @@ impl Reference {
                         *residual = wanted - *value;
                     }
                 }
-                recipe.sgd.apply(&mut state.params, &mut state.velocity, gradient_sum);
+                let rate = problem.rates.at(state.step);
+                recipe.optimizer.apply(rate, &mut state.params, &mut state.slots, 0, gradient_sum);
                 state.step += 1;
                 state.epoch_sums.add(*sums);
                 step_sums.push(*sums);

@@ -266,11 +266,11 @@ impl Shell {
                 turn.lagging.remove(&worker_id);
                 self.check_work(run, &work);
                 self.note_dealt(worker_id, &work);
-                let State { step, params, velocity, .. } = self.training.state();
-                let (step, params, velocity) = (*step, params.as_slice().into(), velocity.as_slice().into());
+                let State { step, params, slots, .. } = self.training.state();
+                let (step, params, slots) = (*step, params.as_slice().into(), slots.as_slice().into());
                 self.send(worker_id, turn, notes, |session| {
                     session.step = Some(step);
-                    ToWorker::State { step, params, velocity, work }
+                    ToWorker::State { step, params, slots, work }
                 });
             }
             Action::SendUpdate { gradient, work } => self.send_update(run, gradient.into(), work, turn, notes),

@@ -183,7 +183,7 @@ struct Held {
     connection: usize,
     step: u64,
     params: Vec<f32>,
-    velocity: Vec<f32>,
+    slots: Vec<Vec<f32>>,
     fingerprint: u64,
 }
 
@@ -244,10 +244,10 @@ impl Computer {
 
     fn follow(&mut self, connection: usize, order: ToWorker, problem: &Problem) -> Result<Option<Work>, String> {
         let work = match order {
-            ToWorker::State { step, params, velocity, work } => {
-                let (params, velocity) = (params.to_vec(), velocity.to_vec());
+            ToWorker::State { step, params, slots, work } => {
+                let (params, slots) = (params.to_vec(), slots.to_vec());
                 let fingerprint = params_fingerprint(&params);
-                self.held = Some(Held { connection, step, params, velocity, fingerprint });
+                self.held = Some(Held { connection, step, params, slots, fingerprint });
                 work
             }
             ToWorker::Update { step, gradient, work } => {
@@ -255,7 +255,8 @@ impl Computer {
                     if step != held.step + 1 {
                         return Err(format!("expected the update to step {}, found that to {step}", held.step + 1));
                     }
-                    problem.recipe.sgd.apply(&mut held.params, &mut held.velocity, &gradient);
+                    let rate = problem.rates.at(held.step);
+                    problem.recipe.optimizer.apply(rate, &mut held.params, &mut held.slots, 0, &gradient);
                     held.step = step;
                     held.fingerprint = params_fingerprint(&held.params);
                 }

@@ -193,7 +193,8 @@ async fn lie(route: &Route) -> Option<()> {
 
 /// Images of each shard, where the batch is cut evenly.
 fn n_samples_of_shard(worker: &Worker) -> u32 {
-    worker.welcome.recipe.as_ref().map_or(0, |recipe| recipe.batch_size / recipe.shards.max(1))
+    let recipe = model::recipe::Recipe::from_json(&worker.welcome.recipe).expect("a recipe");
+    recipe.batch_size.get() / recipe.shards.get()
 }
 
 async fn silent_tcp(route: &Route) -> Option<()> {

@@ -2,7 +2,8 @@
 
 use model::arch::Architecture;
 use model::params::ParamLayout;
-use proto::v1::{Encoding, Fence, Recipe, Welcome};
+use model::recipe::{Recipe, RecipeArgs};
+use proto::v1::{Encoding, Fence, Welcome};
 
 /// The first process of a run's coordinator.
 pub fn fence() -> Fence {
@@ -11,22 +12,19 @@ pub fn fence() -> Fence {
 
 /// The welcome to a run of two shards of four images.
 pub fn welcome(fence: Fence, data_fingerprint: String) -> Welcome {
-    let recipe = Recipe {
-        architecture: "denoising".to_owned(),
-        batch_size: 8,
-        shards: 2,
-        learning_rate: 0.5,
-        momentum: 0.9,
-        nesterov: false,
-        noise: "gaussian".to_owned(),
-        noise_strength: 0.2,
-        shuffle: true,
-        seed: 7,
+    let args = RecipeArgs {
+        arch: Some(Architecture::Denoising),
+        batch_size: Some(8),
+        learning_rate: Some(0.5),
+        momentum: Some(0.9),
+        seed: Some(7),
+        ..RecipeArgs::default()
     };
+    let recipe = Recipe::new(args, 2).expect("the book's recipe with a small batch");
     Welcome {
         worker_id: 3,
         fence: Some(fence),
-        recipe: Some(recipe),
+        recipe: recipe.to_json().into(),
         data_fingerprint,
         layout_fingerprint: ParamLayout::of(Architecture::Denoising).fingerprint().0,
         encoding: Encoding::F32.into(),

@@ -294,7 +294,8 @@ pub async fn work(
             }
             Told::Update(update) => {
                 worker.gradient(&update, &mut gradient);
-                recipe.sgd.apply(&mut params, &mut [], &gradient);
+                let rate = recipe.learning_rates(data.n_images(Split::Train) as u64).at(update.step - 1);
+                recipe.optimizer.apply(rate, &mut params, &mut [Vec::new()], 0, &gradient);
                 update.work.unwrap_or_default()
             }
             Told::Work(work) => work,

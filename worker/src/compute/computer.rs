@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 use model::args::OpenBackend;
 use model::data::{Sampler, Split};
 use model::evaluation::{Evaluator, n_batches};
+use model::optimizer::LearningRates;
 use model::params::{Fingerprinter, params_fingerprint};
 use model::random::ShardKey;
 use model::replica::Replica;
@@ -40,6 +41,8 @@ pub(super) struct Job {
 enum LagError {
     #[error("{what}: {error}")]
     Values { what: &'static str, error: ValuesError },
+    #[error("expected a state with {expected} vectors of the optimizer's, found {found}")]
+    Slots { expected: usize, found: usize },
     #[error("the gradient of an update: {0}")]
     Gradient(#[from] GradientError),
     #[error("expected the update to step {expected}, found that to step {found}")]
@@ -178,7 +181,9 @@ struct Held {
     plan: Arc<Plan>,
     /// Updates applied.
     step: u64,
-    velocity: Vec<f32>,
+    /// What the optimizer keeps from update to update.
+    slots: Vec<Vec<f32>>,
+    rates: LearningRates,
     replica: Replica,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
@@ -198,7 +203,8 @@ impl Held {
         Self {
             plan: Arc::clone(plan),
             step: 0,
-            velocity: recipe.sgd.velocity(n_params),
+            slots: recipe.optimizer.slots(n_params),
+            rates: recipe.learning_rates(plan.data.n_images(Split::Train) as u64),
             replica: Replica::new(recipe, &backend.device),
             fingerprint: None,
             time_of_shard: None,
@@ -213,7 +219,13 @@ impl Held {
             values::decode(Encoding::F32, bytes, into).map(drop).map_err(|error| LagError::Values { what, error })
         };
         self.replica.change(|params| take("the parameters of a state", &state.params, params))?;
-        take("the velocity of a state", &state.velocity, &mut self.velocity)?;
+        let (n_slots, n_found) = (self.slots.len(), state.slots.len());
+        if n_found != n_slots {
+            return Err(LagError::Slots { expected: n_slots, found: n_found });
+        }
+        for (slot, bytes) in self.slots.iter_mut().zip(&state.slots) {
+            take("what the optimizer keeps, of a state", bytes, slot)?;
+        }
         self.enter(state.step);
         Ok(self)
     }
@@ -225,16 +237,13 @@ impl Held {
         if update.step != expected {
             return Err(LagError::Update { expected, found: update.step });
         }
-        let Self { plan, velocity, replica, .. } = self;
-        let sgd = plan.terms.recipe.sgd;
+        let Self { plan, slots, rates, replica, .. } = self;
+        let (optimizer, rate) = (plan.terms.recipe.optimizer, rates.at(self.step));
         let mut fingerprinter = Fingerprinter::default();
         replica.change(|params| {
             plan.path.take(update, |start, gradient| {
-                let places = start..start + gradient.len();
-                // Without momentum there is no velocity.
-                let velocity = if velocity.is_empty() { &mut [] } else { &mut velocity[places.clone()] };
-                sgd.apply(&mut params[places.clone()], velocity, gradient);
-                fingerprinter.add(&params[places]);
+                optimizer.apply(rate, params, slots, start, gradient);
+                fingerprinter.add(&params[start..start + gradient.len()]);
             })
         })?;
         self.enter(update.step);
@@ -364,8 +373,9 @@ pub(super) mod tests {
 
         pub fn state(&self, step: u64, work: Option<Work>) -> Order {
             let params = values::encode(Encoding::F32, &self.params());
-            let velocity = values::encode(Encoding::F32, &self.recipe().sgd.velocity(self.params().len()));
-            Order::State(State { step, params, velocity, work })
+            let slots = self.recipe().optimizer.slots(self.params().len());
+            let slots = slots.iter().map(|slot| values::encode(Encoding::F32, slot)).collect();
+            Order::State(State { step, params, slots, work })
         }
     }
 
@@ -387,7 +397,8 @@ pub(super) mod tests {
     fn shards_are_those_of_a_process_alone() {
         let mut bench = Bench::new();
         let (recipe, mut params) = (bench.recipe().clone(), bench.params());
-        let mut velocity = recipe.sgd.velocity(params.len());
+        let mut slots = recipe.optimizer.slots(params.len());
+        let rates = recipe.learning_rates(peers::N_TRAIN.into());
         let mut replica = Replica::new(&recipe, &bench.computer.backend.device);
         let sampler = recipe.sampler(0, peers::N_TRAIN);
 
@@ -406,7 +417,7 @@ pub(super) mod tests {
                 assert_eq!(done.params_fingerprint, params_fingerprint(&params));
                 gradient = expected;
             }
-            recipe.sgd.apply(&mut params, &mut velocity, &gradient);
+            recipe.optimizer.apply(rates.at(step), &mut params, &mut slots, 0, &gradient);
             bench.computer.prepare_next();
             let gradient = values::encode(Encoding::F32, &gradient);
             let update = Update { step: step + 1, gradient, work: Some(work(step + 1, &[1, 0])), slot: None };

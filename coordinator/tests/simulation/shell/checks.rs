@@ -39,11 +39,15 @@ impl Shell {
 
     /// That the state is in every bit that of the undisturbed run at this step.
     pub(super) fn check_state(&self, run: &Run) {
-        let State { step, params, velocity, residual, epoch_sums, .. } = self.training.state();
+        let State { step, params, slots, residual, epoch_sums, .. } = self.training.state();
         let place = usize::try_from(*step).expect("few steps");
         let expected = run.reference.states.get(place).expect("a run goes no further than it should");
         assert_eq!(all_bits(params), all_bits(&expected.params), "parameters at step {step}");
-        assert_eq!(all_bits(velocity), all_bits(&expected.velocity), "velocity at step {step}");
+        assert_eq!(
+            all_bits(&slots.concat()),
+            all_bits(&expected.slots.concat()),
+            "what the optimizer keeps at step {step}"
+        );
         assert_eq!(all_bits(residual), all_bits(&expected.residual), "residual at step {step}");
         let is_validated = self.n_validated > 0 && run.reference.validations[self.n_validated - 1].0 == *step;
         let expected = if is_validated { LossSums::default() } else { expected.epoch_sums };
