@@ -101,7 +101,7 @@ fn measure(n_workers: u32, n_params: usize) -> BTreeMap<&'static str, Vec<Durati
         parts.push(timed("average", || assert!(average(&mut averaged, 3), "finite values")));
         let rate = model::optimizer::Rate { learning_rate: 1e-6, step: 1 };
         parts.push(timed("apply", || {
-            workers::SGD.apply(rate, &mut replica, &mut [Vec::new()], 0, black_box(&averaged))
+            workers::SGD.apply(rate, &mut replica, &mut [Vec::new()], 0, black_box(&averaged));
         }));
         gradients.extend(core.take_spent().into_iter().chain([averaged]));
 

@@ -19,7 +19,7 @@ pub const COMPRESSED: u8 = 4;
 /// The file of this place among [`PLAIN_NAMES`] as it should be: black images of the class 0.
 pub fn whole(which: usize) -> Vec<u8> {
     let n_images = N_IMAGES[which];
-    if which % 2 == 0 {
+    if which.is_multiple_of(2) {
         let header = [0x0000_0803, n_images, 28, 28].map(u32::to_be_bytes).concat();
         [header, vec![0; n_images as usize * N_PIXELS]].concat()
     } else {

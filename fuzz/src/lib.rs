@@ -9,8 +9,11 @@ pub mod messages;
 pub mod shared_memory;
 pub mod weights;
 
-/// What takes the bytes of a target, by the name of its folder in `seeds/`.
-pub const TARGETS: [(&str, fn(&[u8]) -> bool); 6] = [
+/// Takes the bytes of an input; whether they are what they should be.
+pub type Target = fn(&[u8]) -> bool;
+
+/// The targets, by the names of their folders in `seeds/`.
+pub const TARGETS: [(&str, Target); 6] = [
     ("checkpoints", checkpoints::take),
     ("frames", frames::take),
     ("idx", idx::take),

@@ -134,7 +134,6 @@ impl Run {
         let mut speaking: Option<(WorkerId, Inbox)> = None;
         for message in messages::<WorkerMessage>(stream) {
             let event = match (message.kind, &mut speaking) {
-                (None, _) => continue,
                 (Some(Kind::Join(join)), _) => {
                     let identity = Identity::new(format!("{}", n_workers % 3));
                     let Ok(profile) = inbox::profile(identity, join) else { continue };
@@ -144,7 +143,7 @@ impl Run {
                     speaking = Some((worker_id, inbox));
                     Event::Joined(worker_id, profile)
                 }
-                (_, None) => continue,
+                (None, _) | (_, None) => continue,
                 (Some(kind), Some((worker_id, inbox))) => {
                     let worker_id = *worker_id;
                     let event = match kind {

@@ -21,7 +21,7 @@ impl Sgd {
     /// decay λ, `g += λw` before.
     #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
     pub(super) fn apply(
-        &self,
+        self,
         rate: Rate,
         weight_decay: f64,
         params: &mut [f32],
