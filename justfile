@@ -78,10 +78,9 @@ siege MINUTES:
 sim SEED:
     TELAR_SIM_SEED={{SEED}} cargo test --release --workspace --test simulation -- --exact one_schedule --nocapture
 
-# Feeds a fuzz target of fuzz/ (checkpoints, frames, idx, messages, shared_memory, weights) for so many minutes; needs a nightly compiler and cargo-fuzz
-fuzz TARGET MINUTES:
-    mkdir -p fuzz/corpus/{{TARGET}}
-    cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} fuzz/seeds/{{TARGET}} -- -max_total_time=$((60 * {{MINUTES}})) -max_len=65536 -rss_limit_mb=4096
+# Feeds every fuzz target of fuzz/ for so many minutes; needs a nightly compiler
+fuzz MINUTES:
+    TELAR_FUZZ_MINUTES={{MINUTES}} .ci/run fuzz
 
 # Writes the inputs anew that fuzz targets begin with
 fuzz-seeds:
