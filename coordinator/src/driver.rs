@@ -177,7 +177,7 @@ struct Running {
 struct EncodedState {
     step: u64,
     params: Bytes,
-    slots: Vec<Bytes>,
+    slots: Bytes,
 }
 
 impl Running {
@@ -340,7 +340,7 @@ impl Running {
         let encoded = encoded.unwrap_or_else(|| EncodedState {
             step: state.step,
             params: values::encode(Encoding::F32, &state.params),
-            slots: state.slots.iter().map(|slot| values::encode(Encoding::F32, slot)).collect(),
+            slots: values::encode(Encoding::F32, &state.slots.concat()),
         });
         if let Some(outbox) = self.outboxes.get(&worker_id) {
             let (peer, identity) = (&outbox.peer, outbox.peer.identity());

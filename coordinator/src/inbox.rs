@@ -114,13 +114,13 @@ impl Inbox {
     pub fn shard_done(&self, done: v1::ShardDone) -> Result<ShardDone, Status> {
         self.check_fence(done.fence.as_ref())?;
         let v1::ShardDone { step, shard, n_samples, loss_sum, correct_sum, gradient_sum, slot, .. } = done;
+        if slot.is_some() && !gradient_sum.is_empty() {
+            return Err(Status::invalid_argument("expected a gradient in a slot or in the message, found both"));
+        }
         let mut values = self.buffers.take();
         let taken = match slot {
             None => values::decode(self.facts.encoding, &gradient_sum, &mut values).map_err(SlotError::from),
-            Some(slot) if gradient_sum.is_empty() => self.take_from_slot(slot, &mut values),
-            Some(_) => {
-                return Err(Status::invalid_argument("expected a gradient in a slot or in the message, found both"));
-            }
+            Some(slot) => self.take_from_slot(slot, &mut values),
         };
         let (computed, gradient_norm) = match taken {
             Ok(square_sum) => {

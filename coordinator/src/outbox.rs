@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use prost::bytes::Bytes;
 use proto::limits::{OUTBOX_MESSAGES_MAX, outbox_bytes_max};
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, CoordinatorMessage};
@@ -144,7 +143,7 @@ impl OutboxSender {
 /// Bytes of numbers in a message, and whether it is a state.
 fn size(kind: &Kind) -> (usize, usize) {
     match kind {
-        Kind::State(state) => (state.params.len() + state.slots.iter().map(Bytes::len).sum::<usize>(), 1),
+        Kind::State(state) => (state.params.len() + state.slots.len(), 1),
         Kind::Update(update) => (update.gradient.len(), 0),
         Kind::Welcome(_) | Kind::Work(_) | Kind::Dismissal(_) | Kind::Refusal(_) => (0, 0),
     }

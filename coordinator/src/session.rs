@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use model::bucket::{Bucket, Rate};
 use proto::call::Messages;
 use proto::limits::{
-    FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, message_bytes_max,
+    FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, result_bytes_max,
 };
 use proto::shared::Results;
 use proto::v1::{WorkerMessage, worker_message::Kind};
@@ -60,7 +60,7 @@ impl Session {
                 return self.outbox.end(status);
             }
         };
-        inbound.set_message_bytes_max(message_bytes_max(self.shared.buffers.n_params()));
+        inbound.set_message_bytes_max(result_bytes_max(self.shared.buffers.n_params()));
         let worker_id = self.shared.next_worker_id();
         info!(%peer, %identity, worker = %worker_id, host = profile.host, "a worker was admitted");
         self.take_part(worker_id, profile, &mut inbound).await;

@@ -8,7 +8,8 @@ mod learning_rate;
 mod sgd;
 
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use adam::Adam;
 pub use clip::clip_norm;
@@ -16,8 +17,8 @@ pub use learning_rate::{Decay, LearningRates, LrSchedule, LrScheduleError, Rate}
 pub use sgd::Sgd;
 
 /// An update of the parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Fields", into = "Fields")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(into = "Named")]
 pub struct Optimizer {
     /// Learning rate before any schedule, above 0.
     pub learning_rate: f32,
@@ -40,8 +41,7 @@ pub enum Rule {
 }
 
 /// The name of a rule.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]
 pub enum RuleName {
     /// Stochastic gradient descent, with or without momentum
@@ -124,43 +124,152 @@ impl Optimizer {
     }
 }
 
-/// An optimizer as it is stored. Files of versions that had nothing but SGD name no rule.
-#[derive(Serialize, Deserialize)]
-struct Fields {
-    #[serde(default)]
-    name: RuleName,
-    #[serde(serialize_with = "as_f64")]
-    learning_rate: f32,
-    #[serde(default)]
-    weight_decay: f64,
-    #[serde(default, flatten)]
-    sgd: Option<Sgd>,
-    #[serde(default, flatten)]
-    adam: Option<Adam>,
+/// A gradient with its share of weight decay. Without any, it keeps its bits.
+#[inline(always)]
+fn decayed(gradient: f32, param: f32, decay: f32) -> f32 {
+    if decay == 0.0 { gradient } else { gradient + decay * param }
 }
 
-impl From<Fields> for Optimizer {
-    fn from(fields: Fields) -> Self {
-        let Fields { name, learning_rate, weight_decay, sgd, adam } = fields;
-        let adam = adam.unwrap_or_default();
-        let rule = match name {
-            RuleName::Sgd => Rule::Sgd(sgd.unwrap_or_default()),
-            RuleName::Adam => Rule::Adam(adam),
-            RuleName::AdamW => Rule::AdamW(adam),
+/// An optimizer as it is stored, by the name of its rule.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase", deny_unknown_fields)]
+enum Named {
+    Sgd {
+        #[serde(serialize_with = "as_f64")]
+        learning_rate: f32,
+        #[serde(with = "exact")]
+        weight_decay: f64,
+        #[serde(serialize_with = "as_f64")]
+        momentum: f32,
+        nesterov: bool,
+    },
+    Adam {
+        #[serde(serialize_with = "as_f64")]
+        learning_rate: f32,
+        #[serde(with = "exact")]
+        weight_decay: f64,
+        #[serde(with = "exact")]
+        beta1: f64,
+        #[serde(with = "exact")]
+        beta2: f64,
+        #[serde(with = "exact")]
+        epsilon: f64,
+    },
+    AdamW {
+        #[serde(serialize_with = "as_f64")]
+        learning_rate: f32,
+        #[serde(with = "exact")]
+        weight_decay: f64,
+        #[serde(with = "exact")]
+        beta1: f64,
+        #[serde(with = "exact")]
+        beta2: f64,
+        #[serde(with = "exact")]
+        epsilon: f64,
+    },
+}
+
+/// As versions stored it that had nothing but SGD.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unnamed {
+    learning_rate: f32,
+    momentum: f32,
+    nesterov: bool,
+}
+
+impl<'de> Deserialize<'de> for Optimizer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let is_named = value.get("name").is_some();
+        let optimizer = if is_named {
+            serde_json::from_value(value).map(|named: Named| named.into())
+        } else {
+            serde_json::from_value(value)
+                .map(|Unnamed { learning_rate, momentum, nesterov }| Self::sgd(learning_rate, momentum, nesterov))
         };
-        Self { learning_rate, weight_decay, rule }
+        optimizer.map_err(D::Error::custom)
     }
 }
 
-impl From<Optimizer> for Fields {
+impl From<Named> for Optimizer {
+    fn from(named: Named) -> Self {
+        match named {
+            Named::Sgd { learning_rate, weight_decay, momentum, nesterov } => {
+                Self { learning_rate, weight_decay, rule: Rule::Sgd(Sgd { momentum, nesterov }) }
+            }
+            Named::Adam { learning_rate, weight_decay, beta1, beta2, epsilon } => {
+                Self { learning_rate, weight_decay, rule: Rule::Adam(Adam { beta1, beta2, epsilon }) }
+            }
+            Named::AdamW { learning_rate, weight_decay, beta1, beta2, epsilon } => {
+                Self { learning_rate, weight_decay, rule: Rule::AdamW(Adam { beta1, beta2, epsilon }) }
+            }
+        }
+    }
+}
+
+impl From<Optimizer> for Named {
     fn from(optimizer: Optimizer) -> Self {
-        let name = optimizer.name();
         let Optimizer { learning_rate, weight_decay, rule } = optimizer;
-        let (sgd, adam) = match rule {
-            Rule::Sgd(sgd) => (Some(sgd), None),
-            Rule::Adam(adam) | Rule::AdamW(adam) => (None, Some(adam)),
-        };
-        Self { name, learning_rate, weight_decay, sgd, adam }
+        match rule {
+            Rule::Sgd(Sgd { momentum, nesterov }) => Self::Sgd { learning_rate, weight_decay, momentum, nesterov },
+            Rule::Adam(Adam { beta1, beta2, epsilon }) => {
+                Self::Adam { learning_rate, weight_decay, beta1, beta2, epsilon }
+            }
+            Rule::AdamW(Adam { beta1, beta2, epsilon }) => {
+                Self::AdamW { learning_rate, weight_decay, beta1, beta2, epsilon }
+            }
+        }
+    }
+}
+
+/// Numbers as text: the shortest digits that name them, which readers of JSON numbers round to another one now and then.
+pub(crate) mod exact {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Text(String),
+        Number(f64),
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&value.to_string())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        match Stored::deserialize(deserializer)? {
+            Stored::Number(value) => Ok(value),
+            Stored::Text(text) => {
+                text.parse().map_err(|_| D::Error::custom(format!("expected a number, found `{text}`")))
+            }
+        }
+    }
+
+    /// The same of a number that may not be there.
+    pub mod option {
+        use super::{Deserialize, Deserializer, Serializer, Stored};
+
+        #[expect(clippy::ref_option, reason = "serde asks for this form")]
+        pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+            match value {
+                Some(value) => serializer.serialize_str(&value.to_string()),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+            let number = |stored| match stored {
+                Stored::Number(value) => Ok(value),
+                Stored::Text(text) => {
+                    text.parse().map_err(|_| serde::de::Error::custom(format!("expected a number, found `{text}`")))
+                }
+            };
+            Option::<Stored>::deserialize(deserializer)?.map(number).transpose()
+        }
     }
 }
 
@@ -241,5 +350,20 @@ mod tests {
             r#"{"name": "adamw", "learning_rate": 0.5, "weight_decay": 0.25, "beta1": 0.5, "beta2": 0.75, "epsilon": 0.125}"#,
             Optimizer { learning_rate: 0.5, weight_decay: 0.25, rule: Rule::AdamW(adam) },
         );
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_told() {
+        let check = |text: &str, part: &str| {
+            let error = serde_json::from_str::<Optimizer>(text).expect_err(text).to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        check(r#"{"learning_rate": 0.5, "momentum": 0.25}"#, "missing field `nesterov`");
+        check(r#"{"name": "adamw", "learning_rate": 0.5, "weight_decay": 0, "beta1": 0.5}"#, "missing field `beta2`");
+        check(
+            r#"{"name": "sgd", "learning_rate": 0.5, "weight_decay": 0, "momentum": 0, "nesterov": false, "more": 1}"#,
+            "`more`",
+        );
+        check(r#"{"name": "lion", "learning_rate": 0.5}"#, "unknown variant `lion`");
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Architecture;
 use crate::data::{Order, Sampler};
 use crate::layers::Noise;
-use crate::optimizer::{Adam, Decay, LearningRates, LrSchedule, Optimizer, Rule, RuleName, Sgd};
+use crate::optimizer::{Adam, Decay, LearningRates, LrSchedule, Optimizer, Rule, RuleName, Sgd, exact};
 
 /// Shards of a step at most: each has a gradient in memory until the step's end.
 pub const SHARDS_MAX: u32 = 1024;
@@ -34,8 +34,8 @@ pub struct RecipeArgs {
     /// Learning rate [default: with adam and adamw 0.001; with sgd recurrent 0.1, others 1.0]
     #[arg(long, env = "TELAR_LEARNING_RATE", value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f32>,
-    /// How the learning rate changes over the steps: constant, linear or cosine (to 0 at the end), or step:FACTOR:EPOCHS
-    /// [default: constant]
+    /// How the learning rate changes over the steps after the warm-up: constant, linear or cosine (to 0 at the run's end, which
+    /// --max-steps may bring nearer), or step:FACTOR:EPOCHS [default: constant]
     #[arg(long, env = "TELAR_LR_SCHEDULE", value_name = "SCHEDULE")]
     pub lr_schedule: Option<Decay>,
     /// Steps over which the learning rate rises from 0 before that [default: 0]
@@ -83,6 +83,7 @@ pub struct RecipeArgs {
 
 /// A recipe whose values make sense together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// The network.
     pub architecture: Architecture,
@@ -99,7 +100,7 @@ pub struct Recipe {
     #[serde(default)]
     pub lr_schedule: LrSchedule,
     /// Euclidean norm that the averaged gradient may have, above 0.
-    #[serde(default)]
+    #[serde(default, with = "exact::option")]
     pub clip_norm: Option<f64>,
     /// Noise on the input.
     pub noise: Noise,
@@ -273,7 +274,7 @@ impl Recipe {
         }
         let schedule = self.lr_schedule.decay;
         if schedule.follows_length() && (self.epochs, self.max_steps) != before {
-            let flag = if args.max_steps.is_some() { "--max-steps" } else { "--epochs" };
+            let flag = if self.max_steps == before.1 { "--epochs" } else { "--max-steps" };
             return Err(RecipeError::Length { flag, schedule });
         }
         self.checked()
@@ -293,7 +294,7 @@ impl Recipe {
         let learning_rate = shown(learning_rate);
         let usual = default_learning_rate(self.optimizer.name(), self.architecture);
         check("--learning-rate", "above 0 and finite", learning_rate, is_positive(learning_rate), shown(usual))?;
-        check("--weight-decay", "from 0 to below 1", weight_decay, is_share(weight_decay), 0.01)?;
+        check("--weight-decay", "from 0", weight_decay, weight_decay.is_finite() && weight_decay >= 0.0, 0.01)?;
         match rule {
             Rule::Sgd(Sgd { momentum, nesterov }) => {
                 check("--momentum", "from 0 to below 1", shown(momentum), is_share(momentum.into()), 0.9)?;
@@ -304,7 +305,9 @@ impl Recipe {
             Rule::Adam(Adam { beta1, beta2, epsilon }) | Rule::AdamW(Adam { beta1, beta2, epsilon }) => {
                 check("--beta1", "from 0 to below 1", beta1, is_share(beta1), 0.9)?;
                 check("--beta2", "from 0 to below 1", beta2, is_share(beta2), 0.999)?;
-                check("--epsilon", "above 0 and finite", epsilon, is_positive(epsilon), 1e-8)?;
+                // It is used as an f32.
+                let is_usable = epsilon >= f64::from(f32::MIN_POSITIVE) && epsilon <= 1.0;
+                check("--epsilon", "from 1.2e-38 to 1", epsilon, is_usable, 1e-8)?;
             }
         }
         if let Some(norm) = self.clip_norm {
@@ -517,7 +520,8 @@ mod tests {
         check("conv --learning-rate nan", 1, "found NaN");
         check("conv --momentum 1", 1, "from 0 to below 1, found 1");
         check("conv --nesterov", 1, "--momentum 0.9 --nesterov");
-        check("conv --weight-decay -1", 1, "--weight-decay from 0 to below 1, found -1");
+        check("conv --weight-decay -1", 1, "--weight-decay from 0, found -1");
+        check("conv --optimizer adam --epsilon 1e-46", 1, "--epsilon from 1.2e-38 to 1, found 0.000000");
         check("conv --clip-norm 0", 1, "--clip-norm above 0 and finite, found 0; write for example `--clip-norm 1`");
         check("conv --beta1 0.5", 1, "expected --beta1 with --optimizer adam or adamw only, found it with sgd");
         check("conv --optimizer adam --momentum 0.5", 1, "--momentum with --optimizer sgd only, found it with adam");
@@ -652,6 +656,17 @@ mod tests {
             let mut recipe = recipe("denoising", 4).expect("a recipe");
             recipe.optimizer = Optimizer::sgd(learning_rate, momentum, false);
             (recipe.noise, recipe.seed, recipe.max_steps) = (Noise::Gaussian { deviation }, seed, max_steps);
+            check_stored(&recipe);
+        }
+
+        #[test]
+        fn every_value_of_adam_is_stored_exactly(bits in any::<[u64; 5]>()) {
+            let [weight_decay, beta1, beta2, epsilon, norm] = bits.map(|bits| f64::from_bits(bits >> 1)); // at least 0
+            prop_assume!([weight_decay, beta1, beta2, epsilon, norm].iter().all(|value| value.is_finite()));
+            let mut recipe = recipe("denoising --optimizer adamw", 4).expect("a recipe");
+            let rule = Rule::AdamW(Adam { beta1, beta2, epsilon });
+            recipe.optimizer = Optimizer { learning_rate: 0.1, weight_decay, rule };
+            recipe.clip_norm = Some(norm);
             check_stored(&recipe);
         }
     }

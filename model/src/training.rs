@@ -52,7 +52,7 @@ pub enum TrainingError {
     /// The loss or the gradient is NaN or infinite.
     #[error(
         "the run diverged: at step {step}, in epoch {epoch}, the {what} is not finite, at learning rate {learning_rate}; \
-         try a lower --learning-rate, or less --momentum"
+         try a lower --learning-rate, more --warmup-steps or a --clip-norm"
     )]
     Diverged {
         /// The step, counted from 1.
@@ -61,7 +61,7 @@ pub enum TrainingError {
         epoch: u32,
         /// Which loss or gradient, and of which shard.
         what: String,
-        /// The learning rate in force.
+        /// The learning rate, before any schedule.
         learning_rate: f32,
     },
     /// What listens could not write.

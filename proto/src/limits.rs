@@ -47,6 +47,11 @@ pub const fn message_bytes_max(n_params: usize) -> usize {
     (1 + OPTIMIZER_SLOTS_MAX) * 4 * n_params + MESSAGE_OVERHEAD_BYTES_MAX
 }
 
+/// Bytes of the largest message of a worker: a result, with a gradient.
+pub const fn result_bytes_max(n_params: usize) -> usize {
+    4 * n_params + MESSAGE_OVERHEAD_BYTES_MAX
+}
+
 /// Bytes of gradients and parameters that wait for a worker of a layout of `n_params` values: twice what HTTP/2 holds of them on
 /// its way, and two of the largest messages at least.
 pub const fn outbox_bytes_max(n_params: usize) -> usize {

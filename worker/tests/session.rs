@@ -252,7 +252,7 @@ fn work(step: u64, shards: &[u32], batches: &[u32]) -> Work {
 
 fn state(step: u64, params: &[f32], work: Work) -> Said {
     let encoded = |values: &[f32]| values::encode(Encoding::F32, values);
-    let slots = recipe().optimizer.slots(params.len()).iter().map(|slot| encoded(slot)).collect();
+    let slots = encoded(&recipe().optimizer.slots(params.len()).concat());
     Said::State(State { step, params: encoded(params), slots, work: Some(work) })
 }
 

@@ -2,12 +2,11 @@
 
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
-use serde::{Deserialize, Serialize};
 
-use super::Rate;
+use super::{Rate, decayed};
 
 /// Adam's own numbers; the defaults are PyTorch's.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adam {
     /// Share of the mean of gradients that goes on, from 0 to below 1.
     pub beta1: f64,
@@ -94,7 +93,7 @@ fn update_with_simd<'a, S: Simd>(
 ) {
     let Factors { beta2, new, step_size, correction, epsilon, decay, left } = factors;
     for (((w, m), v), g) in params.iter_mut().zip(first).zip(second).zip(gradient) {
-        let g = g + decay * *w;
+        let g = decayed(*g, *w, decay);
         *m += (g - *m) * new[0];
         *v = beta2 * *v + new[1] * g * g;
         *w = left * *w - step_size * (*m / (v.sqrt() / correction + epsilon));

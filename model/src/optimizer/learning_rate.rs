@@ -135,7 +135,8 @@ impl LearningRates {
     )]
     pub fn at(&self, n_updates: u64) -> Rate {
         let Self { learning_rate, schedule: LrSchedule { decay, warmup_steps }, n_steps, steps_per_epoch } = *self;
-        let step = n_updates + 1;
+        // A peer may say any number.
+        let step = n_updates.saturating_add(1);
         let share = if n_updates < warmup_steps {
             step as f64 / warmup_steps as f64
         } else {
@@ -192,6 +193,7 @@ mod tests {
     fn constant_rate_is_the_one_that_was_typed() {
         let rates = LearningRates::new(0.1, LrSchedule::default(), 3, 1);
         assert_eq!(rates.at(2), Rate { learning_rate: 0.1, step: 3 });
+        assert_eq!(rates.at(u64::MAX), Rate { learning_rate: 0.1, step: u64::MAX });
     }
 
     #[test]

@@ -2,15 +2,13 @@
 
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
-use serde::{Deserialize, Serialize};
 
-use super::{Rate, as_f64};
+use super::{Rate, decayed};
 
 /// What SGD keeps of earlier updates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sgd {
     /// Share of the last change that goes on, from 0 (plain) to below 1.
-    #[serde(serialize_with = "as_f64")]
     pub momentum: f32,
     /// Whether the change looks ahead along the momentum (Nesterov).
     pub nesterov: bool,
@@ -37,12 +35,6 @@ impl Sgd {
             momentum(params, velocity, gradient, learning_rate, self.momentum, decay);
         }
     }
-}
-
-/// A gradient with its share of weight decay. Without any, it keeps its bits.
-#[inline(always)]
-fn decayed(gradient: f32, param: f32, decay: f32) -> f32 {
-    if decay == 0.0 { gradient } else { gradient + decay * param }
 }
 
 #[with_simd(plain = Arch::new())]

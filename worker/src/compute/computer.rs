@@ -41,8 +41,6 @@ pub(super) struct Job {
 enum LagError {
     #[error("{what}: {error}")]
     Values { what: &'static str, error: ValuesError },
-    #[error("expected a state with {expected} vectors of the optimizer's, found {found}")]
-    Slots { expected: usize, found: usize },
     #[error("the gradient of an update: {0}")]
     Gradient(#[from] GradientError),
     #[error("expected the update to step {expected}, found that to step {found}")]
@@ -219,12 +217,10 @@ impl Held {
             values::decode(Encoding::F32, bytes, into).map(drop).map_err(|error| LagError::Values { what, error })
         };
         self.replica.change(|params| take("the parameters of a state", &state.params, params))?;
-        let (n_slots, n_found) = (self.slots.len(), state.slots.len());
-        if n_found != n_slots {
-            return Err(LagError::Slots { expected: n_slots, found: n_found });
-        }
-        for (slot, bytes) in self.slots.iter_mut().zip(&state.slots) {
-            take("what the optimizer keeps, of a state", bytes, slot)?;
+        let mut slots = self.slots.concat();
+        take("what the optimizer keeps, of a state", &state.slots, &mut slots)?;
+        if let Some(n_values) = self.slots.first().map(Vec::len).filter(|&n_values| n_values > 0) {
+            self.slots = slots.chunks(n_values).map(<[f32]>::to_vec).collect();
         }
         self.enter(state.step);
         Ok(self)
@@ -374,7 +370,7 @@ pub(super) mod tests {
         pub fn state(&self, step: u64, work: Option<Work>) -> Order {
             let params = values::encode(Encoding::F32, &self.params());
             let slots = self.recipe().optimizer.slots(self.params().len());
-            let slots = slots.iter().map(|slot| values::encode(Encoding::F32, slot)).collect();
+            let slots = values::encode(Encoding::F32, &slots.concat());
             Order::State(State { step, params, slots, work })
         }
     }
