@@ -404,9 +404,9 @@ fn published_weights_load_into_numpy() {
         return;
     }
     write_weights(Path::new(&weights), Architecture::Denoising);
-    // The README's own lines, but for the file, and then the encoder worked out by hand.
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README");
-    let lines = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("lines of Python");
+    // The documentation's own lines, but for the file, and then the encoder worked out by hand.
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/weights.md")).expect("the page");
+    let lines = page.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("lines of Python");
     let lines = lines.replace("\"runs/denoising-001/model.safetensors\"", "sys.argv[1]");
     let code = format!("import sys\n{lines}{ENCODER_IN_NUMPY}");
     let output = run(&code).expect("Python starts");
