@@ -14,7 +14,7 @@ pub struct Plan {
     pub n_steps: u64,
     arch: &'static str,
     n_shards: u64,
-    sgd: &'static str,
+    optimizer: &'static str,
     /// Workers at the beginning.
     pub n_workers: u64,
     /// Where workers find the coordinator, if it does not start them itself.
@@ -58,7 +58,11 @@ impl Plan {
             arch,
             n_steps,
             n_shards: draws.number(2, 5),
-            sgd: draws.one_of(&["", " --momentum 0.9 --nesterov --learning-rate 0.1"]),
+            optimizer: draws.one_of(&[
+                "",
+                " --momentum 0.9 --nesterov --learning-rate 0.1",
+                " --optimizer adamw --learning-rate 0.01 --lr-schedule cosine --warmup-steps 20 --clip-norm 0.1",
+            ]),
             n_workers,
             address,
             checkpoint_every: draws.one_of(&[1, 5, 20]),
@@ -71,9 +75,9 @@ impl Plan {
 
     /// What decides which bits come out.
     pub fn recipe_flags(&self, data: &str) -> String {
-        let Self { arch, n_shards, sgd, n_steps, .. } = self;
+        let Self { arch, n_shards, optimizer, n_steps, .. } = self;
         format!(
-            "--arch {arch} --shards {n_shards} --batch-size 16{sgd} --epochs 1000 --max-steps {n_steps} --data {data}"
+            "--arch {arch} --shards {n_shards} --batch-size 16{optimizer} --epochs 1000 --max-steps {n_steps} --data {data}"
         )
     }
 
@@ -93,8 +97,8 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { arch, n_steps, n_shards, sgd, .. } = self;
-        write!(out, "{arch}, {n_steps} steps of {n_shards} shards{sgd}; {}", self.other_flags())
+        let Self { arch, n_steps, n_shards, optimizer, .. } = self;
+        write!(out, "{arch}, {n_steps} steps of {n_shards} shards{optimizer}; {}", self.other_flags())
     }
 }
 
