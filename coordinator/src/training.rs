@@ -471,7 +471,10 @@ impl Training {
             round_with_feedback(&mut total.gradient_sum, &mut self.state.residual);
         }
         let State { step, params, slots, .. } = &mut self.state;
-        self.rules.recipe.optimizer.apply(self.rates.at(*step), params, slots, 0, &total.gradient_sum);
+        let is_finite = self.rules.recipe.optimizer.apply(self.rates.at(*step), params, slots, 0, &total.gradient_sum);
+        if !is_finite {
+            return self.diverge(self.state.step + 1, "second moment of the optimizer");
+        }
         self.fingerprint = OnceCell::new();
         self.state.step += 1;
         self.state.epoch_sums.add(total.sums);

@@ -269,7 +269,7 @@ mod tests {
                 assert!(text.contains(part), "`{text}` does not say `{part}`");
             }
         };
-        check("batch_size = 64", &["expected the name of a flag", "found `batch_size`", "arch, batch-size, epochs"]);
+        check("batch_size = 64", &["expected the name of a flag", "found `batch_size`", "arch, batch-size, beta1"]);
         check("config = 'other.toml'", &["found `config`"]);
         check("help = true", &["found `help`"]);
         check("batch-size = 'many'", &["--batch-size takes", "found `many`: invalid digit"]);

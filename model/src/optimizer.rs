@@ -96,11 +96,19 @@ impl Optimizer {
     }
 
     /// One update of the parameters from `start` on, as many as there are values in `gradient`, which is the mean over the
-    /// global batch.
+    /// global batch. Whether what goes on from update to update is finite: a gradient whose square overflows would stop a parameter
+    /// for good, without a number in it that is not finite.
     ///
     /// # Panics
     /// If there are fewer parameters, or slots of another length than [`slots`](Self::slots) gives.
-    pub fn apply(&self, rate: Rate, params: &mut [f32], slots: &mut [Vec<f32>], start: usize, gradient: &[f32]) {
+    pub fn apply(
+        &self,
+        rate: Rate,
+        params: &mut [f32],
+        slots: &mut [Vec<f32>],
+        start: usize,
+        gradient: &[f32],
+    ) -> bool {
         let n_params = params.len();
         let places = start..start + gradient.len();
         let params = &mut params[places.clone()];
@@ -108,16 +116,18 @@ impl Optimizer {
             (Rule::Sgd(sgd), [velocity]) if sgd.momentum == 0.0 => {
                 assert!(velocity.is_empty(), "there is no velocity without momentum");
                 sgd.apply(rate, self.weight_decay, params, &mut [], gradient);
+                true
             }
             (Rule::Sgd(sgd), [velocity]) => {
                 assert_eq!(n_params, velocity.len(), "a velocity has as many values as the parameters");
                 sgd.apply(rate, self.weight_decay, params, &mut velocity[places], gradient);
+                true // where it is not, the parameters are not either
             }
             (Rule::Adam(adam) | Rule::AdamW(adam), [first, second]) => {
                 assert_eq!([n_params; 2], [first.len(), second.len()], "a moment has as many values as the parameters");
                 let moments = (&mut first[places.clone()], &mut second[places]);
                 let is_decoupled = matches!(self.rule, Rule::AdamW(_));
-                adam.apply(rate, self.weight_decay, is_decoupled, params, moments, gradient);
+                adam.apply(rate, self.weight_decay, is_decoupled, params, moments, gradient)
             }
             (_, slots) => panic!("expected the slots of {}, found {}", self.name(), slots.len()),
         }
@@ -334,6 +344,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn overflow_of_second_moment_is_reported() {
+        let adam = Optimizer { learning_rate: 0.1, weight_decay: 0.0, rule: Rule::Adam(Adam::default()) };
+        let check = |gradient: f32, expected: bool| {
+            let (mut params, mut slots) = (vec![1.0; 20], adam.slots(20));
+            let gradient = [vec![0.5; 19], vec![gradient]].concat();
+            let rate = Rate { learning_rate: 0.1, step: 1 };
+            assert_eq!(adam.apply(rate, &mut params, &mut slots, 0, &gradient), expected, "{gradient:?}");
+            assert!(params.iter().all(|value| value.is_finite()));
+        };
+        check(1e15, true);
+        check(1e25, false);
     }
 
     #[test]

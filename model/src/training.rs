@@ -126,7 +126,11 @@ pub fn train(
                 clip_norm(&mut total.gradient_sum, norm_max);
             }
             let rate = rates.at(n_steps);
-            replica.change(|params| recipe.optimizer.apply(rate, params, &mut slots, 0, &total.gradient_sum));
+            let is_finite =
+                replica.change(|params| recipe.optimizer.apply(rate, params, &mut slots, 0, &total.gradient_sum));
+            if !is_finite {
+                return Err(diverged(n_steps + 1, epoch, "second moment of the optimizer".to_owned(), recipe));
+            }
             let sums = total.sums;
             buffers.extend(results.into_iter().map(|result| result.gradient_sum));
 

@@ -327,7 +327,7 @@ mod tests {
         check(&[0, 0, 0, 0], "found the end of the stream");
         check(&[0, 0, 0, 0, 2, 0x32], "found the end of the stream");
         // Before anything of it is awaited.
-        check(&[&[0][..], &u32::MAX.to_be_bytes()].concat(), "at most 33619968 bytes, found one of 4294967295");
+        check(&[&[0][..], &u32::MAX.to_be_bytes()].concat(), "at most 50397184 bytes, found one of 4294967295");
     }
 
     proptest! {

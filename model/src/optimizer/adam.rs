@@ -41,7 +41,7 @@ struct Factors {
 
 impl Adam {
     /// One update: `m += (1 − β₁)(g − m)`, `v = β₂v + (1 − β₂)g²`, `w −= η / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)`. Weight
-    /// decay λ, decoupled: `w *= 1 − ηλ` before; else `g += λw` before.
+    /// decay λ, decoupled: `w *= 1 − ηλ` before; else `g += λw` before. Whether v is finite in all places.
     #[expect(clippy::cast_possible_truncation, reason = "numbers are worked out in f64 and used in f32")]
     pub(super) fn apply(
         &self,
@@ -51,7 +51,7 @@ impl Adam {
         params: &mut [f32],
         (first, second): (&mut [f32], &mut [f32]),
         gradient: &[f32],
-    ) {
+    ) -> bool {
         let Rate { learning_rate, step } = rate;
         let Self { beta1, beta2, epsilon } = *self;
         let learning_rate = f64::from(learning_rate);
@@ -64,7 +64,7 @@ impl Adam {
             decay: if is_decoupled { 0.0 } else { weight_decay as f32 },
             left: if is_decoupled { (1.0 - learning_rate * weight_decay) as f32 } else { 1.0 },
         };
-        update(params, first, second, gradient, factors);
+        update(params, first, second, gradient, factors)
     }
 }
 
@@ -90,12 +90,15 @@ fn update_with_simd<'a, S: Simd>(
     second: &'a mut [f32],
     gradient: &'a [f32],
     factors: Factors,
-) {
+) -> bool {
     let Factors { beta2, new, step_size, correction, epsilon, decay, left } = factors;
+    let mut is_finite = true;
     for (((w, m), v), g) in params.iter_mut().zip(first).zip(second).zip(gradient) {
         let g = decayed(*g, *w, decay);
         *m += (g - *m) * new[0];
         *v = beta2 * *v + new[1] * g * g;
         *w = left * *w - step_size * (*m / (v.sqrt() / correction + epsilon));
+        is_finite &= v.is_finite();
     }
+    is_finite
 }
