@@ -1,6 +1,6 @@
 //! Every image of an epoch is computed by one worker, once, however many workers come and go in the middle of it.
 
-use model::recipe::Recipe;
+use engine::recipe::Recipe;
 use serde_json::Value;
 
 use crate::harness::{Place, Run, SHORT_RUN, Stream};

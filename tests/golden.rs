@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use engine::params::ParamLayout;
+use engine::weights::Weights;
 use model::arch::Architecture;
-use model::params::ParamLayout;
-use model::weights::Weights;
+use model::task::book_task;
+use model::weights::read_any;
 use safetensors::SafeTensors;
 
 use crate::harness::{Place, SMALL_DATA};
@@ -13,7 +16,7 @@ use crate::harness::{Place, SMALL_DATA};
 /// A file of golden vectors.
 struct Golden {
     architecture: Architecture,
-    layout: &'static ParamLayout,
+    layout: Arc<ParamLayout>,
     learning_rate: String,
     tensors: HashMap<String, Vec<f32>>,
 }
@@ -28,7 +31,7 @@ impl Golden {
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         Self {
             architecture,
-            layout: ParamLayout::of(architecture),
+            layout: Arc::clone(&book_task(architecture).spec().layout),
             learning_rate: metadata["lr"].clone(),
             tensors: file.iter().map(|(name, tensor)| (name.to_owned(), values(tensor.data()))).collect(),
         }
@@ -69,7 +72,7 @@ fn train_like_keras(place: &Place, golden: &Golden, n_workers: u32) -> f64 {
         let apart = (found / f64::from(expected) - 1.0).abs();
         assert!(apart <= 2e-4, "{architecture}, {n_workers} workers: {expected} expected, found {step}");
     }
-    let weights = Weights::read_of(*architecture, &place.path(&run).join("model.safetensors")).expect("whole weights");
+    let weights = read_any(&place.path(&run).join("model.safetensors")).expect("whole weights").1;
     golden.distance(&weights.params)
 }
 
@@ -81,7 +84,7 @@ fn check(architecture: Architecture, nearest: f64, farthest: f64) {
         return; // said aloud by whoever looked for it
     }
     let golden = Golden::read(architecture);
-    let initial = Weights { architecture, params: golden.params("weights") };
+    let initial = Weights::new(book_task(architecture).spec(), golden.params("weights"));
     initial.write(&place.path("initial.safetensors")).expect("the folder can be written");
     let apart = [1, 2, 3, 4].map(|n_workers| train_like_keras(&place, &golden, n_workers));
     let is_near = apart.iter().any(|&apart| apart <= nearest) && apart.iter().all(|&apart| apart <= farthest);

@@ -99,7 +99,8 @@ fn peers_that_read_nothing_cost_bounded_memory() {
     let place = Place::new();
     let siege = Siege::begin(&place, 200, "");
     let honest = place.worker("honest", &siege.address);
-    siege.coordinator.wait_for_line(Stream::Err, "worker joined");
+    // What a run needs by itself it has by then.
+    siege.coordinator.wait_for_checkpoint(500);
     let before = siege.resident();
     let attack = siege.attack(&[(Harm::Unread, 84), (Harm::States, 16), (Harm::FetchUnread, 50)]);
     siege.coordinator.wait_for_nth_line(Stream::Err, "it does not take its messages", 5);

@@ -139,14 +139,18 @@ def flags_of(*paths):
 
 
 PROGRAMS = {
-    "coordinator": flags_of("coordinator/src/args.rs", "model/src/recipe.rs", "model/src/args.rs"),
-    "worker": flags_of("worker/src/args.rs", "model/src/args.rs"),
+    "coordinator": flags_of("coordinator/src/args.rs", "engine/src/recipe.rs", "engine/src/args.rs", "model/src/task.rs"),
+    "worker": flags_of("worker/src/args.rs", "engine/src/args.rs"),
 }
+# The flag that names the task is made by the list of tasks.
+TASK_FLAG, TASK_VARIABLE = re.search(r'named_by\("(\w+)", "(TELAR_\w+)"', source("model/src/task.rs")).groups()
+PROGRAMS["coordinator"][0].add(f"--{TASK_FLAG}")
+PROGRAMS["coordinator"][1].add(TASK_VARIABLE)
 HEALTH_SERVICES = dict(re.findall(r'pub const (LIVENESS|READINESS): &str = "(\w+)"', source("coordinator/src/health.rs")))
 LISTEN_PORT = int(re.search(r"\[default: 127\.0\.0\.1:(\d+)\]", source("coordinator/src/args.rs"))[1])
 # The code of wrong arguments is clap's.
 EXIT_USAGE = 2
-EXIT_CONFIGURATION = int(re.search(r"pub const CONFIG\w*: u8 = (\d+);", source("model/src/exit.rs"))[1])
+EXIT_CONFIGURATION = int(re.search(r"pub const CONFIG\w*: u8 = (\d+);", source("engine/src/exit.rs"))[1])
 
 
 # --- What a field must be

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use model::params::params_blake3;
-use model::weights::Weights;
+use engine::params::params_blake3;
+use model::weights::read_any;
 use serde_json::Value;
 
 use crate::harness::{Place, Process, SHORT_RUN, Stream, TERMINATED, field, is_alive, signal, wait_until};
@@ -138,7 +138,7 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file() {
         let end = place.start(run, command).end();
         assert_eq!(end["step"], n_steps);
         let recipe = place.run(run, &end).recipe();
-        assert_eq!((recipe.architecture.name(), recipe.batch_size.get()), ("denoising", 16));
+        assert_eq!((recipe.task.as_str(), recipe.batch_size.get()), ("denoising", 16));
     };
     check("file", None, "", 9);
     check("environment", Some("6"), "", 6);
@@ -175,7 +175,7 @@ fn a_run_leaves_a_whole_folder() {
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run");
     let coordinator = place.start("coordinator", place.command("coordinator", &flags));
     coordinator.succeed();
-    let weights = Weights::read(&place.path("run/model.safetensors")).expect("whole weights");
+    let (_, weights) = read_any(&place.path("run/model.safetensors")).expect("whole weights");
     let hash = params_blake3(&weights.params);
     for part in
         ["weights: run/model.safetensors", &format!("parameters blake3: {hash}"), "run folder: run", "epoch 2/2"]

@@ -379,7 +379,7 @@ fn worker(setting: Setting, address: &str) {
                 shard: 1,
                 n_samples: 32,
                 loss_sum: 1.5,
-                correct_sum: 77,
+                counts: vec![77],
                 gradient_sum,
                 params_fingerprint: 12_345,
                 compute_nanoseconds: 678,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use model::reduce::average;
+use engine::reduce::average;
 use proto::v1::Encoding;
 use proto::values;
 use serde_json::json;
@@ -99,7 +99,7 @@ fn measure(n_workers: u32, n_params: usize) -> BTreeMap<&'static str, Vec<Durati
 
         // The parts of the update once more, each for itself.
         parts.push(timed("average", || assert!(average(&mut averaged, 3), "finite values")));
-        let rate = model::optimizer::Rate { learning_rate: 1e-6, step: 1 };
+        let rate = engine::optimizer::Rate { learning_rate: 1e-6, step: 1 };
         parts.push(timed("apply", || {
             workers::SGD.apply(rate, &mut replica, &mut [Vec::new()], 0, black_box(&averaged));
         }));

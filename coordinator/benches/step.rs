@@ -9,7 +9,7 @@ use std::time::Duration;
 use coordinator::training::{Event, Training};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use model::arch::Architecture;
-use model::params::initial_params;
+use model::task::initial_params;
 use proto::v1::Encoding;
 use proto::values;
 

@@ -4,9 +4,10 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use engine::optimizer::{Optimizer, Rate};
+use engine::params::params_fingerprint;
 use model::arch::Architecture;
-use model::optimizer::{Optimizer, Rate};
-use model::params::{initial_params, params_fingerprint};
+use model::task::initial_params;
 use proto::shared::{ResultSlots, Results, UpdateSlots, Updates};
 use proto::v1::Encoding;
 use proto::values;

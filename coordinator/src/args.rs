@@ -3,31 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use model::args::{AccessArgs, BackendArgs, DataArgs, LogArgs};
-use model::recipe::RecipeArgs;
+use engine::args::{AccessArgs, BackendArgs, DataArgs, LogArgs};
+use engine::recipe::RecipeArgs;
 use serde::Serialize;
 
 use crate::certificates::CertificatesArgs;
 
-/// Trains an autoencoder of Géron's chapter 17 on many workers, synchronously, to the same bits for any number of them.
+/// Trains a network on many workers, synchronously, to the same bits for any number of them.
 #[derive(Parser, Debug)]
-#[command(
-    version,
-    args_conflicts_with_subcommands = true,
-    max_term_width = 110,
-    after_help = "Example:\n  coordinator --workers 4 --arch denoising\n\nOn several machines:\n  \
-        coordinator certificates --out tls --host HOST --workers 4\n  \
-        coordinator --launch external --listen 0.0.0.0:7187 --workers 4 --arch conv --tls-cert tls/coordinator/tls.crt \\\n    \
-        --tls-key tls/coordinator/tls.key --tls-ca tls/coordinator/ca.crt --token-file tls/coordinator/token\n  \
-        worker --coordinator https://HOST:7187 --tls-cert worker-1/tls.crt …       (on each, with a folder of its own)\n\n\
-        The first Ctrl-C or SIGTERM ends the run with a checkpoint, from which --resume goes on; a second one ends it at \
-        once.\nThe exit code is 0 after Ctrl-C and 143 after SIGTERM, which supervisors take for unfinished work.\nEvery flag --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file \
-        given with\n--config; the flag counts first, then the variable, then the file.\n\n\
-        In a TrainJob of Kubeflow Trainer, which sets KUBEFLOW_TRAINER_SERVER_URL, _CA_CERT and _TOKEN, the coordinator \
-        posts to status.trainerStatus: the percentage of the steps, the time left, and the metrics loss and \
-        rounded_accuracy (of the newest step), val_loss and val_rounded_accuracy (of the newest validation), \
-        images_per_second (over the last minute), current_step, total_steps, current_epoch and total_epochs."
-)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 110)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Args {
     /// What to do instead of training.
@@ -118,11 +102,11 @@ pub struct Args {
     #[command(flatten)]
     pub backend: BackendArgs,
 
-    /// Folder for what comes out [default: the next free runs/ARCH-NNN]
+    /// Folder for what comes out [default: the next free runs/TASK-NNN]
     #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
     pub run_dir: Option<PathBuf>,
     /// Go on from the newest whole checkpoint of the run in DIR [default: --run-dir, or else the newest run in runs/]; with
-    /// the URL of a mirror, download it into --run-dir first, or into the next free runs/ARCH-NNN; with `auto`, take the run
+    /// the URL of a mirror, download it into --run-dir first, or into the next free runs/TASK-NNN; with `auto`, take the run
     /// in --run-dir or else that at --mirror, and begin one where there is none
     #[arg(long, env = "TELAR_RESUME", value_name = "DIR|URL|auto", num_args = 0..=1, help_heading = "What comes out")]
     pub resume: Option<Option<PathBuf>>,
@@ -188,4 +172,23 @@ pub enum Wire {
     Grpc,
     /// As bf16 over gRPC, in half the bytes, with error feedback: other bits, and a loss that differs in the fifth digit
     GrpcBf16,
+}
+
+/// What stands below the flags, for a program that is started as `coordinator` and `worker`, whose flags in `task` name what is trained.
+pub fn after_help(coordinator: &str, worker: &str, task: &str) -> String {
+    format!(
+        "Example:\n  {coordinator} --workers 4{task}\n\nOn several machines:\n  \
+        {coordinator} certificates --out tls --host HOST --workers 4\n  \
+        {coordinator} --launch external --listen 0.0.0.0:7187 --workers 4{task} --tls-cert tls/coordinator/tls.crt \\\n    \
+        --tls-key tls/coordinator/tls.key --tls-ca tls/coordinator/ca.crt --token-file tls/coordinator/token\n  \
+        {worker} --coordinator https://HOST:7187 --tls-cert worker-1/tls.crt …       (on each, with a folder of its own)\n\n\
+        The first Ctrl-C or SIGTERM ends the run with a checkpoint, from which --resume goes on; a second one ends it at \
+        once.\nThe exit code is 0 after Ctrl-C and 143 after SIGTERM, which supervisors take for unfinished work.\nEvery flag \
+        --some-flag is also the environment variable TELAR_SOME_FLAG and a key some-flag of the file given with\n--config; the \
+        flag counts first, then the variable, then the file.\n\n\
+        In a TrainJob of Kubeflow Trainer, which sets KUBEFLOW_TRAINER_SERVER_URL, _CA_CERT and _TOKEN, the coordinator \
+        posts to status.trainerStatus: the percentage of the steps, the time left, and the metrics loss and those of the task (of \
+        the newest step), the same with val_ (of the newest validation), images_per_second or what samples are called (over the \
+        last minute), current_step, total_steps, current_epoch and total_epochs."
+    )
 }

@@ -3,21 +3,22 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use model::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
-use model::loss::LossSums;
-use model::params::{ParamLayout, little_endian, params_blake3};
-use model::recipe::Recipe;
+use engine::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
+use engine::params::{ParamLayout, little_endian, params_blake3};
+use engine::recipe::Recipe;
+use engine::sums::{COUNTS_MAX, Sums};
 use proto::limits::{OPTIMIZER_SLOTS_MAX, PARAMS_MAX};
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::training::{AuditSecret, State};
 
-const FORMAT: &str = "telar-checkpoint-2";
-/// The one before it, in which nothing but what was known was hashed, and no numerics were named.
-const OLDER_FORMAT: &str = "telar-checkpoint-1";
+const FORMAT: &str = "telar-checkpoint-3";
+/// Those before it: the first one named no numerics, and both knew no tasks but the autoencoders.
+const OLDER_FORMATS: [&str; 2] = ["telar-checkpoint-1", "telar-checkpoint-2"];
 /// Parameters, what the optimizer keeps, and residual, each at most of the largest layout, and room for the header.
 pub(crate) const FILE_BYTES_MAX: u64 = (2 + OPTIMIZER_SLOTS_MAX as u64) * 4 * PARAMS_MAX as u64 + (1 << 20);
 const HASH_KEY: &str = "blake3";
@@ -30,9 +31,11 @@ pub struct Checkpoint {
     pub run_id: String,
     /// What it trains.
     pub recipe: Recipe,
+    /// Where each of its parameters lies.
+    pub layout: Arc<ParamLayout>,
     /// blake3 of what it trains on.
     pub data_fingerprint: String,
-    /// The [revisions](model::numerics::REVISION) that have computed it, the newest last.
+    /// The [revisions](engine::numerics::REVISION) that have computed it, the newest last.
     pub numerics: Vec<u32>,
     /// What audited shards are drawn by; none in files of versions that drew them by the seed.
     pub audit_secret: Option<AuditSecret>,
@@ -86,10 +89,10 @@ impl Checkpoint {
     /// # Panics
     /// If a vector is neither empty nor as long as the network's layout.
     pub fn to_parts(&self) -> FileParts<'_> {
-        let layout = ParamLayout::of(self.recipe.architecture);
+        let layout = &self.layout;
         let groups = self.groups();
         let hashes = hashes(&groups);
-        let mut metadata = self.metadata(layout, &hashes[0].1);
+        let mut metadata = self.metadata(&hashes[0].1);
         metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes));
         let mut tensors = Vec::new();
         let mut group_start = 0;
@@ -119,22 +122,22 @@ impl Checkpoint {
         std::iter::once(("parameters", &params[..])).chain(slots).chain([("residual", &residual[..])]).collect()
     }
 
-    fn metadata(&self, layout: &ParamLayout, params_blake3: &str) -> BTreeMap<String, String> {
+    fn metadata(&self, params_blake3: &str) -> BTreeMap<String, String> {
         let State { step, epoch_sums, epoch_time, .. } = &self.state;
         let recipe = serde_json::to_string(&self.recipe).expect("a recipe is numbers and words");
         let numerics = self.numerics.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let entries = [
             ("format", FORMAT.to_owned()),
             ("run_id", self.run_id.clone()),
-            ("architecture", self.recipe.architecture.name().to_owned()),
+            ("architecture", self.recipe.task.clone()),
             ("recipe", recipe),
             ("data_fingerprint", self.data_fingerprint.clone()),
-            ("layout_fingerprint", layout.fingerprint().to_string()),
+            ("layout_fingerprint", self.layout.fingerprint().to_string()),
             (NUMERICS_KEY, numerics),
             ("step", step.to_string()),
             // As bits, since decimal digits may lose some.
             ("epoch_loss_sum", format!("{:016x}", epoch_sums.loss_sum.to_bits())),
-            ("epoch_correct_sum", epoch_sums.correct_sum.to_string()),
+            ("epoch_counts", epoch_sums.counts.map(|count| count.to_string()).join(",")),
             ("epoch_n_samples", epoch_sums.n_samples.to_string()),
             ("epoch_nanoseconds", epoch_time.as_nanos().to_string()),
             ("params_blake3", params_blake3.to_owned()),
@@ -162,7 +165,7 @@ impl Checkpoint {
         let expected_hash = metadata.remove(HASH_KEY).ok_or_else(|| format!("no `{HASH_KEY}`"))?;
         let text = |key: &str| metadata.get(key).cloned().ok_or_else(|| format!("no `{key}`"));
         match text("format")? {
-            format if [FORMAT, OLDER_FORMAT].contains(&format.as_str()) => {}
+            format if format == FORMAT || OLDER_FORMATS.contains(&format.as_str()) => {}
             format => return Err(format!("the format `{format}`, which is not {FORMAT}")),
         }
         let number = |key: &str| {
@@ -175,30 +178,26 @@ impl Checkpoint {
         let numerics = metadata.get(NUMERICS_KEY).map_or("1", String::as_str);
         let numerics = numerics.split(',').map(str::parse).collect::<Result<_, _>>();
         let numerics = numerics.map_err(|_| format!("`{}` as {NUMERICS_KEY}", metadata[NUMERICS_KEY]))?;
-        let layout = ParamLayout::of(recipe.architecture);
+        let layout = layout_of(&tensors, &header)?;
         let found = text("layout_fingerprint")?;
         if found != layout.fingerprint().to_string() {
-            return Err(format!(
-                "another layout of {}: {found} where this version has {}; resume it with the version that wrote it",
-                recipe.architecture,
-                layout.fingerprint()
-            ));
+            return Err(format!("parameters of the layout {} where {found} was written", layout.fingerprint()));
         }
         let loss_bits = text("epoch_loss_sum")?;
         let loss_bits = u64::from_str_radix(&loss_bits, 16).map_err(|_| format!("`{loss_bits}` as epoch_loss_sum"))?;
         let state = State {
             step: number("step")?,
-            params: read_group(&tensors, layout, "parameters")?,
+            params: read_group(&tensors, &layout, "parameters")?,
             slots: recipe
                 .optimizer
                 .slot_names()
                 .iter()
-                .map(|name| read_group(&tensors, layout, name))
+                .map(|name| read_group(&tensors, &layout, name))
                 .collect::<Result<_, _>>()?,
-            residual: read_group(&tensors, layout, "residual")?,
-            epoch_sums: LossSums {
+            residual: read_group(&tensors, &layout, "residual")?,
+            epoch_sums: Sums {
                 loss_sum: f64::from_bits(loss_bits),
-                correct_sum: number("epoch_correct_sum")?,
+                counts: counts(&metadata)?,
                 n_samples: number("epoch_n_samples")?,
             },
             epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
@@ -208,8 +207,9 @@ impl Checkpoint {
             None => None,
         };
         let (run_id, data_fingerprint) = (text("run_id")?, text("data_fingerprint")?);
-        let checkpoint = Self { run_id, recipe, data_fingerprint, numerics, audit_secret, state };
-        checkpoint.check(layout)?;
+        let layout = Arc::new(layout);
+        let checkpoint = Self { run_id, recipe, layout, data_fingerprint, numerics, audit_secret, state };
+        checkpoint.check()?;
         let found = hash(&metadata, &hashes(&checkpoint.groups()));
         if expected_hash != found {
             return Err(format!("blake3 {found} where {expected_hash} was written: some bits are others"));
@@ -220,9 +220,9 @@ impl Checkpoint {
 
 impl Checkpoint {
     /// Whether a run can go on from what the file says, whoever wrote it.
-    fn check(&self, layout: &ParamLayout) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         let State { step, residual, epoch_sums, .. } = &self.state;
-        let n_params = layout.n_params();
+        let n_params = self.layout.n_params();
         let slots = self.recipe.optimizer.slots(n_params);
         let n_residual = if residual.is_empty() { 0 } else { n_params };
         let expected = std::iter::once(n_params).chain(slots.iter().map(Vec::len)).chain([n_residual]);
@@ -232,7 +232,7 @@ impl Checkpoint {
             }
         }
         if u32::try_from(*step).is_err() || (*step == 0 && epoch_sums.n_samples > 0) {
-            return Err(format!("step {step} after {} images of its epoch", epoch_sums.n_samples));
+            return Err(format!("step {step} after {} samples of its epoch", epoch_sums.n_samples));
         }
         Ok(())
     }
@@ -253,6 +253,30 @@ fn hash(metadata: &BTreeMap<String, String>, groups: &[(&str, String)]) -> Strin
 /// The name of each vector's values.
 fn hashes<'a>(groups: &[(&'a str, &[f32])]) -> Vec<(&'a str, String)> {
     groups.iter().map(|&(group, values)| (group, params_blake3(values))).collect()
+}
+
+/// The layout of the parameters in a file: their names and shapes, in the order in which they lie.
+fn layout_of(tensors: &SafeTensors, header: &Metadata) -> Result<ParamLayout, String> {
+    const PREFIX: &str = "parameters.";
+    let names = header.offset_keys();
+    let params = names.iter().filter_map(|name| name.strip_prefix(PREFIX));
+    let shape = |name: &str| tensors.tensor(&format!("{PREFIX}{name}")).map(|tensor| tensor.shape().to_vec());
+    let entries: Result<Vec<_>, _> = params.map(|name| Ok((name.to_owned(), shape(name)?))).collect();
+    let entries = entries.map_err(|error: safetensors::SafeTensorError| error.to_string())?;
+    if entries.is_empty() {
+        return Err("no parameters".to_owned());
+    }
+    Ok(ParamLayout::of_tensors(entries))
+}
+
+/// The counts since the last validation. Older files have the one that the autoencoders have.
+fn counts(metadata: &BTreeMap<String, String>) -> Result<[u64; COUNTS_MAX], String> {
+    let text = metadata.get("epoch_counts").or_else(|| metadata.get("epoch_correct_sum")).ok_or("no `epoch_counts`")?;
+    let found: Option<Vec<u64>> = text.split(',').map(|count| count.parse().ok()).collect();
+    let found = found.filter(|found| found.len() <= COUNTS_MAX).ok_or_else(|| format!("`{text}` as epoch_counts"))?;
+    let mut counts = [0; COUNTS_MAX];
+    counts[..found.len()].copy_from_slice(&found);
+    Ok(counts)
 }
 
 /// The vector of a group; empty if there is none of its tensors.
@@ -390,8 +414,10 @@ pub(crate) fn step_of(name: &str) -> Option<u64> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use model::optimizer::{Adam, Optimizer, Rule};
-    use model::params::initial_params;
+    use engine::optimizer::{Adam, Optimizer, Rule};
+    use engine::sums::counts;
+    use model::arch::Architecture;
+    use model::task::{book_task, initial_params};
 
     use super::*;
     use crate::training::Rounding;
@@ -399,18 +425,19 @@ pub(crate) mod tests {
     pub(crate) fn checkpoint(step: u64, momentum: f32) -> Checkpoint {
         let mut recipe = crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards");
         recipe.optimizer = Optimizer::sgd(0.5, momentum, false);
-        let params = initial_params(recipe.architecture, step);
+        let params = initial_params(Architecture::Denoising, step);
         let mut state = State::new(&recipe, Rounding::Bf16, params);
         (state.step, state.epoch_time) = (step, Duration::from_nanos(12_345_678_901));
-        state.epoch_sums = LossSums { loss_sum: 0.1 + 0.2, correct_sum: 7, n_samples: 3 };
+        state.epoch_sums = Sums { loss_sum: 0.1 + 0.2, counts: counts(&[7, 0, 1]), n_samples: 3 };
         let mut value = 0.1_f32;
         for place in state.slots.iter_mut().flatten().chain(&mut state.residual) {
             value = (value * 1.7).fract() - 0.3;
             *place = value;
         }
-        let (numerics, audit_secret) = (vec![model::numerics::REVISION], Some(AuditSecret::new([0xCD; 32])));
+        let (numerics, audit_secret) = (vec![engine::numerics::REVISION], Some(AuditSecret::new([0xCD; 32])));
         let (run_id, data_fingerprint) = ("0123".to_owned(), "ab".repeat(32));
-        Checkpoint { run_id, recipe, data_fingerprint, numerics, audit_secret, state }
+        let layout = Arc::clone(&book_task(Architecture::Denoising).spec().layout);
+        Checkpoint { run_id, recipe, layout, data_fingerprint, numerics, audit_secret, state }
     }
 
     fn folder() -> tempfile::TempDir {
@@ -518,9 +545,13 @@ pub(crate) mod tests {
         let path = folder.path().join("old");
         write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| {
             metadata.remove(NUMERICS_KEY);
-            metadata.insert("format".to_owned(), OLDER_FORMAT.to_owned());
+            metadata.insert("format".to_owned(), OLDER_FORMATS[0].to_owned());
+            // With the one count that there was.
+            metadata.remove("epoch_counts");
+            metadata.insert("epoch_correct_sum".to_owned(), "7".to_owned());
         });
-        let expected = Checkpoint { numerics: vec![1], ..checkpoint(5, 0.9) };
+        let mut expected = Checkpoint { numerics: vec![1], ..checkpoint(5, 0.9) };
+        expected.state.epoch_sums.counts = counts(&[7]);
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), expected);
         for found in ["", "one", "1,,2"] {
             write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| {
@@ -542,14 +573,14 @@ pub(crate) mod tests {
             let error = Checkpoint::read(&path).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         };
-        check(|written| written.state.params.clear(), "found 0 values of parameters where 163814 belong");
+        check(|written| written.state.params.clear(), "found no parameters");
         check(|written| written.state.slots[0].clear(), "found 0 values of velocity where 163814 belong");
         check(
             |written| written.recipe.optimizer = Optimizer::sgd(0.5, 0.0, false),
             "163814 values of velocity where 0 belong",
         );
-        check(|written| written.state.step = 0, "step 0 after 3 images");
-        check(|written| written.state.step = u64::MAX, "step 18446744073709551615 after 3 images");
+        check(|written| written.state.step = 0, "step 0 after 3 samples");
+        check(|written| written.state.step = u64::MAX, "step 18446744073709551615 after 3 samples");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::args::{AccessArgs, BackendArgs, DataArgs};
-use model::recipe::RecipeArgs;
+use engine::args::{AccessArgs, BackendArgs, DataArgs};
+use engine::recipe::RecipeArgs;
+use engine::task::TaskChoice;
 use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
 use proto::tls::{IncompleteFlags, TlsFiles};
 use proto::v1::Encoding;
@@ -19,7 +20,9 @@ use crate::training::CheckpointEvery;
 /// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What is trained.
+    /// What is trained, as far as it was said.
+    pub task: TaskChoice,
+    /// How.
     pub recipe: RecipeArgs,
     /// Shards of a step, if it was said.
     pub shards: Option<u32>,
@@ -64,8 +67,8 @@ pub struct Config {
 pub enum Workers {
     /// The coordinator.
     Local {
-        /// The program.
-        program: PathBuf,
+        /// The program, with what it is started with first.
+        program: WorkerProgram,
         /// What they compute with.
         backend: BackendArgs,
         /// Whether they and the coordinator wait for one another without sleep at first.
@@ -78,6 +81,29 @@ pub enum Workers {
         /// What they have to prove there.
         access: Access,
     },
+}
+
+/// A program that is a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerProgram {
+    /// The file.
+    pub file: PathBuf,
+    /// Its first arguments.
+    pub arguments: Vec<&'static str>,
+}
+
+impl WorkerProgram {
+    /// `worker`, beside this program.
+    pub fn beside() -> Self {
+        let name = format!("worker{}", std::env::consts::EXE_SUFFIX);
+        let file = std::env::current_exe().unwrap_or_default().with_file_name(name);
+        Self { file, arguments: Vec::new() }
+    }
+
+    /// This program itself, by its command `worker`.
+    pub fn own() -> Self {
+        Self { file: std::env::current_exe().unwrap_or_default(), arguments: vec!["worker"] }
+    }
 }
 
 /// What workers have to prove that others start.
@@ -267,10 +293,12 @@ pub enum ConfigError {
     },
 }
 
-impl TryFrom<Args> for Config {
-    type Error = ConfigError;
-
-    fn try_from(args: Args) -> Result<Self, ConfigError> {
+impl Config {
+    /// The settings of a command line, with what it says of the task. Local workers are this program, unless another one is named.
+    ///
+    /// # Errors
+    /// If a value is out of its range, or values do not go together.
+    pub fn new(args: Args, task: TaskChoice, worker: WorkerProgram) -> Result<Self, ConfigError> {
         let join_wait_max = seconds("--join-timeout", args.join_timeout, 0.001, "60")?;
         let heartbeat_min = 2.0 * HEARTBEAT_INTERVAL.as_secs_f64();
         let silence_max = seconds("--heartbeat-timeout", args.heartbeat_timeout, heartbeat_min, "2")?;
@@ -291,7 +319,7 @@ impl TryFrom<Args> for Config {
                 check_no_access(&args.access)?;
                 let backend = with_threads(args.backend, n_workers);
                 let watch = has_spare_core(&backend, n_workers);
-                Workers::Local { program: worker_program(args.worker_program)?, backend, watch }
+                Workers::Local { program: worker_program(args.worker_program, worker)?, backend, watch }
             }
             Launch::External if args.worker_program.is_some() => return Err(ConfigError::ProgramExternally),
             Launch::External => {
@@ -302,6 +330,7 @@ impl TryFrom<Args> for Config {
             }
         };
         Ok(Self {
+            task,
             recipe: args.recipe,
             shards: args.shards,
             n_workers,
@@ -456,16 +485,15 @@ fn run_choice(
     }
 }
 
-fn worker_program(given: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
-    let beside = || {
-        let name = format!("worker{}", std::env::consts::EXE_SUFFIX);
-        std::env::current_exe().unwrap_or_default().with_file_name(name)
+fn worker_program(given: Option<PathBuf>, usual: WorkerProgram) -> Result<WorkerProgram, ConfigError> {
+    let program = match given {
+        Some(file) => WorkerProgram { file, ..usual },
+        None => usual,
     };
-    let path = given.unwrap_or_else(beside);
     // In full, since a bare name would be looked for along $PATH.
-    match path.canonicalize() {
-        Ok(program) if program.is_file() => Ok(program),
-        Ok(_) | Err(_) => Err(ConfigError::NoWorkerProgram { path }),
+    match program.file.canonicalize() {
+        Ok(file) if file.is_file() => Ok(WorkerProgram { file, ..program }),
+        Ok(_) | Err(_) => Err(ConfigError::NoWorkerProgram { path: program.file }),
     }
 }
 
@@ -531,17 +559,25 @@ fn address(text: &str) -> Option<ListenAddress> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
+pub(crate) mod tests {
+    use clap::{CommandFactory, FromArgMatches};
 
     use super::*;
+
+    /// What a command line comes to in a program of the autoencoders.
+    pub(crate) fn config_of<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Config, ConfigError> {
+        let tasks = model::task::tasks();
+        let matches = tasks.augment(Args::command()).try_get_matches_from(words).expect("flags that are known");
+        let args = Args::from_arg_matches(&matches).expect("flags that are known");
+        Config::new(args, tasks.choice(&matches).expect("flags of the task"), WorkerProgram::beside())
+    }
 
     fn config(flags: &str) -> Result<Config, ConfigError> {
         let program = std::env::current_exe().expect("a test is a program");
         let program = format!("--worker-program={}", program.display());
         let local = if flags.contains("external") { None } else { Some(program.as_str()) };
         let flags = ["coordinator", "--arch", "conv"].into_iter().chain(local).chain(flags.split_whitespace());
-        Config::try_from(Args::try_parse_from(flags).expect("flags that are known"))
+        config_of(flags)
     }
 
     #[test]
@@ -651,8 +687,8 @@ mod tests {
 
     #[test]
     fn a_worker_program_that_is_not_there_is_told() {
-        let args = Args::try_parse_from(["coordinator", "--worker-program", "/nowhere/worker"]).expect("known flags");
-        let text = Config::try_from(args).expect_err("it is not there").to_string();
+        let found = config_of(["coordinator", "--worker-program", "/nowhere/worker"]);
+        let text = found.expect_err("it is not there").to_string();
         assert!(text.contains("at /nowhere/worker") && text.contains("cargo build --release"), "{text}");
     }
 }

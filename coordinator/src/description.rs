@@ -1,11 +1,11 @@
 //! What `run.json` says of a run, and what the coordinator says last.
 
-use model::data::{DataChoice, Dataset};
-use model::files::WriteError;
-use model::params::{ParamLayout, params_blake3};
-use model::report::RunFolder;
-use model::training::TrainingError;
-use model::weights::Weights;
+use engine::files::WriteError;
+use engine::params::params_blake3;
+use engine::report::RunFolder;
+use engine::task::OpenTask;
+use engine::training::TrainingError;
+use engine::weights::Weights;
 use proto::tls::TlsFiles;
 use serde_json::{Value, json};
 
@@ -28,8 +28,8 @@ pub struct Description {
 
 impl Description {
     /// What is known at the start.
-    pub fn new(config: &Config, start: &Start, is_shared: bool, data: &Dataset, data_fingerprint: &str) -> Self {
-        let layout = ParamLayout::of(start.recipe.architecture);
+    pub fn new(config: &Config, start: &Start, is_shared: bool, task: &dyn OpenTask) -> Self {
+        let layout = &task.spec().layout;
         let (launch, threads, access) = match &config.workers {
             Workers::Local { backend, .. } => ("local", backend.threads, None),
             Workers::External { access, .. } => ("external", None, Some(access)),
@@ -63,7 +63,7 @@ impl Description {
             "audit": config.audit,
             "journal": config.journal == JournalSteps::Yes,
             "mirror": config.mirror.as_ref().map(|location| json!({ "url": location.to_string() })),
-            "data": { "name": data.name(), "fingerprint": data_fingerprint },
+            "data": { "name": task.data_name(), "fingerprint": task.fingerprint() },
             "n_params": layout.n_params(),
             "layout_fingerprint": layout.fingerprint().to_string(),
         });
@@ -87,7 +87,7 @@ impl Description {
         let saved = saver.finish();
         let State { step, params, .. } = training.state();
         let hash = params_blake3(params);
-        let History { folder, recipe, .. } = history;
+        let History { folder, recipe, task, .. } = history;
         let classes = training.compute_classes();
         let diverged = match outcome {
             Outcome::Diverged { step, epoch, what } => {
@@ -105,7 +105,7 @@ impl Description {
             "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
         let has_weights = error.is_none() && *step > 0;
-        let trained = Weights { architecture: recipe.architecture, params: params.clone() };
+        let trained = Weights::new(task.spec(), params.clone());
         let has_written = if has_weights { folder.write_weights(&trained) } else { Ok(()) };
         let (described, mirrored) = self.write(&folder, has_weights);
         let screen = view.finish();
@@ -140,8 +140,11 @@ impl Description {
         }
         if let Some(record) = last_epoch.filter(|_| *outcome == Outcome::Completed) {
             screen.tell(&format!(
-                "val loss {:.4}, val rounded accuracy {:.4} after {} epochs, {} steps",
-                record.val_loss, record.val_rounded_accuracy, record.epoch, record.step
+                "val loss {:.4}{} after {} epochs, {} steps",
+                record.val_loss,
+                record.val_metrics.words(),
+                record.epoch,
+                record.step
             ));
         }
         if *step > 0 {
@@ -179,10 +182,8 @@ fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String 
             format!(" --launch external --listen {}{}", listen.unwrap_or(&place.words), access_flags(access))
         }
     };
-    let data = match &config.data.data {
-        DataChoice::Auto => String::new(),
-        data => format!(" --data {data}"),
-    };
+    let data = &config.data.data;
+    let data = if data.is_auto() { String::new() } else { format!(" --data {data}") };
     let audit = if config.audit > 0.0 { format!(" --audit {}", config.audit) } else { String::new() };
     let journal = if config.journal == JournalSteps::Yes { " --journal" } else { "" };
     let wire = if config.wire == Some(Wire::Grpc) { " --wire grpc" } else { "" };

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use model::params::params_blake3;
-use model::recipe::Recipe;
-use model::report::{EpochRecord, StepRecord};
-use model::weights::Weights;
+use engine::params::params_blake3;
+use engine::report::{EpochRecord, StepRecord};
+use engine::task::TaskSpec;
+use engine::weights::Weights;
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
 use proto::shared::Updates;
@@ -57,8 +57,8 @@ pub enum Input {
 pub struct Driver {
     /// The core.
     pub training: Training,
-    /// The recipe that it follows.
-    pub recipe: Recipe,
+    /// What is trained.
+    pub spec: TaskSpec,
     /// What it is told.
     pub inputs: mpsc::Receiver<Input>,
     /// What sessions know of the run.
@@ -103,7 +103,7 @@ impl Driver {
     pub async fn run(self) -> Ended {
         let Self {
             training,
-            recipe,
+            spec,
             inputs,
             facts,
             buffers,
@@ -119,7 +119,7 @@ impl Driver {
         } = self;
         let running = Running {
             training,
-            recipe,
+            spec,
             facts,
             buffers,
             updates,
@@ -151,7 +151,7 @@ enum Pause {
 
 struct Running {
     training: Training,
-    recipe: Recipe,
+    spec: TaskSpec,
     facts: Arc<Facts>,
     buffers: Arc<Buffers>,
     updates: Option<Updates>,
@@ -371,16 +371,14 @@ impl Running {
                 self.costs = StepCosts::default();
                 Happening::Epoch {
                     record: EpochRecord::new(
+                        &self.spec,
                         report.step,
                         report.epoch + 1,
                         &report.training,
                         &report.validation,
                         report.duration,
                     ),
-                    weights: Weights {
-                        architecture: self.recipe.architecture,
-                        params: self.training.state().params.clone(),
-                    },
+                    weights: Weights::new(&self.spec, self.training.state().params.clone()),
                 }
             }
             other => Happening::Told(other),
@@ -420,7 +418,7 @@ impl Running {
 
     fn step_happening(&mut self, report: StepReport) -> Happening {
         let StepReport { step, epoch, sums, duration, workers, compute, n_active } = report;
-        let mut record = StepRecord::new(step, epoch + 1, &sums, duration);
+        let mut record = StepRecord::new(&self.spec, step, epoch + 1, &sums, duration);
         if self.hash_steps == HashSteps::Yes {
             record.params_blake3 = Some(params_blake3(&self.training.state().params));
         }

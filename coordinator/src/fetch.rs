@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model::data::Dataset;
+use engine::task::OpenTask;
 use prost::bytes::Bytes;
 use proto::limits::{DATASET_FILE_BYTES_MAX, PIECE_BYTES};
 use proto::v1::DatasetPiece;
@@ -67,9 +67,9 @@ pub(crate) fn pieces() -> (mpsc::Sender<Result<DatasetPiece, Status>>, Pieces) {
 }
 
 /// Sends all files, piece by piece, until the receiver has them, or is gone, or too slow.
-pub(crate) async fn send_dataset(data: &Dataset, pieces: mpsc::Sender<Result<DatasetPiece, Status>>) {
+pub(crate) async fn send_dataset(task: &dyn OpenTask, pieces: mpsc::Sender<Result<DatasetPiece, Status>>) {
     let mut deadline = Instant::now() + FIRST_PIECES_WAIT_MAX;
-    for file in data.plain_files() {
+    for file in task.files() {
         let file_bytes = (file.header.len() + file.content.len()) as u64;
         assert!(file_bytes <= DATASET_FILE_BYTES_MAX, "a data set that was opened is within the bounds of its reader");
         let mut offset = 0;

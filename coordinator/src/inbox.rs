@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::gradients::ShardResult;
-use model::loss::LossSums;
-use model::numerics::REVISION;
+use engine::gradients::ShardResult;
+use engine::numerics::REVISION;
+use engine::sums::{COUNTS_MAX, Sums};
 use proto::buffers::Buffers;
 use proto::limits::TEXT_BYTES_MAX;
 use proto::shared::{Offer, Results, SlotError};
@@ -113,7 +113,8 @@ impl Inbox {
     /// If it belongs to another run, or its gradient lies where none is.
     pub fn shard_done(&self, done: v1::ShardDone) -> Result<ShardDone, Status> {
         self.check_fence(done.fence.as_ref())?;
-        let v1::ShardDone { step, shard, n_samples, loss_sum, correct_sum, gradient_sum, slot, .. } = done;
+        let sums = sums(done.loss_sum, &done.counts, done.n_samples)?;
+        let v1::ShardDone { step, shard, gradient_sum, slot, .. } = done;
         if slot.is_some() && !gradient_sum.is_empty() {
             return Err(Status::invalid_argument("expected a gradient in a slot or in the message, found both"));
         }
@@ -123,10 +124,7 @@ impl Inbox {
             Some(slot) => self.take_from_slot(slot, &mut values),
         };
         let (computed, gradient_norm) = match taken {
-            Ok(square_sum) => {
-                let sums = LossSums { loss_sum, correct_sum, n_samples };
-                (Computed::Finite(ShardResult { gradient_sum: values, sums }), square_sum.sqrt())
-            }
+            Ok(square_sum) => (Computed::Finite(ShardResult { gradient_sum: values, sums }), square_sum.sqrt()),
             Err(error) => {
                 self.buffers.give_back([values]);
                 let computed = match error {
@@ -165,8 +163,8 @@ impl Inbox {
             Kind::Ready(_) | Kind::ShardDone(_) => unreachable!("read by another method"),
             Kind::BatchDone(done) => {
                 self.check_fence(done.fence.as_ref())?;
-                let v1::BatchDone { step, batch, n_samples, loss_sum, correct_sum, params_fingerprint, .. } = done;
-                let sums = LossSums { loss_sum, correct_sum, n_samples };
+                let sums = sums(done.loss_sum, &done.counts, done.n_samples)?;
+                let v1::BatchDone { step, batch, params_fingerprint, .. } = done;
                 Event::BatchDone(worker_id, BatchDone { step, batch, sums, params_fingerprint })
             }
             Kind::Leaving(leaving) => Event::Leaving(worker_id, short(leaving.reason)),
@@ -188,6 +186,16 @@ impl Inbox {
             "expected run {run_id}, coordinator {coordinator_id:016x}, found {found}"
         )))
     }
+}
+
+/// The sums of a message, which leaves out counts that the task does not have.
+fn sums(loss_sum: f64, found: &[u64], n_samples: u64) -> Result<Sums, Status> {
+    let mut counts = [0; COUNTS_MAX];
+    let target = counts.get_mut(..found.len()).ok_or_else(|| {
+        Status::invalid_argument(format!("expected at most {COUNTS_MAX} counts, found {}", found.len()))
+    })?;
+    target.copy_from_slice(found);
+    Ok(Sums { loss_sum, counts, n_samples })
 }
 
 /// A text of bounded length, without what could confuse a terminal.

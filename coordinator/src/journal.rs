@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
-use model::files::{WriteError, create_folder, sync_folder};
+use engine::files::{WriteError, create_folder, sync_folder};
 use tracing::warn;
 
 use crate::checkpoint::Checkpoint;
@@ -128,7 +128,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut journal = Journal::open(folder.path()).expect("the folder can be written");
         let mut validated = checkpoint(3, 0.0);
-        validated.state.epoch_sums = model::loss::LossSums::default();
+        validated.state.epoch_sums = engine::sums::Sums::default();
         for state in [checkpoint(3, 0.0), validated.clone()] {
             journal.write(&state).expect("a file");
         }

@@ -9,15 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use model::args::BackendArgs;
-use model::exit;
-use model::report::{LogFormat, write_stderr_line};
+use engine::args::BackendArgs;
+use engine::data::DataSource;
+use engine::exit;
+use engine::report::{LogFormat, write_stderr_line};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, warn};
+
+use crate::config::WorkerProgram;
 
 /// A worker that lives for less than this has died at once.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
@@ -36,11 +39,11 @@ const LINE_BYTES_MAX: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Launcher {
     /// The program.
-    pub program: PathBuf,
+    pub program: WorkerProgram,
     /// Where they find the coordinator.
     pub address: String,
     /// Where they find the data set.
-    pub data: PathBuf,
+    pub data: DataSource,
     /// What they compute with.
     pub backend: BackendArgs,
     /// Whether they wait for messages without sleep at first.
@@ -107,7 +110,8 @@ impl Launcher {
     }
 
     fn start(&self, number: u32) -> Result<LocalWorker, LaunchError> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.program.file);
+        command.args(&self.program.arguments);
         // What is set for the coordinator is not meant for its workers, who are told all by flags.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TELAR_")) {
             command.env_remove(name);
@@ -131,7 +135,7 @@ impl Launcher {
             .arg("--supervised")
             .arg(format!("--coordinator={}", self.address))
             .arg("--data")
-            .arg(&self.data)
+            .arg(self.data.as_str())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -140,7 +144,7 @@ impl Launcher {
         #[cfg(unix)]
         command.process_group(0);
         let mut child =
-            command.spawn().map_err(|source| LaunchError::Start { program: self.program.clone(), source })?;
+            command.spawn().map_err(|source| LaunchError::Start { program: self.program.file.clone(), source })?;
         info!(local_worker = number, process = child.id(), "local worker started");
         let stdin = child.stdin.take().expect("standard input is a pipe");
         let lines = child.stderr.take().expect("standard error is a pipe");

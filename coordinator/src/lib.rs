@@ -20,6 +20,7 @@ pub mod observe;
 pub mod outbox;
 pub mod peer;
 pub mod place;
+mod program;
 pub mod recompute;
 mod run;
 pub mod saver;
@@ -31,4 +32,5 @@ pub mod tls;
 pub mod training;
 pub mod trainjob;
 
+pub use program::main;
 pub use run::{ClusterError, exit_code, run};

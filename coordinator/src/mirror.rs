@@ -215,10 +215,11 @@ impl MirrorHandle {
         });
     }
 
-    /// An epoch's picture, weights and lines are on the disk.
-    pub fn epoch_written(&self, epoch: u32) {
+    /// An epoch's weights and lines, and its picture, if it has one, are on the disk.
+    pub fn epoch_written(&self, epoch: u32, has_picture: bool) {
+        let picture = has_picture.then_some(RunFile::Picture(epoch));
         self.change(|state| {
-            for file in [RunFile::Picture(epoch), RunFile::Weights, RunFile::History, RunFile::Steps] {
+            for file in picture.into_iter().chain([RunFile::Weights, RunFile::History, RunFile::Steps]) {
                 state.pending.add(file);
             }
         });

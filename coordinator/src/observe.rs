@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
-use model::files::WriteError;
-use model::report::{EpochRecord, StepRecord};
-use model::weights::Weights;
+use engine::files::WriteError;
+use engine::report::{EpochRecord, StepRecord};
+use engine::weights::Weights;
 use tokio::task::block_in_place;
 use tracing::Span;
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use model::files::{PrivateFolder, WriteError, restrict};
+use engine::files::{PrivateFolder, WriteError, restrict};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::warn;
 

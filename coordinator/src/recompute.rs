@@ -5,15 +5,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use engine::backend::ComputeDevice;
+use engine::data::Split;
+use engine::gradients::ShardResult;
+use engine::random::ShardKey;
+use engine::recipe::Recipe;
+use engine::sampler::Sampler;
+use engine::task::{OpenTask, Replica};
 use half::bf16;
-use model::backend::ComputeDevice;
-use model::data::{Dataset, Sampler, Split};
-use model::evaluation::Evaluator;
-use model::gradients::ShardResult;
-use model::random::ShardKey;
-use model::recipe::Recipe;
-use model::replica::Replica;
-use model::weights::Weights;
 use tokio::sync::mpsc::WeakSender;
 
 use crate::driver::Input;
@@ -22,10 +21,10 @@ use crate::training::{Event, OwnTaskDone, Place, Rounding, State, TaskKind, Work
 /// What tasks are computed with.
 #[derive(Clone, Debug)]
 pub struct Means {
-    /// What is trained.
+    /// What is trained, and on what.
+    pub task: Arc<dyn OpenTask>,
+    /// How.
     pub recipe: Recipe,
-    /// On what.
-    pub data: Arc<Dataset>,
     /// What workers do to their gradients.
     pub rounding: Rounding,
     /// Computes, without autodiff.
@@ -82,7 +81,8 @@ impl Recomputer {
 
 /// Computes what comes, until nobody asks any more.
 fn compute_all(means: Means, jobs: &Receiver<Job>) {
-    let mut computer = Computer { replica: Replica::new(&means.recipe, &means.device), sampler: None, means };
+    let replica = Arc::clone(&means.task).replica(means.recipe.seed, &means.device);
+    let mut computer = Computer { replica, sampler: None, means };
     while let Ok(Job { work, params }) = jobs.recv() {
         let done = match work {
             Work::Nothing => Vec::new(),
@@ -100,26 +100,25 @@ fn compute_all(means: Means, jobs: &Receiver<Job>) {
 
 struct Computer {
     means: Means,
-    replica: Replica,
+    replica: Box<dyn Replica>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
 }
 
 impl Computer {
     fn shards(&mut self, step: u64, place: Place, shards: &[u32], params: &[f32]) -> Vec<OwnTaskDone> {
-        let Self { means: Means { recipe, data, rounding, .. }, replica, sampler } = self;
+        let Self { means: Means { task, recipe, rounding, .. }, replica, sampler } = self;
         if sampler.as_ref().is_none_or(|(epoch, _)| *epoch != place.epoch) {
-            let n_samples = u32::try_from(data.n_images(Split::Train)).expect("an IDX file counts images in u32");
-            *sampler = Some((place.epoch, recipe.sampler(place.epoch, n_samples)));
+            *sampler = Some((place.epoch, recipe.sampler(place.epoch, task.n_samples(Split::Train))));
         }
         let sampler = &sampler.as_ref().expect("it was made above").1;
-        replica.load(params);
+        replica.params_mut().copy_from_slice(params);
         let mut done = Vec::new();
         for &shard in shards {
             let key = ShardKey { epoch: place.epoch, step, shard };
             let samples = sampler.shard(place.step_of_epoch as usize, shard as usize);
             let mut gradient_sum = vec![0.0; params.len()];
-            let sums = replica.shard_result(data, key, samples, &mut gradient_sum);
+            let sums = replica.shard_result(key, samples, &mut gradient_sum);
             if *rounding == Rounding::Bf16 {
                 for value in &mut gradient_sum {
                     *value = bf16::from_f32(*value).to_f32();
@@ -132,11 +131,9 @@ impl Computer {
     }
 
     fn batches(&self, step: u64, batches: &[u32], params: &[f32]) -> Vec<OwnTaskDone> {
-        let Means { recipe, data, device, .. } = &self.means;
-        let weights = Weights { architecture: recipe.architecture, params: params.to_vec() };
-        let evaluator = Evaluator::new(&weights, device);
+        let evaluator = Arc::clone(&self.means.task).evaluator(params, &self.means.device);
         let done = |&batch: &u32| {
-            let sums = evaluator.evaluate_batch(data, Split::Valid, batch);
+            let sums = evaluator.evaluate_batch(Split::Valid, batch);
             let result = ShardResult { gradient_sum: Vec::new(), sums };
             OwnTaskDone { step, kind: TaskKind::Batch, task: batch, result }
         };

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::args::{BackendArgs, DataArgs, OpenBackend};
-use model::data::{DataChoice, Dataset, Split, open, plain_cache_folder, store_plain};
-use model::exit;
-use model::files::{PrivateFolder, WriteError, restrict};
-use model::params::ParamLayout;
-use model::recipe::Recipe;
-use model::report::{DownloadBar, LogFormat, Screen};
+use engine::args::{BackendArgs, OpenBackend};
+use engine::data::{DataFile, DataSource, Split, write_files};
+use engine::exit;
+use engine::files::{PrivateFolder, WriteError, restrict};
+use engine::recipe::Recipe;
+use engine::report::{LogFormat, Screen};
+use engine::task::{AnyTask, OpenTask, TaskSpec};
 use proto::buffers::Buffers;
+use proto::limits::PARAMS_MAX;
 use proto::shared::Updates;
 use proto::tls::TlsError;
 use proto::token::{Token, TokenError};
@@ -42,10 +43,10 @@ use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
 use crate::observe::{History, Observer, View};
 use crate::place::Place;
 use crate::recompute::{Means, Recomputer};
-use crate::saver::{RunFacts, Saver};
+use crate::saver::Saver;
 use crate::server::{Facts, Service};
 use crate::shutdown::Signals;
-use crate::start::{ResumeError, Start, data_choice, rounding};
+use crate::start::{ResumeError, RunPlan, Start, rounding};
 use crate::tls::Tls;
 use crate::training::{AfterStop, AuditSecret, Outcome, Rules, State, Training};
 use crate::trainjob::{Progress, RunEnd, TrainJob};
@@ -67,6 +68,14 @@ pub enum ClusterError {
         address: String,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// A network that messages are too small for.
+    #[error("expected a network of at most {PARAMS_MAX} parameters, found {found} in the task {task}")]
+    TooManyParams {
+        /// The task.
+        task: &'static str,
+        /// Its parameters.
+        found: usize,
     },
     /// Nobody came.
     #[error(
@@ -98,7 +107,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         }
         if let Some(error) = cause.downcast_ref::<ResumeError>() {
             return Some(match error {
-                ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } => exit::DATA,
+                ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } | ResumeError::OtherLayout { .. } => {
+                    exit::DATA
+                }
                 ResumeError::NoRun
                 | ResumeError::Recipe(_)
                 | ResumeError::OtherWire { .. }
@@ -112,6 +123,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         }
         if let Some(error) = cause.downcast_ref::<MirrorError>() {
             return Some(error.exit_code());
+        }
+        if let Some(ClusterError::TooManyParams { .. }) = cause.downcast_ref() {
+            return Some(exit::CONFIGURATION);
         }
         let is_unavailable = cause.is::<ClusterError>() || cause.is::<LaunchError>();
         is_unavailable.then_some(exit::UNAVAILABLE)
@@ -129,36 +143,39 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let health = open_health(&config, &shutdown).await?;
     let (tls, token) = open_access(&config, &shutdown)?;
     let mirror_plan = mirror::prepare(&mut config)?;
-    let data = Arc::new(DataArgs { data: data_choice(&config) }.open()?);
-    let data_fingerprint = data.fingerprint();
+    let plan = RunPlan::new(&config)?;
+    let known = Arc::clone(&plan.task);
+    let (task, source) = open_task(&plan, &config)?;
+    let data_fingerprint = task.fingerprint().to_owned();
     // Before the run's folder is made: an address that is in use is no reason for a run that never began.
     let mut place = Place::open(&config).await?;
-    let mut start = Start::new(&config, &data_fingerprint)?;
+    let mut start = plan.start(&config, &data_fingerprint)?;
     start.incarnation = start.incarnation.max(mirror_plan.as_ref().map_or(1, |plan| plan.incarnation_min));
-    let layout = ParamLayout::of(start.recipe.architecture);
-    let updates = shared_updates(start.wire, layout);
-    let mut described = Description::new(&config, &start, updates.is_some(), &data, &data_fingerprint);
+    let spec = task.spec().clone();
+    let n_params = spec.layout.n_params();
+    let updates = shared_updates(start.wire, n_params);
+    let mut described = Description::new(&config, &start, updates.is_some(), &*task);
     start.folder.write_description(&described.json)?;
-    let screen = begin_screen(&config, &start, updates.is_some(), &data, &place);
+    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &place);
 
     let first_step = start.state.step;
     let span = info_span!("run", id = start.run_id, incarnation = start.incarnation);
     let view = View::start(screen, config.n_workers.get(), span.clone());
     described.mirror = start_mirror(mirror_plan, &config, &start, &view, &span)?;
     let mirror = described.mirror.as_ref().map(Mirror::handle).unwrap_or_default();
-    let facts = Arc::new(session_facts(&config, &start, layout, &data_fingerprint, updates.as_ref(), token));
-    let Start { recipe, wire, state, folder, run_id, numerics, audit_secret, lock, .. } = start;
+    let facts = Arc::new(session_facts(&config, &start, &*task, updates.as_ref(), token));
+    let run_facts = start.facts(&*task);
+    let Start { recipe, wire, state, folder, audit_secret, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let backend = BackendArgs { backend: None, device: None, operations: None, threads: None }.open()?;
-    let recomputer = recomputer(&recipe, &data, wire.encoding(), &backend, &inputs);
+    let recomputer = recomputer(&recipe, &task, wire.encoding(), &backend, &inputs);
     let stopping = CancellationToken::new();
     let stop = {
         let stopping = stopping.clone();
         move || stopping.cancel()
     };
-    // A vector for each shard's result, each one's message in decoding, and the averaged gradient.
-    let buffers = Arc::new(Buffers::new(layout.n_params(), 2 * recipe.shards.get() as usize + 1));
-    let service = Service::new(Arc::clone(&facts), Arc::clone(&data), Arc::clone(&buffers), inputs, shutdown.clone());
+    let buffers = buffers(n_params, &recipe);
+    let service = Service::new(Arc::clone(&facts), Arc::clone(&task), Arc::clone(&buffers), inputs, shutdown.clone());
     let admission = Admission::new(Limits::of_process());
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
@@ -169,16 +186,9 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         health.set_ready().await;
     }
 
-    let run_facts = RunFacts {
-        run_id: run_id.clone(),
-        recipe: recipe.clone(),
-        data_fingerprint: data_fingerprint.clone(),
-        numerics,
-        audit_secret,
-    };
     let history = History {
         folder,
-        data: Arc::clone(&data),
+        task: Arc::clone(&task),
         device: backend.device.clone(),
         recipe: recipe.clone(),
         mirror: mirror.clone(),
@@ -190,15 +200,15 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         JournalSteps::Yes => Some((Journal::open(history.folder.path())?, run_facts)),
         JournalSteps::No => None,
     };
-    let trainjob = TrainJob::start(progress(&recipe, &data, &state), &span);
+    let trainjob = TrainJob::start(progress(&recipe, &*task, &state), &span);
     let latest = trainjob.as_ref().map(TrainJob::latest);
     let driver = Driver {
         training: Training::new(
-            rules(&config, wire.encoding(), &recipe, &data, audit_secret, backend.compute_class()),
+            rules(&config, wire.encoding(), &recipe, &*task, audit_secret, backend.compute_class()),
             state,
             Duration::ZERO,
         ),
-        recipe,
+        spec,
         inputs: inbox,
         facts,
         buffers,
@@ -218,8 +228,8 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let local_workers =
         place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
     let launched = local_workers.map(|launcher| {
-        let (n_workers, local, data) = (config.n_workers.get(), local.clone(), Arc::clone(&data));
-        spawn_or_stop(launch(launcher, data, data_fingerprint, n_workers, local), stop, &span)
+        let (n_workers, local, task) = (config.n_workers.get(), local.clone(), Arc::clone(&task));
+        spawn_or_stop(launch(launcher, known, task, source, n_workers, local), stop, &span)
     });
     let ended = tokio::spawn(driver.run()).await?;
     let background = Background { acceptor, server, stopper, shutdown, launched, local, trainjob };
@@ -230,17 +240,32 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
 }
 
+/// The task on its data set, and where that was found.
+fn open_task(plan: &RunPlan, config: &Config) -> anyhow::Result<(Arc<dyn OpenTask>, DataSource)> {
+    let (task, found) = (plan.task.spec().name, plan.task.spec().layout.n_params());
+    if found > PARAMS_MAX {
+        return Err(ClusterError::TooManyParams { task, found }.into());
+    }
+    let source = plan.data_source(config);
+    Ok((plan.task.open(&source)?, source))
+}
+
+/// The vectors of a run: one for each shard's result, each one's message in decoding, and the averaged gradient.
+fn buffers(n_params: usize, recipe: &Recipe) -> Arc<Buffers> {
+    Arc::new(Buffers::new(n_params, 2 * recipe.shards.get() as usize + 1))
+}
+
 /// What computes tasks here, where no worker can be believed.
 fn recomputer(
     recipe: &Recipe,
-    data: &Arc<Dataset>,
+    task: &Arc<dyn OpenTask>,
     encoding: Encoding,
     backend: &OpenBackend,
     inputs: &mpsc::Sender<Input>,
 ) -> Recomputer {
     Recomputer::new(Means {
+        task: Arc::clone(task),
         recipe: recipe.clone(),
-        data: Arc::clone(data),
         rounding: rounding(encoding),
         device: backend.device.clone(),
         inputs: inputs.downgrade(),
@@ -326,9 +351,9 @@ async fn open_health(config: &Config, shutdown: &CancellationToken) -> Result<Op
 }
 
 /// How far a run is at its start, as it is posted to Kubeflow Trainer.
-fn progress(recipe: &Recipe, data: &Dataset, state: &State) -> Progress {
-    let n_steps = recipe.n_steps(data.n_images(Split::Train) as u64);
-    Progress::new(n_steps, recipe.epochs.get(), state.step)
+fn progress(recipe: &Recipe, task: &dyn OpenTask, state: &State) -> Progress {
+    let n_steps = recipe.n_steps(task.n_samples(Split::Train).into());
+    Progress::new(task.spec().samples, n_steps, recipe.epochs.get(), state.step)
 }
 
 /// Posts how the run has ended, where anything is posted.
@@ -342,16 +367,15 @@ async fn post_end(trainjob: Option<TrainJob>, end: RunEnd) {
 fn session_facts(
     config: &Config,
     start: &Start,
-    layout: &ParamLayout,
-    data_fingerprint: &str,
+    task: &dyn OpenTask,
     updates: Option<&Updates>,
     token: Option<Token>,
 ) -> Facts {
     Facts {
         fence: v1::Fence { run_id: start.run_id.clone(), coordinator_id: start.coordinator_id },
         recipe: start.recipe.to_json().into(),
-        data_fingerprint: data_fingerprint.to_owned(),
-        layout_fingerprint: layout.fingerprint().0,
+        data_fingerprint: task.fingerprint().to_owned(),
+        layout_fingerprint: task.spec().layout.fingerprint().0,
         encoding: start.wire.encoding(),
         updates: updates.map(Updates::message),
         silence_max: config.silence_max,
@@ -385,11 +409,11 @@ fn start_mirror(
 }
 
 /// Where averaged gradients lie for workers of this machine, if that was chosen and can be had.
-fn shared_updates(wire: Wire, layout: &ParamLayout) -> Option<Updates> {
+fn shared_updates(wire: Wire, n_params: usize) -> Option<Updates> {
     if wire != Wire::Auto {
         return None;
     }
-    let created = Updates::create(layout.n_params());
+    let created = Updates::create(n_params);
     created.inspect_err(|error| warn!(%error, "no shared memory here; gradients travel over gRPC")).ok()
 }
 
@@ -422,15 +446,17 @@ fn rules(
     config: &Config,
     encoding: Encoding,
     recipe: &Recipe,
-    data: &Dataset,
+    task: &dyn OpenTask,
     audit_secret: AuditSecret,
     own_class: String,
 ) -> Rules {
-    let n_images = |split| u32::try_from(data.n_images(split)).expect("an IDX file counts images in u32");
+    let TaskSpec { evaluation_batch, metrics, .. } = *task.spec();
     Rules {
         recipe: recipe.clone(),
-        n_train: n_images(Split::Train),
-        n_valid: n_images(Split::Valid),
+        n_train: task.n_samples(Split::Train),
+        n_valid: task.n_samples(Split::Valid),
+        evaluation_batch,
+        metrics,
         rounding: rounding(encoding),
         checkpoint_every: config.checkpoint_every,
         silence_max: config.silence_max,
@@ -447,46 +473,57 @@ fn rules(
 
 fn launcher(config: &Config, address: String, private: &PrivateFolder, log_format: LogFormat) -> Option<Launcher> {
     let Workers::Local { program, backend, watch } = &config.workers else { return None };
-    let data = private.path().join("data");
+    let private = private.path().join("data");
     let (program, backend) = (program.clone(), backend.clone());
-    Some(Launcher { program, address, data, backend, watch: *watch, log_format })
+    Some(Launcher { program, address, data: DataSource::at(&private), backend, watch: *watch, log_format })
 }
 
 /// Puts the data set where local workers can map it, and keeps them running.
 async fn launch(
     launcher: Launcher,
-    data: Arc<Dataset>,
-    fingerprint: String,
+    known: Arc<dyn AnyTask>,
+    task: Arc<dyn OpenTask>,
+    source: DataSource,
     n_workers: u32,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let private = launcher.data.clone();
-    let data = tokio::task::spawn_blocking(move || plain_folder(&data, &fingerprint, private)).await??;
+    let private = launcher.data.path().to_owned();
+    let shared = move || match &task.files()[..] {
+        // Each worker opens it as this process did.
+        [] => Ok(source),
+        files => shared_folder(&*known, task.fingerprint(), files, private).map(|folder| DataSource::at(&folder)),
+    };
+    let data = tokio::task::spawn_blocking(shared).await??;
     Ok(Launcher { data, ..launcher }.run(n_workers, shutdown).await?)
 }
 
 /// A folder with the data set as plain files, which processes share by mapping them: the user's cache, or one of this run.
-fn plain_folder(data: &Dataset, fingerprint: &str, private: PathBuf) -> Result<PathBuf, WriteError> {
-    let cache = plain_cache_folder(fingerprint);
+fn shared_folder(
+    task: &dyn AnyTask,
+    fingerprint: &str,
+    files: &[DataFile<'_>],
+    private: PathBuf,
+) -> Result<PathBuf, WriteError> {
     let is_whole = |folder: &Path| {
-        let found = open(&DataChoice::Folder(folder.to_owned()), &mut DownloadBar::default());
+        let found = task.open(&DataSource::at(folder));
         found.is_ok_and(|found| found.fingerprint() == fingerprint)
     };
-    if let Some(folder) = cache
-        && (is_whole(&folder) || store_plain(data, &folder).is_ok())
+    if let Some(folder) = task.shared_folder(fingerprint)
+        && (is_whole(&folder) || write_files(files, &folder).is_ok())
     {
         return Ok(folder);
     }
-    store_plain(data, &private)?;
+    write_files(files, &private)?;
     restrict(&private)?;
     Ok(private)
 }
 
-fn begin_screen(config: &Config, start: &Start, is_shared: bool, data: &Dataset, place: &Place) -> Screen {
+fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn OpenTask, place: &Place) -> Screen {
     let recipe = &start.recipe;
-    let n_steps = recipe.n_steps(data.n_images(Split::Train) as u64);
-    let mut screen = Screen::new(n_steps, recipe.epochs.get(), config.output == Output::Json);
-    let mut lines = vec![recipe.words(data.n_images(Split::Train), data.name())];
+    let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
+    let n_steps = recipe.n_steps(n_samples.into());
+    let mut screen = Screen::new(samples, n_steps, recipe.epochs.get(), config.output == Output::Json);
+    let mut lines = vec![recipe.words(n_samples, samples, task.data_name())];
     let wire = match start.wire {
         Wire::GrpcBf16 => "gradients as bf16",
         Wire::Auto if is_shared => "gradients as f32, through shared memory on this machine",

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use model::files::WriteError;
-use model::recipe::Recipe;
+use engine::files::WriteError;
+use engine::params::ParamLayout;
+use engine::recipe::Recipe;
 use tracing::{Span, debug, info, warn};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
@@ -29,6 +30,8 @@ pub struct RunFacts {
     pub run_id: String,
     /// What it trains.
     pub recipe: Recipe,
+    /// Where each of its parameters lies.
+    pub layout: Arc<ParamLayout>,
     /// blake3 of what it trains on.
     pub data_fingerprint: String,
     /// The revisions of what is computed, the newest last.
@@ -40,8 +43,8 @@ pub struct RunFacts {
 impl RunFacts {
     /// A state of the run.
     pub fn checkpoint(&self, state: State) -> Checkpoint {
-        let Self { run_id, recipe, data_fingerprint, numerics, audit_secret } = self.clone();
-        Checkpoint { run_id, recipe, data_fingerprint, numerics, audit_secret: Some(audit_secret), state }
+        let Self { run_id, recipe, layout, data_fingerprint, numerics, audit_secret } = self.clone();
+        Checkpoint { run_id, recipe, layout, data_fingerprint, numerics, audit_secret: Some(audit_secret), state }
     }
 }
 
@@ -184,22 +187,24 @@ mod tests {
 
     use super::*;
     use crate::training::Rounding;
+    use model::arch::Architecture;
 
     fn recipe() -> Recipe {
         crate::training::tests::recipe("1 epochs of 10 images in batches of 4, 2 shards")
     }
 
     fn state(step: u64) -> State {
-        let params = model::params::initial_params(recipe().architecture, 1);
+        let params = model::task::initial_params(Architecture::Denoising, 1);
         State { step, ..State::new(&recipe(), Rounding::None, params) }
     }
 
     #[test]
     fn what_is_released_is_written_and_an_older_offer_gives_way() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (numerics, audit_secret) = (vec![model::numerics::REVISION], AuditSecret::new([7; 32]));
+        let (numerics, audit_secret) = (vec![engine::numerics::REVISION], AuditSecret::new([7; 32]));
         let (run_id, data_fingerprint) = ("1".to_owned(), String::new());
-        let run = RunFacts { run_id, recipe: recipe(), data_fingerprint, numerics, audit_secret };
+        let layout = Arc::clone(&model::task::book_task(Architecture::Denoising).spec().layout);
+        let run = RunFacts { run_id, recipe: recipe(), layout, data_fingerprint, numerics, audit_secret };
         let saver = Saver::start(Checkpoints::of(folder.path(), 9), run, MirrorHandle::default(), Span::none());
         let desk = saver.desk();
         let [_first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use model::data::Dataset;
+use engine::task::OpenTask;
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
 use proto::call::{self, Messages, answer};
@@ -94,7 +94,7 @@ pub struct Service {
 pub(crate) struct Shared {
     /// The run.
     pub facts: Arc<Facts>,
-    data: Arc<Dataset>,
+    task: Arc<dyn OpenTask>,
     /// Vectors for gradients.
     pub buffers: Arc<Buffers>,
     /// Where events go.
@@ -117,14 +117,14 @@ impl Service {
     /// A service whose sessions speak to the driver through `inputs` and end with `shutdown`.
     pub fn new(
         facts: Arc<Facts>,
-        data: Arc<Dataset>,
+        task: Arc<dyn OpenTask>,
         buffers: Arc<Buffers>,
         inputs: mpsc::Sender<Input>,
         shutdown: CancellationToken,
     ) -> Self {
         let (sessions, last_worker_id) = (TaskTracker::new(), AtomicU64::new(0));
         let fetches = Fetches::new();
-        Self { shared: Arc::new(Shared { facts, data, buffers, inputs, sessions, shutdown, last_worker_id, fetches }) }
+        Self { shared: Arc::new(Shared { facts, task, buffers, inputs, sessions, shutdown, last_worker_id, fetches }) }
     }
 
     /// Serves the connections given until `shutdown`, and then until the last session has ended.
@@ -234,7 +234,7 @@ impl Service {
                 let sent = async {
                     let _turn = shared.fetches.turn(identity.clone()).await;
                     info!(%peer, %identity, "the data set is sent");
-                    send_dataset(&shared.data, pieces).await;
+                    send_dataset(&*shared.task, pieces).await;
                 };
                 tokio::select! {
                     () = shared.shutdown.cancelled() => {}

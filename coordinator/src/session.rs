@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::bucket::{Bucket, Rate};
+use engine::bucket::{Bucket, Rate};
 use proto::call::Messages;
 use proto::limits::{
     FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, result_bytes_max,

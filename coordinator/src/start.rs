@@ -2,14 +2,17 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use model::data::DataChoice;
-use model::files::WriteError;
-use model::numerics;
-use model::recipe::{Recipe, RecipeError};
-use model::report::RunFolder;
-use model::training::initial_weights;
+use engine::data::DataSource;
+use engine::files::WriteError;
+use engine::numerics;
+use engine::params::LayoutFingerprint;
+use engine::recipe::{Recipe, RecipeError};
+use engine::report::RunFolder;
+use engine::task::{AnyTask, OpenTask};
+use engine::training::initial_weights;
 use proto::v1::Encoding;
 use rustix::rand::GetRandomFlags;
 use tracing::{info, warn};
@@ -18,6 +21,7 @@ use crate::args::Wire;
 use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
 use crate::config::{Config, OtherNumerics, RunChoice};
 use crate::journal::Journal;
+use crate::saver::RunFacts;
 use crate::training::{AuditSecret, Rounding, State};
 
 /// A run that is about to begin or to go on.
@@ -59,6 +63,19 @@ pub enum ResumeError {
     /// It was told to be another one.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// Its network has changed.
+    #[error(
+        "expected the parameters of {task} as in the run that is resumed (layout {expected}), found others (layout {found}); resume \
+         it with the program that wrote it"
+    )]
+    OtherLayout {
+        /// The task.
+        task: String,
+        /// The run's.
+        expected: LayoutFingerprint,
+        /// This program's.
+        found: LayoutFingerprint,
+    },
     /// It was trained on something else.
     #[error(
         "expected the data set that the run was begun with (blake3 {expected}), found another one (blake3 {found}); name \
@@ -105,48 +122,129 @@ pub enum ResumeError {
     },
 }
 
-impl Start {
-    /// Begins the run that is wished for, or finds it.
+/// A run that is wished for, as far as it is known before its data set is open.
+#[derive(Debug)]
+pub struct RunPlan {
+    /// What is trained.
+    pub task: Arc<dyn AnyTask>,
+    recipe: Recipe,
+    begins: Begins,
+}
+
+/// How a run begins.
+#[derive(Debug)]
+enum Begins {
+    /// In a folder of its own, which is named or the next free one.
+    New(Option<PathBuf>),
+    /// In the folder of a run that a coordinator began, and did not bring to its first checkpoint.
+    Again(PathBuf),
+    /// With a state of an earlier process.
+    Resumed(Box<Resumed>),
+}
+
+#[derive(Debug)]
+struct Resumed {
+    path: PathBuf,
+    lock: File,
+    from: PathBuf,
+    checkpoint: Checkpoint,
+}
+
+impl RunPlan {
+    /// Finds the run that is wished for, or what a new one is to be.
     ///
     /// # Errors
-    /// If the recipe cannot be followed, the run is not there, is another one, or its folder cannot be written or is in
-    /// use.
-    pub fn new(config: &Config, data_fingerprint: &str) -> anyhow::Result<Self> {
+    /// If the task or the recipe cannot be followed, or the run is not there, is another one, or its folder is in use.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let n_kept = config.n_checkpoints_kept;
         match &config.run {
-            RunChoice::New(Some(folder)) if can_begin_again(folder, config.n_checkpoints_kept) => {
-                Self::begin_again(config, folder)
+            RunChoice::New(Some(folder)) if can_begin_again(folder, n_kept) => {
+                Self::begin(config, Begins::Again(folder.clone()))
             }
-            RunChoice::New(folder) => Self::begin(config, folder.as_deref()),
-            RunChoice::Resume(folder) => Self::resume(config, folder.as_deref(), data_fingerprint),
+            RunChoice::New(folder) => Self::begin(config, Begins::New(folder.clone())),
+            RunChoice::Resume(folder) => Self::resume(config, folder.as_deref()),
             RunChoice::ResumeOrNew(folder) => match existing_run(config) {
-                Some(run) if has_state(&run, config.n_checkpoints_kept) => {
+                Some(run) if has_state(&run, n_kept) => {
                     check_can_go_on(&run)?;
-                    Self::resume(config, Some(&run), data_fingerprint)
+                    Self::resume(config, Some(&run))
                 }
-                Some(run) if can_begin_again(&run, config.n_checkpoints_kept) => Self::begin_again(config, &run),
-                Some(_) | None => Self::begin(config, folder.as_deref()),
+                Some(run) if can_begin_again(&run, n_kept) => Self::begin(config, Begins::Again(run)),
+                Some(_) | None => Self::begin(config, Begins::New(folder.clone())),
             },
         }
     }
 
-    fn begin(config: &Config, folder: Option<&Path>) -> anyhow::Result<Self> {
-        let recipe = new_recipe(config)?;
-        let folder = RunFolder::create(folder, recipe.architecture.name())?;
+    fn begin(config: &Config, begins: Begins) -> anyhow::Result<Self> {
+        let task = config.task.build()?;
+        let shards = config.shards.unwrap_or(config.n_workers.get());
+        let recipe = Recipe::new(config.recipe.clone(), task.spec(), shards)?;
+        Ok(Self { task, recipe, begins })
+    }
+
+    fn resume(config: &Config, folder: Option<&Path>) -> anyhow::Result<Self> {
+        let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
+        let lock = path.is_dir().then(|| lock(&path)).transpose()?;
+        let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
+        let lock = lock.expect("a folder with a checkpoint is a folder");
+        let Recipe { task: name, settings, .. } = &checkpoint.recipe;
+        let task = config
+            .task
+            .resume(name, settings)?
+            .map_err(|[expected, found]| ResumeError::Recipe(RecipeError::NotAsBefore { expected, found }))?;
+        let (expected, found) = (checkpoint.layout.fingerprint(), task.spec().layout.fingerprint());
+        if expected != found {
+            return Err(ResumeError::OtherLayout { task: name.clone(), expected, found }.into());
+        }
+        let recipe = checkpoint.recipe.clone().resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
+        Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from, checkpoint })) })
+    }
+
+    /// The data set to open: for a run that is resumed, the kind that it was begun with. Otherwise a network that
+    /// comes or goes between two starts would change it, and the run could not go on.
+    pub fn data_source(&self, config: &Config) -> DataSource {
+        let source = &config.data.data;
+        let name = existing_run(config)
+            .and_then(|run| RunFolder::read_description(&run))
+            .and_then(|description| Some(description["data"]["name"].as_str()?.to_owned()));
+        name.map_or_else(|| source.clone(), |name| self.task.resumed_source(source, &name))
+    }
+
+    /// Begins the run on the data set of this fingerprint.
+    ///
+    /// # Errors
+    /// If the data set or something else is not that of the run, the initial weights cannot be had, or its folder cannot be written.
+    pub fn start(self, config: &Config, data_fingerprint: &str) -> anyhow::Result<Start> {
+        let Self { task, recipe, begins } = self;
+        let folder = match begins {
+            Begins::New(path) => RunFolder::create(path.as_deref(), &recipe.task)?,
+            Begins::Again(path) => {
+                let lock = lock(&path)?;
+                Checkpoints::of(&path, config.n_checkpoints_kept).remove_unfinished()?;
+                info!(folder = %path.display(), "the run here has no checkpoint yet; it is begun again");
+                return Start::new(config, recipe, &*task, RunFolder::reopen(&path, 0, 0)?, lock);
+            }
+            Begins::Resumed(resumed) => return Start::resume(config, recipe, *resumed, data_fingerprint),
+        };
         let lock = lock(folder.path())?;
-        Self::new_run(config, recipe, folder, lock)
+        Start::new(config, recipe, &*task, folder, lock)
+    }
+}
+
+impl Start {
+    /// What is the same in all its checkpoints.
+    pub fn facts(&self, task: &dyn OpenTask) -> RunFacts {
+        RunFacts {
+            run_id: self.run_id.clone(),
+            recipe: self.recipe.clone(),
+            layout: Arc::clone(&task.spec().layout),
+            data_fingerprint: task.fingerprint().to_owned(),
+            numerics: self.numerics.clone(),
+            audit_secret: self.audit_secret,
+        }
     }
 
-    /// Begins a run in the folder of one that a coordinator began, and did not bring to its first checkpoint.
-    fn begin_again(config: &Config, folder: &Path) -> anyhow::Result<Self> {
-        let recipe = new_recipe(config)?;
-        let lock = lock(folder)?;
-        Checkpoints::of(folder, config.n_checkpoints_kept).remove_unfinished()?;
-        info!(folder = %folder.display(), "the run here has no checkpoint yet; it is begun again");
-        Self::new_run(config, recipe, RunFolder::reopen(folder, 0, 0)?, lock)
-    }
-
-    fn new_run(config: &Config, recipe: Recipe, folder: RunFolder, lock: File) -> anyhow::Result<Self> {
-        let weights = initial_weights(&recipe)?;
+    fn new(config: &Config, recipe: Recipe, task: &dyn AnyTask, folder: RunFolder, lock: File) -> anyhow::Result<Self> {
+        let weights = initial_weights(&recipe, task)?;
         let wire = config.wire.unwrap_or(Wire::Auto);
         let state = State::new(&recipe, rounding(wire.encoding()), weights.params);
         Ok(Self {
@@ -164,12 +262,9 @@ impl Start {
         })
     }
 
-    fn resume(config: &Config, folder: Option<&Path>, data_fingerprint: &str) -> anyhow::Result<Self> {
-        let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
-        let lock = path.is_dir().then(|| lock(&path)).transpose()?;
-        let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
-        let Checkpoint { run_id, recipe, data_fingerprint: expected, numerics, audit_secret, state } = checkpoint;
-        let recipe = recipe.resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
+    fn resume(config: &Config, recipe: Recipe, resumed: Resumed, data_fingerprint: &str) -> anyhow::Result<Self> {
+        let Resumed { path, lock, from, checkpoint } = resumed;
+        let Checkpoint { run_id, data_fingerprint: expected, numerics, audit_secret, state, .. } = checkpoint;
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
         }
@@ -183,7 +278,6 @@ impl Start {
         if wire.encoding() != usual.encoding() {
             return Err(ResumeError::OtherWire { expected: flag }.into());
         }
-        let lock = lock.expect("a folder with a checkpoint is a folder");
         let incarnation = RunFolder::read_description(&path)
             .and_then(|description| description["incarnation"].as_u64())
             .and_then(|incarnation| u32::try_from(incarnation).ok())
@@ -228,16 +322,6 @@ fn resumed_numerics(mut numerics: Vec<u32>, other: OtherNumerics) -> Result<Vec<
     Ok(numerics)
 }
 
-/// The data set to open: for `auto` and a run that is resumed, the kind that the run was begun with. Otherwise a network that
-/// comes or goes between two starts would change it, and the run could not go on.
-pub fn data_choice(config: &Config) -> DataChoice {
-    let choice = &config.data.data;
-    let name = existing_run(config)
-        .and_then(|run| RunFolder::read_description(&run))
-        .and_then(|description| Some(description["data"]["name"].as_str()?.to_owned()));
-    name.map_or_else(|| choice.clone(), |name| choice.as_in_run(&name))
-}
-
 /// The folder of the run to go on with, if there is one.
 pub(crate) fn existing_run(config: &Config) -> Option<PathBuf> {
     match &config.run {
@@ -278,10 +362,6 @@ pub(crate) fn can_begin_again(folder: &Path, n_kept: usize) -> bool {
     is_ours && !has_bytes("history.jsonl") && !has("model.safetensors") && !has_state(folder, n_kept)
 }
 
-fn new_recipe(config: &Config) -> Result<Recipe, RecipeError> {
-    Recipe::new(config.recipe.clone(), config.shards.unwrap_or(config.n_workers.get()))
-}
-
 /// The newest state of a run that is whole, and where it is: a checkpoint, or what the journal has after it.
 fn newest_state(folder: &Path, n_kept: usize) -> Result<(PathBuf, Checkpoint), NoCheckpoint> {
     let checkpoint = Checkpoints::of(folder, n_kept).newest();
@@ -304,11 +384,16 @@ fn newest_state(folder: &Path, n_kept: usize) -> Result<(PathBuf, Checkpoint), N
     }
 }
 
-/// The run in `runs/` whose newest checkpoint is the newest, of the network asked for if one is.
+/// The run in `runs/` whose newest checkpoint is the newest, of the task asked for if one is.
 fn newest_run(config: &Config) -> Option<PathBuf> {
-    let prefix = config.recipe.arch.map(|architecture| format!("{architecture}-")).unwrap_or_default();
+    // A task's name may be the beginning of another one's.
+    let is_wanted = |folder: &str| match (config.task.name(), folder.rsplit_once('-')) {
+        (Some(name), Some((found, number))) => found == name && number.bytes().all(|byte| byte.is_ascii_digit()),
+        (Some(_), None) => false,
+        (None, _) => true,
+    };
     let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let runs = entries(Path::new("runs")).filter(|run| run.file_name().to_string_lossy().starts_with(&prefix));
+    let runs = entries(Path::new("runs")).filter(|run| is_wanted(&run.file_name().to_string_lossy()));
     let changed = |path: &Path| -> Option<SystemTime> {
         let files = entries(&path.join("checkpoints")).chain(entries(&path.join("journal")));
         files.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
@@ -359,12 +444,11 @@ fn new_run_id(folder: &RunFolder) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-    use model::exit;
+    use engine::exit;
 
     use super::*;
-    use crate::args::Args;
     use crate::checkpoint::tests::checkpoint;
+    use crate::config::tests::config_of;
     use crate::run::exit_code;
 
     /// What comes of resuming a run that these revisions have computed: the revisions from then on.
@@ -376,8 +460,9 @@ mod tests {
         let flags = ["coordinator", "--launch", "external", "--wire", "grpc-bf16", "--resume", &run]
             .into_iter()
             .chain(flags.split_whitespace());
-        let config = Config::try_from(Args::try_parse_from(flags).expect("known flags")).expect("a configuration");
-        Start::new(&config, &written.data_fingerprint).map(|start| start.numerics)
+        let config = config_of(flags).expect("a configuration");
+        let plan = RunPlan::new(&config)?;
+        plan.start(&config, &written.data_fingerprint).map(|start| start.numerics)
     }
 
     /// The goal: bits of two kinds never come into one run unnoticed.

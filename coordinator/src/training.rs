@@ -25,11 +25,11 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use model::gradients::ShardResult;
-use model::loss::LossSums;
-use model::optimizer::{LearningRates, clip_norm};
-use model::params::params_fingerprint;
-use model::reduce::average;
+use engine::gradients::ShardResult;
+use engine::optimizer::{LearningRates, clip_norm};
+use engine::params::params_fingerprint;
+use engine::reduce::average;
+use engine::sums::Sums;
 
 pub use action::{Action, Farewell, Outcome, Refusal, Work};
 pub use assign::Late;
@@ -114,7 +114,7 @@ impl Training {
     /// A run that goes on from a state, at the time `now` of its coordinator's clock.
     pub fn new(rules: Rules, state: State, now: Duration) -> Self {
         let mut training = Self {
-            schedule: Schedule::new(&rules.recipe, rules.n_train, rules.n_valid),
+            schedule: Schedule::new(&rules.recipe, rules.n_train, rules.n_valid, rules.evaluation_batch),
             rates: rules.recipe.learning_rates(rules.n_train.into()),
             fingerprint: OnceCell::new(),
             roster: Roster::new(rules.silence_max),
@@ -506,8 +506,8 @@ impl Training {
         }
     }
 
-    fn finish_validation(&mut self, now: Duration, results: &[LossSums]) {
-        let mut validation = LossSums::default();
+    fn finish_validation(&mut self, now: Duration, results: &[Sums]) {
+        let mut validation = Sums::default();
         for &sums in results {
             validation.add(sums);
         }

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use model::report::{EpochRecord, StepRecord};
+use engine::report::{EpochRecord, StepRecord};
 use tracing::{Span, info, warn};
 
 pub use progress::{Metric, Progress, RunEnd, TrainerStatus};
@@ -203,12 +203,18 @@ mod tests {
     use super::*;
 
     fn latest() -> Latest {
-        Latest::new(Progress::new(100, 2, 0))
+        Latest::new(Progress::new("images", 100, 2, 0))
     }
 
     fn step(step: u64) -> StepRecord {
-        let sums = model::loss::LossSums { n_samples: 32, ..Default::default() };
-        StepRecord::new(step, 1, &sums, Duration::from_millis(10))
+        let sums = engine::sums::Sums { n_samples: 32, ..Default::default() };
+        StepRecord::new(
+            model::task::book_task(model::arch::Architecture::Conv).spec(),
+            step,
+            1,
+            &sums,
+            Duration::from_millis(10),
+        )
     }
 
     fn percentage(due: &Due) -> u32 {

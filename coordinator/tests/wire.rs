@@ -6,15 +6,15 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Lines, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::data::{DataChoice, Dataset, open};
-use model::params::params_blake3;
-use model::recipe::Recipe;
-use model::report::DownloadBar;
+use engine::params::params_blake3;
+use engine::recipe::Recipe;
+use engine::task::OpenTask;
 use peers::{
-    N_PARAMS, Route, WAIT_MAX, Way, Worker, join, name_alone, next, open_session, try_open, work, work_honestly,
-    write_data_set, zeros,
+    N_PARAMS, Route, WAIT_MAX, Way, Worker, join, name_alone, next, open_session, task_of, try_open, work,
+    work_honestly, write_data_set, zeros,
 };
 use prost::bytes::Bytes;
 use proto::limits::RESULT_SLOTS;
@@ -98,11 +98,12 @@ impl Drop for Coordinator {
     }
 }
 
-fn small_run(coordinator: &Coordinator) -> (Recipe, Dataset) {
-    let data = open(&DataChoice::Folder(coordinator.folder.path().to_owned()), &mut DownloadBar::default());
+fn small_run(coordinator: &Coordinator) -> (Recipe, Arc<dyn OpenTask>) {
     let description = std::fs::read(coordinator.folder.path().join("run/run.json")).expect("a description");
     let description: Value = serde_json::from_slice(&description).expect("JSON");
-    (serde_json::from_value(description["recipe"].clone()).expect("a recipe"), data.expect("a whole data set"))
+    let recipe = serde_json::from_value(description["recipe"].clone()).expect("a recipe");
+    let task = task_of(&recipe, coordinator.folder.path());
+    (recipe, task)
 }
 
 /// The first messages of a session, each wrong in one thing.
@@ -215,7 +216,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     match worker.hear().await {
         Ok(Told::Dismissal(dismissal)) => {
             assert_eq!(dismissal.farewell(), Farewell::Evicted);
-            assert!(dismissal.reason.contains("expected 4 images"), "{dismissal:?}");
+            assert!(dismissal.reason.contains("expected 4 samples"), "{dismissal:?}");
         }
         other => panic!("a dismissal expected, found {other:?}"),
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use engine::data::Dataset;
 use model::data::{DataChoice, PLAIN_NAMES, open};
 use model::report::DownloadBar;
 
@@ -54,6 +55,6 @@ pub fn take(input: &[u8]) -> bool {
 
 fn is_whole(folder: &Path) -> bool {
     let Ok(data) = open(&DataChoice::Folder(folder.to_owned()), &mut DownloadBar::default()) else { return false };
-    assert_eq!(data.fingerprint().len(), 64);
+    assert_eq!(data.fingerprint().as_str().len(), 64);
     true
 }

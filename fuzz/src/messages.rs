@@ -9,10 +9,12 @@ use coordinator::training::{
     Action, AfterStop, AuditSecret, CheckpointEvery, Event, Identity, OwnTaskDone, Rounding, Rules, State, TaskKind,
     Training, Work, WorkerId,
 };
+use engine::gradients::ShardResult;
+use engine::recipe::{Recipe, RecipeArgs};
+use engine::sums::{Metric, Sums, Whole};
 use model::arch::Architecture;
-use model::gradients::ShardResult;
-use model::loss::LossSums;
-use model::recipe::{Recipe, RecipeArgs};
+use model::data::PLAIN_NAMES;
+use model::task::{book_task, tasks};
 use prost::Message;
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
@@ -67,7 +69,6 @@ pub fn take(input: &[u8]) -> bool {
 /// Two epochs of two steps of two shards of four images.
 fn recipe() -> Recipe {
     let args = RecipeArgs {
-        arch: Some(Architecture::Denoising),
         epochs: Some(2),
         batch_size: Some(8),
         learning_rate: Some(0.5),
@@ -75,7 +76,7 @@ fn recipe() -> Recipe {
         seed: Some(7),
         ..RecipeArgs::default()
     };
-    Recipe::new(args, 2).expect("a recipe")
+    Recipe::new(args, book_task(Architecture::Denoising).spec(), 2).expect("a recipe")
 }
 
 fn messages<M: Message + Default>(stream: &[u8]) -> impl Iterator<Item = M> {
@@ -98,6 +99,8 @@ impl Run {
         let rules = Rules {
             n_train: 16,
             n_valid: 4,
+            evaluation_batch: 500,
+            metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Steps(1),
             silence_max: Duration::from_secs(2),
@@ -190,7 +193,7 @@ impl Run {
     fn compute(&self, work: Work) -> Vec<OwnTaskDone> {
         let schedule = self.training.schedule();
         let done = |step, kind, task, n_samples, n_values| {
-            let sums = LossSums { loss_sum: 0.5, correct_sum: 0, n_samples };
+            let sums = Sums { loss_sum: 0.5, n_samples, ..Sums::default() };
             OwnTaskDone { step, kind, task, result: ShardResult { gradient_sum: vec![0.0; n_values], sums } }
         };
         match work {
@@ -212,7 +215,7 @@ fn follow(stream: &[u8]) -> bool {
     let mut can_follow = false;
     for message in messages::<CoordinatorMessage>(stream) {
         match message.kind {
-            Some(Told::Welcome(welcome)) => can_follow |= Terms::try_from(welcome).is_ok(),
+            Some(Told::Welcome(welcome)) => can_follow |= Terms::new(welcome, &tasks()).is_ok(),
             Some(Told::Update(update)) => {
                 for encoding in [Encoding::F32, Encoding::Bf16] {
                     let check = |_: usize, values: &[f32]| assert!(values.iter().all(|value| value.is_finite()));
@@ -237,7 +240,7 @@ fn fetch(stream: &[u8]) -> bool {
     let folder = outer.join("fetched");
     let _ = std::fs::remove_dir_all(&outer);
     std::fs::create_dir_all(&folder).expect("the folder can be written");
-    let mut incoming = Incoming::new(&folder);
+    let mut incoming = Incoming::new(&folder, &PLAIN_NAMES);
     let mut n_pieces = 0;
     for piece in messages::<DatasetPiece>(stream) {
         if incoming.add(&piece).is_err() {

@@ -1,6 +1,6 @@
 //! Files of weights.
 
-use model::weights::Weights;
+use model::weights::read_any;
 
 use super::files;
 
@@ -10,9 +10,9 @@ use super::files;
 /// If this is not so.
 pub fn take(input: &[u8]) -> bool {
     let Some(path) = files::write(input, "weights.safetensors") else { return false };
-    let Ok(weights) = Weights::read(&path) else { return false };
+    let Ok((architecture, weights)) = read_any(&path) else { return false };
     assert!(weights.params.iter().all(|value| value.is_finite()));
     weights.write(&path).expect("the folder can be written");
-    assert_eq!(Weights::read(&path).expect("what was written"), weights);
+    assert_eq!(read_any(&path).expect("what was written"), (architecture, weights));
     true
 }

@@ -7,16 +7,16 @@ mod recurrent;
 
 use std::fmt;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub use conv::Conv;
 pub use denoising::Denoising;
+use engine::backend::{ComputeDevice, Operations};
 pub use recurrent::Recurrent;
 
-use crate::backend::{ComputeDevice, Operations};
 use crate::layers::{Initializer, Noise};
 
 /// Rows and columns of an image of the data set.
@@ -41,11 +41,20 @@ impl Architecture {
     pub const ALL: [Self; 3] = [Self::Conv, Self::Recurrent, Self::Denoising];
 
     /// The name as typed and published.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Conv => "conv",
             Self::Recurrent => "recurrent",
             Self::Denoising => "denoising",
+        }
+    }
+
+    /// What it is made of, in a line.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Conv => "Convolutions down to 64x3x3 and transposed ones back up",
+            Self::Recurrent => "LSTMs that read an image row by row into 30 values and write it back",
+            Self::Denoising => "Dense layers down to 30 values, trained to undo noise on the input",
         }
     }
 
@@ -112,7 +121,7 @@ pub struct LayerRow {
 }
 
 /// One of the three networks, its parameters on a device.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 pub enum Network {
     /// See [`Conv`].
     Conv(Conv),
@@ -167,22 +176,6 @@ impl Network {
             Self::Conv(network) => network.code(images),
             Self::Recurrent(network) => network.code(images),
             Self::Denoising(network) => network.code(images),
-        }
-    }
-
-    pub(crate) fn visit(&self, visitor: &mut impl ModuleVisitor) {
-        match self {
-            Self::Conv(network) => network.visit(visitor),
-            Self::Recurrent(network) => network.visit(visitor),
-            Self::Denoising(network) => network.visit(visitor),
-        }
-    }
-
-    pub(crate) fn map(self, mapper: &mut impl ModuleMapper) -> Self {
-        match self {
-            Self::Conv(network) => Self::Conv(network.map(mapper)),
-            Self::Recurrent(network) => Self::Recurrent(network.map(mapper)),
-            Self::Denoising(network) => Self::Denoising(network.map(mapper)),
         }
     }
 }

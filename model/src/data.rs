@@ -1,48 +1,22 @@
-//! The images that are trained on: where they come from, how they are split, which of them make up a shard.
+//! The images that are trained on: where they come from, and how they are split.
 
 mod copy;
 mod fetch;
 mod idx;
-mod sampler;
 mod source;
 mod synthetic;
 
-use std::fmt;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use engine::data::{Dataset, Fingerprint, Split};
 
-pub use copy::{PlainFile, open_cached, open_copy, plain_cache_folder, store_plain};
+pub use copy::{open_cached, open_copy, open_own, plain_cache_folder};
 pub use fetch::{FILES, FetchError, FetchProgress, FetchReport, MIRRORS, RemoteFile, fetch};
 pub use idx::{IdxError, Pixels};
-pub use sampler::{Order, Sampler};
 pub use source::{DataChoice, PLAIN_NAMES, cache_folder, open};
 
 use crate::arch::{IMAGE_SIDE, N_PIXELS};
 use crate::gradients::Images;
-
-/// Which images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    /// The training file without its last twelfth: 55,000 of Fashion-MNIST.
-    Train,
-    /// The last twelfth of the training file: 5,000.
-    Valid,
-    /// The test file: 10,000.
-    Test,
-}
-
-impl fmt::Display for Split {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Train => "train",
-            Self::Valid => "valid",
-            Self::Test => "test",
-        })
-    }
-}
 
 /// Images and labels of one file pair.
 #[derive(Debug)]
@@ -51,25 +25,46 @@ struct Labelled {
     labels: Vec<u8>,
 }
 
-/// A data set in memory: pixels as bytes, mapped from the file where this program alone writes to that.
+/// Fashion-MNIST, or what has its form, in memory: pixels as bytes, mapped from the file where this program alone writes to that.
+/// The last twelfth of the training file is for validation: of Fashion-MNIST's 60,000 images 5,000, and 10,000 for the test.
 #[derive(Debug)]
-pub struct Dataset {
+pub struct Garments {
     name: String,
     training_file: Labelled,
     test_file: Labelled,
 }
 
-impl Dataset {
-    /// What the data set is and where it came from, for people.
-    pub fn name(&self) -> &str {
-        &self.name
+/// Images that go through a network at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// What it should give back.
+    pub images: Images,
+    /// What it is shown, if that is something else.
+    pub noisy: Option<Images>,
+}
+
+impl Dataset for Garments {
+    type Batch = Batch;
+
+    fn name(&self) -> String {
+        self.name.clone()
     }
 
-    /// How many images a split has.
-    pub fn n_images(&self, split: Split) -> usize {
+    fn len(&self, split: Split) -> usize {
         self.labels(split).len()
     }
 
+    fn gather(&self, split: Split, samples: &[u32]) -> Batch {
+        Batch { images: self.images(split, samples), noisy: None }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let files = [&self.training_file, &self.test_file];
+        Fingerprint::of(files.into_iter().flat_map(|file| [file.pixels.as_slice(), &file.labels]))
+    }
+}
+
+impl Garments {
     /// The labels of a split, each below 10.
     pub fn labels(&self, split: Split) -> &[u8] {
         let (file, range) = self.place(split);
@@ -82,11 +77,11 @@ impl Dataset {
         &file.pixels.as_slice()[range.start * N_PIXELS..range.end * N_PIXELS]
     }
 
-    /// Gathers images by their positions in the split, as values from 0 to 1.
+    /// Images by their positions in the split, as values from 0 to 1.
     ///
     /// # Panics
-    /// If a position is not below [`Dataset::n_images`].
-    pub fn gather(&self, split: Split, samples: &[u32]) -> Images {
+    /// If a position is not below [`Dataset::len`].
+    pub fn images(&self, split: Split, samples: &[u32]) -> Images {
         let pixels = self.pixels(split);
         let mut values = Vec::with_capacity(samples.len() * N_PIXELS);
         for &sample in samples {
@@ -94,16 +89,6 @@ impl Dataset {
             values.extend(pixels[start..start + N_PIXELS].iter().map(|&pixel| f32::from(pixel) / 255.0));
         }
         Images { values, shape: [samples.len(), IMAGE_SIDE, IMAGE_SIDE] }
-    }
-
-    /// The blake3 of all pixels and labels: equal for equal data, wherever it came from.
-    pub fn fingerprint(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for file in [&self.training_file, &self.test_file] {
-            hasher.update(file.pixels.as_slice());
-            hasher.update(&file.labels);
-        }
-        hasher.finalize().to_hex().to_string()
     }
 
     fn place(&self, split: Split) -> (&Labelled, std::ops::Range<usize>) {

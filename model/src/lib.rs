@@ -1,26 +1,15 @@
-//! What one machine needs to train alone: the three networks, their data, gradients, the update, files and pictures.
-//! Knows nothing of other machines.
+//! The three autoencoders of chapter 17 of Géron's "Hands-On Machine Learning" (2nd edition): their networks and kernels, their
+//! data, noise, and pictures; each a [`Task`](engine::task::Task) for the engine.
 
 pub mod arch;
-pub mod args;
 mod arithmetic;
-pub mod backend;
-pub mod bucket;
-pub mod configuration;
 pub mod data;
-pub mod evaluation;
-pub mod exit;
-pub mod files;
 pub mod gradients;
 pub mod layers;
 pub mod loss;
-pub mod numerics;
-pub mod optimizer;
-pub mod params;
-pub mod random;
-pub mod recipe;
-pub mod reduce;
-pub mod replica;
+#[cfg(all(test, feature = "flex"))]
+mod numerics;
 pub mod report;
-pub mod training;
+pub mod task;
+pub mod trained;
 pub mod weights;

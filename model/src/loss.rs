@@ -2,42 +2,12 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
-
-/// What a batch adds to the figures of a step or an epoch: sums, never means, so that batches can be put together.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossSums {
-    /// Sum over the samples of the mean binary cross-entropy of each one's pixels, in nats.
-    pub loss_sum: f64,
-    /// Pixels whose rounded target and rounded output are equal.
-    pub correct_sum: u64,
-    /// Samples summed over.
-    pub n_samples: u64,
-}
-
-impl LossSums {
-    /// Adds what another batch has.
-    pub fn add(&mut self, other: Self) {
-        self.loss_sum += other.loss_sum;
-        self.correct_sum += other.correct_sum;
-        self.n_samples += other.n_samples;
-    }
-
-    /// Mean loss per pixel; NaN if nothing was summed.
-    #[expect(clippy::cast_precision_loss, reason = "counts of samples are far below 2^53")]
-    pub fn loss(&self) -> f64 {
-        self.loss_sum / self.n_samples as f64
-    }
-
-    /// Share of pixels that round to their target, for samples of `n_pixels` each.
-    #[expect(clippy::cast_precision_loss, reason = "counts of pixels are far below 2^53")]
-    pub fn rounded_accuracy(&self, n_pixels: usize) -> f64 {
-        self.correct_sum as f64 / (self.n_samples * n_pixels as u64) as f64
-    }
-}
+use engine::sums::{Sums, counts};
 
 /// The sums of a batch, and what its loss pulls at each logit.
 pub(crate) struct BatchLoss {
-    pub sums: LossSums,
+    /// Sum over the samples of the mean binary cross-entropy of each one's pixels, in nats; correct pixels.
+    pub sums: Sums,
     /// Gradient of the sum over samples of the mean over pixels with respect to the logits, (σ(z) − x) / pixels:
     /// [batch, rows, columns].
     pub logits_gradient: Tensor<3>,
@@ -62,13 +32,14 @@ pub(crate) fn binary_cross_entropy(logits: Tensor<3>, targets: Tensor<3>) -> Bat
     let logits_gradient = (outputs - targets).div_scalar(u32::try_from(n_pixels).unwrap_or(u32::MAX));
     let loss_sum = losses.into_data().iter::<f32>().map(f64::from).sum();
     let correct_sum = n_correct.into_data().iter::<u64>().sum();
-    BatchLoss { sums: LossSums { loss_sum, correct_sum, n_samples: n_samples as u64 }, logits_gradient }
+    let sums = Sums { loss_sum, counts: counts(&[correct_sum]), n_samples: n_samples as u64 };
+    BatchLoss { sums, logits_gradient }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::reference_device;
+    use engine::backend::reference_device;
 
     fn check(logit: f32, target: f32, loss: f64, gradient: f32, is_correct: bool) {
         let device = reference_device();
@@ -77,7 +48,7 @@ mod tests {
         let found_gradient = found.logits_gradient.into_data().as_slice::<f32>().expect("f32")[0];
         assert!((found.sums.loss_sum - loss).abs() <= 1e-6 * loss.max(1e-3), "loss {} at {logit}", found.sums.loss_sum);
         assert!((found_gradient - gradient).abs() <= 1e-6, "gradient {found_gradient} at {logit}");
-        assert_eq!(found.sums.correct_sum == 1, is_correct, "rounding at {logit}");
+        assert_eq!(found.sums.counts[0] == 1, is_correct, "rounding at {logit}");
     }
 
     #[test]
@@ -106,8 +77,8 @@ mod tests {
         parts.add(sums(vec![0.3, 0.9, -0.2, 0.8]));
         let whole = sums(vec![0.1, -0.7, 0.3, 0.9, -0.2, 0.8]);
         assert!((parts.loss_sum - whole.loss_sum).abs() < 1e-9);
-        assert_eq!((parts.correct_sum, parts.n_samples), (whole.correct_sum, whole.n_samples));
+        assert_eq!((parts.counts, parts.n_samples), (whole.counts, whole.n_samples));
         // Targets above 0.5, and so 1: 0.7, 0.9, 0.8; logits above 0, and so 1: 0.1, 0.3, 0.9, 0.8. Three agree.
-        assert!((whole.rounded_accuracy(2) - 0.5).abs() < 1e-12, "{whole:?}");
+        assert_eq!(whole.counts[0], 3, "{whole:?}");
     }
 }

@@ -1,30 +1,25 @@
-//! The revision of what is computed. Workers, checkpoints and golden hashes name it, so that programs whose results differ in
-//! a bit are never taken for equal.
+//! That no bit changes without the [numerics revision](engine::numerics::REVISION).
 
-/// To be raised with every change after which the same recipe and data give other bits, and never otherwise. The test below
-/// fails where the bits have changed and the number has not.
-pub const REVISION: u32 = 1;
-
-#[cfg(all(test, feature = "flex"))]
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::io::Write;
+    use std::sync::Arc;
+
+    use engine::backend::{Operations, reference_device, vector_level};
+    use engine::data::Split;
+    use engine::gradients::ShardResult;
+    use engine::numerics::REVISION;
+    use engine::params::little_endian;
+    use engine::random::ShardKey;
+    use engine::recipe::{Recipe, RecipeArgs};
+    use engine::reduce::{average, reduce};
 
     use crate::arch::Architecture;
-    use crate::backend::{Operations, reference_device, vector_level};
-    use crate::data::{DataChoice, Dataset, Split, open};
-    use crate::evaluation::Evaluator;
-    use crate::gradients::ShardResult;
+    use crate::data::{DataChoice, Garments, open};
     use crate::layers::fused::HALF_VECTORS;
-    use crate::params::{initial_params, little_endian};
-    use crate::random::ShardKey;
-    use crate::recipe::{Recipe, RecipeArgs};
-    use crate::reduce::{average, reduce};
-    use crate::replica::Replica;
     use crate::report::DownloadBar;
-    use crate::weights::Weights;
-
-    use super::REVISION;
+    use crate::task::{book_task, initial_params, task_on};
 
     const N_STEPS: u64 = 3;
     const N_SHARDS: u32 = 2;
@@ -34,7 +29,6 @@ mod tests {
 
     fn recipe(architecture: Architecture) -> Recipe {
         let args = RecipeArgs {
-            arch: Some(architecture),
             batch_size: Some(32),
             momentum: Some(0.5),
             nesterov: true,
@@ -42,27 +36,28 @@ mod tests {
             max_steps: Some(N_STEPS),
             ..RecipeArgs::default()
         };
-        Recipe::new(args, N_SHARDS).expect("the book's recipe with momentum")
+        Recipe::new(args, book_task(architecture).spec(), N_SHARDS).expect("the book's recipe with momentum")
     }
 
     /// The hash of every number that a short run and a batch of its validation give.
-    fn short_run(architecture: Architecture, data: &Dataset) -> String {
+    fn short_run(architecture: Architecture, data: &Arc<Garments>) -> String {
         let (recipe, device) = (recipe(architecture), reference_device().with_operations(Operations::Fused));
         let mut hasher = blake3::Hasher::new();
         let mut params = initial_params(architecture, recipe.seed);
         let mut slots = recipe.optimizer.slots(params.len());
-        let mut replica = Replica::new(&recipe, &device);
-        let n_samples = u32::try_from(data.n_images(Split::Train)).expect("a small data set");
+        let task = task_on(architecture, None, Arc::clone(data)).expect("a data set with images");
+        let mut replica = Arc::clone(&task).replica(recipe.seed, &device);
+        let n_samples = task.n_samples(Split::Train);
         let (sampler, rates) = (recipe.sampler(0, n_samples), recipe.learning_rates(n_samples.into()));
         for step in 0..N_STEPS {
-            replica.load(&params);
+            replica.params_mut().copy_from_slice(&params);
             let mut results: Vec<ShardResult> = (0..N_SHARDS)
                 .map(|shard| {
                     let key = ShardKey { epoch: 0, step, shard };
                     let samples = sampler.shard(usize::try_from(step).expect("a few steps"), shard as usize);
                     let mut gradient_sum = vec![0.0; params.len()];
-                    let sums = replica.shard_result(data, key, samples, &mut gradient_sum);
-                    hasher.update(&sums.loss_sum.to_le_bytes()).update(&sums.correct_sum.to_le_bytes());
+                    let sums = replica.shard_result(key, samples, &mut gradient_sum);
+                    hasher.update(&sums.loss_sum.to_le_bytes()).update(&sums.counts[0].to_le_bytes());
                     hasher.update(&little_endian(&gradient_sum));
                     ShardResult { gradient_sum, sums }
                 })
@@ -73,13 +68,13 @@ mod tests {
             recipe.optimizer.apply(rate, &mut params, &mut slots, 0, &total.gradient_sum);
             hasher.update(&little_endian(&params));
         }
-        let sums = Evaluator::new(&Weights { architecture, params }, &device).evaluate_batch(data, Split::Valid, 0);
-        hasher.update(&sums.loss_sum.to_le_bytes()).update(&sums.correct_sum.to_le_bytes());
+        let sums = task.evaluator(&params, &device).evaluate_batch(Split::Valid, 0);
+        hasher.update(&sums.loss_sum.to_le_bytes()).update(&sums.counts[0].to_le_bytes());
         hasher.finalize().to_hex().to_string()
     }
 
     /// The hashes of all networks, computed on one thread with vectors of half the CPU's width or of all of it.
-    fn hashes(data: &Dataset, takes_half_vectors: bool) -> BTreeMap<String, String> {
+    fn hashes(data: &Arc<Garments>, takes_half_vectors: bool) -> BTreeMap<String, String> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
         pool.install(|| {
             HALF_VECTORS.set(takes_half_vectors);
@@ -97,6 +92,7 @@ mod tests {
         let golden = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/numerics.json"));
         let golden: Golden = serde_json::from_slice(&golden.expect("it comes with the project")).expect("hashes");
         let data = open(&DataChoice::Synthetic, &mut DownloadBar::default()).expect("garments are drawn, not fetched");
+        let data = Arc::new(data);
         let levels: &[(&str, bool)] = match vector_level() {
             "avx512" => &[("avx2", true), ("avx512", false)],
             level => &[(level, false)],
@@ -108,7 +104,7 @@ mod tests {
                 Some(expected) => assert_eq!(
                     &found, expected,
                     "the bits are not those of revision {REVISION} on {level}; if they are meant to change, raise REVISION in \
-                     model/src/numerics.rs and add these under its number, as `{level}`, to \
+                     engine/src/numerics.rs and add these under its number, as `{level}`, to \
                      model/tests/golden/numerics.json:\n{json}"
                 ),
                 None if level == "avx2" => panic!(

@@ -7,11 +7,13 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use engine::backend::Backend;
+use engine::data::{Dataset, Split};
+use engine::weights::Weights;
 use model::arch::Architecture;
-use model::backend::Backend;
-use model::data::Split;
-use model::params::initial_params;
-use model::weights::Weights;
+use model::task::{book_task, initial_params};
+use model::trained::Trained;
+use model::weights::read_any;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -76,7 +78,7 @@ fn write_data(folder: &Path) {
 }
 
 fn write_weights(path: &Path, architecture: Architecture) {
-    let weights = Weights { architecture, params: initial_params(architecture, 1) };
+    let weights = Weights::new(book_task(architecture).spec(), initial_params(architecture, 1));
     weights.write(path).expect("the folder can be written");
 }
 
@@ -354,8 +356,8 @@ fn a_signal_ends_the_run_after_its_step_and_keeps_what_is_trained() {
         let end: Value = serde_json::from_str(&lines.last().expect("a last line").expect("text")).expect("JSON");
         assert_eq!(child.wait().expect("the program ends").code(), Some(exit_code));
         assert_eq!((&end["event"], &end["interrupted"]), (&"end".into(), &true.into()));
-        let weights = Weights::read(&Path::new(&run).join("model.safetensors")).expect("whole weights");
-        assert_eq!(end["params_blake3"], model::params::params_blake3(&weights.params));
+        let (_, weights) = read_any(&Path::new(&run).join("model.safetensors")).expect("whole weights");
+        assert_eq!(end["params_blake3"], engine::params::params_blake3(&weights.params));
     }
 }
 
@@ -414,13 +416,13 @@ fn published_weights_load_into_numpy() {
     let found: Vec<f32> =
         text(&output.stdout).split_whitespace().map(|value| value.parse().expect("a number")).collect();
 
-    let device = model::backend::reference_device();
-    let weights = Weights::read(Path::new(&weights)).expect("whole weights");
+    let device = engine::backend::reference_device();
+    let (architecture, weights) = read_any(Path::new(&weights)).expect("whole weights");
     let images = model::gradients::Images {
         values: (0..784_u16).map(|place| f32::from(place) / 783.0).collect(),
         shape: [1, 28, 28],
     };
-    let expected = model::evaluation::Evaluator::new(&weights, &device).encode(images);
+    let expected = Trained::new(architecture, &weights, &device).encode(images);
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?} {expected:?}");
 }
@@ -437,7 +439,7 @@ fn another_data_set_under_the_same_names_is_not_taken_for_fashion_mnist() {
 #[test]
 fn the_split_is_the_book_s() {
     let Some(data) = common::fashion_mnist() else { return };
-    let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
+    let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.len(split));
     assert_eq!(counts, [55_000, 5_000, 10_000]);
     // The first training image is an ankle boot, the first test image too.
     assert_eq!((data.labels(Split::Train)[0], data.labels(Split::Test)[0]), (9, 9));

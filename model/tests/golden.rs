@@ -4,25 +4,30 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use model::arch::{Architecture, N_PIXELS, Network};
-use model::backend::ComputeDevice;
-use model::data::{Dataset, Split};
-use model::evaluation::Evaluator;
-use model::gradients::{ShardResult, shard_result};
+use engine::backend::ComputeDevice;
+use engine::data::Split;
+use engine::gradients::ShardResult;
+use engine::optimizer::{LrSchedule, Optimizer};
+use engine::params::ParamLayout;
+use engine::random::ShardKey;
+use engine::recipe::Recipe;
+use engine::reduce::{average, reduce};
+use engine::sums::metrics;
+use engine::training::{Event, Next, train};
+use engine::weights::Weights;
+use model::arch::Architecture;
+use model::data::Garments;
 use model::layers::Noise;
-use model::optimizer::{LrSchedule, Optimizer};
-use model::params::ParamLayout;
-use model::recipe::Recipe;
-use model::reduce::{average, reduce};
-use model::training::{Event, Next, train};
-use model::weights::Weights;
+use model::task::{book_task, task_on};
+use model::trained::Trained;
 use safetensors::SafeTensors;
 
 /// A file of golden vectors.
 struct Golden {
     architecture: Architecture,
-    layout: &'static ParamLayout,
+    layout: Arc<ParamLayout>,
     learning_rate: f32,
     tensors: HashMap<String, Vec<f32>>,
 }
@@ -38,7 +43,7 @@ impl Golden {
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         Self {
             architecture,
-            layout: ParamLayout::of(architecture),
+            layout: Arc::clone(&book_task(architecture).spec().layout),
             learning_rate: metadata["lr"].parse().expect("a learning rate"),
             tensors: file.iter().map(|(name, tensor)| (name.to_owned(), values(tensor.data()))).collect(),
         }
@@ -53,6 +58,12 @@ impl Golden {
             .collect()
     }
 
+    /// The weights before training.
+    fn weights(&self) -> Weights {
+        let (task, layout) = (self.architecture.name().to_owned(), Arc::clone(&self.layout));
+        Weights { task, layout, params: self.params("weights") }
+    }
+
     fn value(&self, name: &str) -> f64 {
         f64::from(self.tensors[name][0])
     }
@@ -60,14 +71,14 @@ impl Golden {
     fn recipe(&self, shards: u32) -> Recipe {
         let count = |value: u32| value.try_into().expect("above 0");
         Recipe {
-            architecture: self.architecture,
+            task: self.architecture.name().to_owned(),
+            settings: serde_json::json!({ "noise": "none" }),
             epochs: count(1),
             batch_size: count(32),
             shards: count(shards),
             optimizer: Optimizer::sgd(self.learning_rate, 0.0, false),
             lr_schedule: LrSchedule::default(),
             clip_norm: None,
-            noise: Noise::None,
             shuffle: false,
             seed: 0,
             max_steps: Some(25),
@@ -98,8 +109,8 @@ fn assert_params_near(golden: &Golden, what: &str, found: &[f32], expected: &[f3
 }
 
 /// Runs a check for every network on every backend, by fused operations and by plain ones.
-fn check(check: fn(&Golden, &Dataset, &ComputeDevice, &str)) {
-    let Some(data) = common::fashion_mnist() else { return };
+fn check(check: fn(&Golden, &Arc<Garments>, &ComputeDevice, &str)) {
+    let Some(data) = common::fashion_mnist().map(Arc::new) else { return };
     for (name, device) in common::devices() {
         for architecture in Architecture::ALL {
             let place = format!("{architecture} by {name}");
@@ -111,28 +122,28 @@ fn check(check: fn(&Golden, &Dataset, &ComputeDevice, &str)) {
 #[test]
 fn outputs_codes_and_losses_are_those_of_keras() {
     check(|golden, data, device, place| {
-        let weights = Weights { architecture: golden.architecture, params: golden.params("weights") };
-        let evaluator = Evaluator::new(&weights, device);
+        let trained = Trained::new(golden.architecture, &golden.weights(), device);
         let places: Vec<u32> = (0..32).collect();
-        let outputs = evaluator.reconstruct(data.gather(Split::Train, &places));
+        let outputs = trained.reconstruct(data.images(Split::Train, &places));
         assert_eq!(outputs.len(), golden.tensors["output"].len());
         for (found, expected) in outputs.iter().zip(&golden.tensors["output"]) {
             assert!((found - expected).abs() <= 1e-5, "output of {place}: {found}, {expected} expected");
         }
-        let codes = evaluator.encode(data.gather(Split::Train, &places));
+        let codes = trained.encode(data.images(Split::Train, &places));
         assert_near(&format!("code of {place}"), &codes, &golden.tensors["code"], 1e-5);
     });
 }
 
-fn results(golden: &Golden, data: &Dataset, device: &ComputeDevice, n_shards: usize) -> ShardResult {
-    let device = device.clone().autodiff();
-    let network = Network::new(golden.architecture, 0, &device).load(&golden.params("weights"), &device);
-    let sampler = golden.recipe(u32::try_from(n_shards).unwrap()).sampler(0, 55_000);
+fn results(golden: &Golden, data: &Arc<Garments>, device: &ComputeDevice, n_shards: u32) -> ShardResult {
+    let task = task_on(golden.architecture, Some(Noise::None), Arc::clone(data)).expect("a data set with images");
+    let mut replica = task.replica(0, device);
+    replica.params_mut().copy_from_slice(&golden.params("weights"));
+    let sampler = golden.recipe(n_shards).sampler(0, 55_000);
     let mut results: Vec<_> = (0..n_shards)
         .map(|shard| {
-            let images = data.gather(Split::Train, sampler.shard(0, shard));
             let mut gradient_sum = vec![f32::NAN; golden.layout.n_params()];
-            let sums = shard_result(&network, images.clone(), images, &mut gradient_sum, &device);
+            let key = ShardKey { epoch: 0, step: 0, shard };
+            let sums = replica.shard_result(key, sampler.shard(0, shard as usize), &mut gradient_sum);
             ShardResult { gradient_sum, sums }
         })
         .collect();
@@ -151,7 +162,8 @@ fn losses_and_gradients_are_those_of_keras() {
             "loss of {place}: {}, {loss} expected",
             found.sums.loss()
         );
-        let accuracy = found.sums.rounded_accuracy(N_PIXELS);
+        let task = book_task(golden.architecture);
+        let accuracy = metrics(task.spec().metrics, &found.sums).next().expect("its one metric");
         let expected = golden.value("rounded_accuracy");
         assert!((accuracy - expected).abs() <= 1e-6, "rounded accuracy of {place}: {accuracy}, {expected} expected");
         assert_params_near(golden, &format!("gradient ({place})"), &found.gradient_sum, &golden.params("grads"), 1e-5);
@@ -164,7 +176,7 @@ fn a_batch_cut_into_shards_has_the_gradient_of_the_uncut_one() {
         let whole = results(golden, data, device, 1);
         for n_shards in [2, 3, 4, 8] {
             let cut = results(golden, data, device, n_shards);
-            assert_eq!((cut.sums.n_samples, cut.sums.correct_sum), (32, whole.sums.correct_sum), "{place}");
+            assert_eq!((cut.sums.n_samples, cut.sums.counts), (32, whole.sums.counts), "{place}");
             assert!((cut.sums.loss() / whole.sums.loss() - 1.0).abs() <= 1e-6, "loss in {n_shards} shards of {place}");
             let what = format!("gradient in {n_shards} shards ({place})");
             assert_params_near(golden, &what, &cut.gradient_sum, &whole.gradient_sum, 1e-5);
@@ -192,10 +204,10 @@ impl Bounds {
 }
 
 /// Trains for the golden 25 steps, checks every loss and the validation, and gives how far the weights are apart.
-fn train_like_keras(golden: &Golden, data: &Dataset, device: &ComputeDevice, n_shards: u32, place: &str) -> f64 {
-    let initial = Weights { architecture: golden.architecture, params: golden.params("weights") };
+fn train_like_keras(golden: &Golden, data: &Arc<Garments>, device: &ComputeDevice, n_shards: u32, place: &str) -> f64 {
+    let task = task_on(golden.architecture, Some(Noise::None), Arc::clone(data)).expect("a data set with images");
     let (mut losses, mut last_epoch) = (Vec::new(), None);
-    let trained = train(&golden.recipe(n_shards), data, device, initial, &mut |event| {
+    let trained = train(&golden.recipe(n_shards), &task, device, golden.weights(), &mut |event| {
         match event {
             Event::Step { record, .. } => losses.push(record.loss),
             Event::Epoch { record, .. } => last_epoch = Some(record),
@@ -214,7 +226,7 @@ fn train_like_keras(golden: &Golden, data: &Dataset, device: &ComputeDevice, n_s
     let epoch = last_epoch.expect("the run ends with a validation");
     let (loss, accuracy) = (golden.value("trained_val_loss"), golden.value("trained_val_rounded_accuracy"));
     assert!((epoch.val_loss / loss - 1.0).abs() <= 1e-4, "validation of {place}: {}, {loss} expected", epoch.val_loss);
-    assert!((epoch.val_rounded_accuracy - accuracy).abs() <= 1e-4, "validation of {place}");
+    assert!((epoch.val_metrics.0[0].1 - accuracy).abs() <= 1e-4, "validation of {place}");
 
     let expected = golden.params("trained");
     let tensors = golden.layout.entries().iter();

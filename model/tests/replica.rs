@@ -2,49 +2,35 @@
 
 mod common;
 
+use engine::backend::reference_device;
 use model::arch::Architecture;
-use model::backend::reference_device;
-use model::data::Dataset;
-use model::gradients::ShardResult;
+use std::sync::Arc;
+
+use engine::gradients::ShardResult;
+use engine::random::ShardKey;
+use engine::task::Replica;
+use model::data::Garments;
 use model::layers::Noise;
-use model::optimizer::{LrSchedule, Optimizer};
-use model::params::initial_params;
-use model::random::ShardKey;
-use model::recipe::Recipe;
-use model::replica::Replica;
+use model::task::{initial_params, task_on};
 
 const KEY: ShardKey = ShardKey { epoch: 1, step: 2, shard: 3 };
 
-fn result(data: &Dataset, noise: Noise, seed: u64, key: ShardKey) -> ShardResult {
-    let count = |value: u32| value.try_into().expect("above 0");
-    let recipe = Recipe {
-        architecture: Architecture::Denoising,
-        epochs: count(1),
-        batch_size: count(4),
-        shards: count(1),
-        optimizer: Optimizer::sgd(1.0, 0.0, false),
-        lr_schedule: LrSchedule::default(),
-        clip_norm: None,
-        noise,
-        shuffle: true,
-        seed,
-        max_steps: None,
-        init_from: None,
-    };
+fn result(data: &Arc<Garments>, noise: Noise, seed: u64, key: ShardKey) -> ShardResult {
     let params = initial_params(Architecture::Denoising, 1);
-    let mut replica = Replica::new(&recipe, &reference_device());
-    replica.load(&params);
-    let compute = |replica: &mut Replica| {
+    let task = task_on(Architecture::Denoising, Some(noise), Arc::clone(data)).expect("a data set with images");
+    let mut replica = task.replica(seed, &reference_device());
+    replica.params_mut().copy_from_slice(&params);
+    let compute = |replica: &mut dyn Replica| {
         let mut gradient_sum = vec![0.0; params.len()];
-        let sums = replica.shard_result(data, key, &[5, 0, 9, 2], &mut gradient_sum);
+        let sums = replica.shard_result(key, &[5, 0, 9, 2], &mut gradient_sum);
         ShardResult { gradient_sum, sums }
     };
-    let result = compute(&mut replica);
+    let result = compute(&mut *replica);
     // Whatever was prepared before: this shard, another one, or other images.
     let other = ShardKey { shard: key.shard + 1, ..key };
     for (key, samples) in [(key, [5, 0, 9, 2]), (other, [5, 0, 9, 2]), (key, [5, 0, 9, 3])] {
-        replica.prepare(data, key, &samples);
-        assert_eq!(compute(&mut replica), result, "{key:?} and {samples:?} were prepared");
+        replica.prepare(key, &samples);
+        assert_eq!(compute(&mut *replica), result, "{key:?} and {samples:?} were prepared");
     }
     result
 }
@@ -60,7 +46,7 @@ const VARIANTS: [(u64, ShardKey); 5] = [
 
 #[test]
 fn noise_depends_on_the_seed_and_on_every_part_of_the_key() {
-    let data = common::garments();
+    let data = Arc::new(common::garments());
     let plain = result(&data, Noise::None, 42, KEY);
     for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.5 }] {
         let mut seen = vec![plain.clone()];
@@ -75,7 +61,7 @@ fn noise_depends_on_the_seed_and_on_every_part_of_the_key() {
 
 #[test]
 fn without_noise_the_key_does_not_matter() {
-    let data = common::garments();
+    let data = Arc::new(common::garments());
     let plain = result(&data, Noise::None, 42, KEY);
     for (seed, key) in VARIANTS {
         assert_eq!(result(&data, Noise::None, seed, key), plain, "seed {seed}, {key:?}");

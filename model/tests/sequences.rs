@@ -2,10 +2,12 @@
 
 mod common;
 
+use engine::backend::ComputeDevice;
+use engine::params::load;
 use model::arch::{Architecture, Network};
-use model::backend::ComputeDevice;
+use model::data::Batch;
 use model::gradients::{Images, evaluate, shard_result};
-use model::params::initial_params;
+use model::task::initial_params;
 
 /// Two sequences of smooth values from 0 to 1.
 fn sequences(n_rows: usize) -> Images {
@@ -15,7 +17,7 @@ fn sequences(n_rows: usize) -> Images {
 }
 
 fn network(params: &[f32], device: &ComputeDevice) -> Network {
-    Network::new(Architecture::Recurrent, 0, device).load(params, device)
+    load(Network::new(Architecture::Recurrent, 0, device), params, device)
 }
 
 /// The slope of the loss along the gradient, by differences, against the gradient's own length.
@@ -24,7 +26,8 @@ fn check(n_rows: usize, device: &ComputeDevice) {
     let training_device = device.clone().autodiff();
     let network_with_tape = network(&params, &training_device);
     let mut gradient_sum = vec![0.0; params.len()];
-    shard_result(&network_with_tape, sequences(n_rows), sequences(n_rows), &mut gradient_sum, &training_device);
+    let batch = Batch { images: sequences(n_rows), noisy: None };
+    shard_result(&network_with_tape, batch, &mut gradient_sum, &training_device);
     let length = gradient_sum.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
     assert!(length > 1e-3, "{n_rows} rows: the gradient is {length} long");
 

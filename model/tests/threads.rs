@@ -2,25 +2,19 @@
 
 mod common;
 
+use engine::backend::{ComputeDevice, reference_device};
 use model::arch::Architecture;
-use model::backend::{ComputeDevice, reference_device};
-use model::data::{Dataset, Split};
-use model::evaluation::Evaluator;
-use model::params::initial_params;
-use model::random::ShardKey;
-use model::recipe::{Recipe, RecipeArgs};
-use model::replica::Replica;
-use model::weights::Weights;
+use std::sync::Arc;
 
-fn recipe(architecture: Architecture) -> Recipe {
-    let args = RecipeArgs { arch: Some(architecture), batch_size: Some(512), seed: Some(3), ..RecipeArgs::default() };
-    Recipe::new(args, 1).expect("the book's recipe with a larger batch")
-}
+use engine::data::Split;
+use engine::random::ShardKey;
+use model::data::Garments;
+use model::task::{initial_params, task_on};
 
 /// The gradient of a shard and the losses of a batch, on so many threads.
 fn bits(
     architecture: Architecture,
-    data: &Dataset,
+    data: &Arc<Garments>,
     device: &ComputeDevice,
     n_images: u32,
     n_threads: usize,
@@ -28,13 +22,14 @@ fn bits(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
     pool.install(|| {
         let params = initial_params(architecture, 1);
-        let mut replica = Replica::new(&recipe(architecture), device);
-        replica.load(&params);
+        let task = task_on(architecture, None, Arc::clone(data)).expect("a data set with images");
+        let mut replica = Arc::clone(&task).replica(3, device);
+        replica.params_mut().copy_from_slice(&params);
         let samples: Vec<u32> = (0..n_images).collect();
         let mut gradient_sum = vec![f32::NAN; params.len()];
-        let sums = replica.shard_result(data, ShardKey { epoch: 0, step: 0, shard: 0 }, &samples, &mut gradient_sum);
-        let evaluated = Evaluator::new(&Weights { architecture, params }, device).evaluate_batch(data, Split::Valid, 1);
-        let numbers = [sums.loss_sum.to_bits(), sums.correct_sum, evaluated.loss_sum.to_bits(), evaluated.correct_sum];
+        let sums = replica.shard_result(ShardKey { epoch: 0, step: 0, shard: 0 }, &samples, &mut gradient_sum);
+        let evaluated = task.evaluator(&params, device).evaluate_batch(Split::Valid, 1);
+        let numbers = [sums.loss_sum.to_bits(), sums.counts[0], evaluated.loss_sum.to_bits(), evaluated.counts[0]];
         gradient_sum.into_iter().map(|value| value.to_bits().into()).chain(numbers).collect()
     })
 }
@@ -42,7 +37,7 @@ fn bits(
 /// The goal: a shard of any number of parts has the same bits on one thread, on two and on three.
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let data = common::garments();
+    let data = Arc::new(common::garments());
     for architecture in Architecture::ALL {
         let part = u32::try_from(architecture.part()).expect("a few images");
         for n_images in [1, part, part + 1, 3 * part + part / 2] {

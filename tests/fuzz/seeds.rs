@@ -1,16 +1,18 @@
 //! Inputs that the fuzz targets take for what they should be.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use super::targets::idx;
 use super::targets::messages::{COORDINATOR, DATA_FINGERPRINT, DATA_SET, LAYOUT_FINGERPRINT, N_PARAMS, WORKERS, fence};
 use coordinator::checkpoint::Checkpoint;
 use coordinator::training::{AuditSecret, Rounding, State};
+use engine::params::params_fingerprint;
+use engine::recipe::{Recipe, RecipeArgs};
+use engine::weights::Weights;
 use flate2::{Compression, write::GzEncoder};
 use model::arch::Architecture;
-use model::params::{ParamLayout, params_fingerprint};
-use model::recipe::{Recipe, RecipeArgs};
-use model::weights::Weights;
+use model::task::book_task;
 use prost::Message;
 use proto::framing::encode;
 use proto::v1::coordinator_message::Kind as Told;
@@ -23,8 +25,9 @@ use proto::v1::{
 /// Gives each to `write`, with the name of its target, and its own.
 pub fn write_all(write: impl Fn(&str, &str, &[u8])) {
     for architecture in Architecture::ALL {
-        let params = vec![0.0; ParamLayout::of(architecture).n_params()];
-        write("weights", architecture.name(), &shortened(&Weights { architecture, params }.to_bytes()));
+        let task = book_task(architecture);
+        let weights = Weights::new(task.spec(), vec![0.0; task.spec().layout.n_params()]);
+        write("weights", architecture.name(), &shortened(&weights.to_bytes()));
         write("checkpoints", architecture.name(), &shortened(&checkpoint(architecture)));
     }
     for which in 0..4_u8 {
@@ -55,18 +58,17 @@ fn shortened(file: &[u8]) -> Vec<u8> {
 }
 
 fn checkpoint(architecture: Architecture) -> Vec<u8> {
-    let args = RecipeArgs {
-        arch: Some(architecture),
-        momentum: (architecture == Architecture::Conv).then_some(0.9),
-        ..RecipeArgs::default()
-    };
-    let recipe = Recipe::new(args, 4).expect("the book's recipe");
+    let args = RecipeArgs { momentum: (architecture == Architecture::Conv).then_some(0.9), ..RecipeArgs::default() };
+    let task = book_task(architecture);
+    let recipe = Recipe::new(args, task.spec(), 4).expect("the book's recipe");
     let rounding = if architecture == Architecture::Recurrent { Rounding::Bf16 } else { Rounding::None };
-    let params = vec![0.0; ParamLayout::of(architecture).n_params()];
+    let layout = Arc::clone(&task.spec().layout);
+    let params = vec![0.0; layout.n_params()];
     let checkpoint = Checkpoint {
         run_id: fence().run_id,
         state: State::new(&recipe, rounding, params),
         recipe,
+        layout,
         data_fingerprint: DATA_FINGERPRINT.to_owned(),
         numerics: vec![1, 2],
         audit_secret: Some(AuditSecret::new([1; 32])),
@@ -87,7 +89,7 @@ fn session() -> Vec<u8> {
         backend: "flex on cpu".to_owned(),
         compute_class: "own".to_owned(),
         threads: 1,
-        numerics: model::numerics::REVISION,
+        numerics: engine::numerics::REVISION,
     };
     let ready = Ready {
         fence: Some(fence()),
@@ -121,14 +123,14 @@ fn session() -> Vec<u8> {
 }
 
 fn orders() -> Vec<u8> {
-    let args = RecipeArgs { arch: Some(Architecture::Conv), ..RecipeArgs::default() };
-    let recipe = Recipe::new(args, 4).expect("the book's recipe");
+    let task = book_task(Architecture::Conv);
+    let recipe = Recipe::new(RecipeArgs::default(), task.spec(), 4).expect("the book's recipe");
     let welcome = Welcome {
         worker_id: 1,
         fence: Some(fence()),
         recipe: recipe.to_json().into(),
         data_fingerprint: DATA_FINGERPRINT.to_owned(),
-        layout_fingerprint: ParamLayout::of(Architecture::Conv).fingerprint().0,
+        layout_fingerprint: task.spec().layout.fingerprint().0,
         encoding: Encoding::F32.into(),
         shared_memory: None,
     };

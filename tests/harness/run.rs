@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use model::recipe::Recipe;
+use engine::recipe::Recipe;
 use serde_json::Value;
 
 /// What came out of a run.

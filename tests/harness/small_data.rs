@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use model::data::{Dataset, PLAIN_NAMES, Split};
+use engine::data::Split;
+use model::data::{Garments, PLAIN_NAMES};
 
 use crate::common;
 
@@ -38,7 +39,7 @@ impl SmallData {
 }
 
 /// The first images of a split and their labels, as files.
-fn first_images(data: &Dataset, split: Split, n_images: u32) -> [Vec<u8>; 2] {
+fn first_images(data: &Garments, split: Split, n_images: u32) -> [Vec<u8>; 2] {
     let images = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
     let labels = [0x801, n_images].map(u32::to_be_bytes).concat();
     let n_images = n_images as usize;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use model::args::{AccessArgs, BackendArgs, DataArgs, LogArgs};
+use engine::args::{AccessArgs, BackendArgs, DataArgs, LogArgs};
 
 /// Computes gradients for a coordinator, until that has no more work.
 #[derive(Parser, Debug)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
-use model::args::OpenBackend;
+use engine::args::OpenBackend;
 use proto::limits::HEARTBEAT_INTERVAL;
 use proto::v1::{State, Update, Work, WorkerMessage};
 
@@ -137,7 +137,7 @@ fn unless_panics(compute: impl FnOnce()) -> Result<(), ComputeEnded> {
 
 #[cfg(test)]
 mod tests {
-    use model::params::params_fingerprint;
+    use engine::params::params_fingerprint;
     use proto::limits;
     use proto::v1::worker_message::Kind;
     use proto::v1::{Encoding, Heartbeat, ShardDone};

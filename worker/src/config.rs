@@ -6,9 +6,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::args::{AccessArgs, OpenBackend};
-use model::backend::BackendError;
-use model::data::DataChoice;
+use engine::args::{AccessArgs, OpenBackend};
+use engine::backend::BackendError;
+use engine::data::DataSource;
 use proto::tls::{Client, IncompleteFlags, Reloaded, TlsError, TlsFiles};
 use proto::token::{Token, TokenError};
 
@@ -26,7 +26,7 @@ pub struct Config {
     /// Whether to wait for messages without sleep at first.
     pub watch: bool,
     /// Where an own copy of the data set may be, besides the usual places.
-    pub data: DataChoice,
+    pub data: DataSource,
     /// What computes.
     pub backend: OpenBackend,
 }

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use tonic::Status;
 use tracing::{info, warn};
 
-use model::data::{DataChoice, DataError, Dataset, PLAIN_NAMES, open, open_cached, open_copy, plain_cache_folder};
-use model::files::{PrivateFolder, WriteError, create_folder};
-use model::report::DownloadBar;
+use engine::data::{DataError, DataSource};
+use engine::files::{PrivateFolder, WriteError, create_folder};
+use engine::task::{AnyTask, OpenTask};
 use proto::call::Messages;
 use proto::limits;
 use proto::v1::DatasetPiece;
@@ -31,9 +31,8 @@ const PIECE_WAIT_MAX: Duration = limits::FIRST_MESSAGE_WAIT_MAX;
 /// The data set, kept open from one session to the next.
 #[derive(Debug)]
 pub(crate) struct Shelf {
-    choice: DataChoice,
-    /// With its fingerprint.
-    kept: Option<(String, Arc<Dataset>)>,
+    source: DataSource,
+    kept: Option<Arc<dyn OpenTask>>,
 }
 
 /// A data set that cannot be had.
@@ -42,6 +41,17 @@ pub enum DatasetError {
     /// The folder that the user named holds none.
     #[error("{0}")]
     Data(#[from] DataError),
+    /// It is not here, and cannot be fetched.
+    #[error(
+        "expected the data set of the run (blake3 {expected}) at --data {source_text}, found another one; name with --data what the \
+         coordinator trains on"
+    )]
+    NotFetchable {
+        /// The run's.
+        expected: String,
+        /// Where it was looked for.
+        source_text: DataSource,
+    },
     /// What was fetched cannot be kept.
     #[error("{0}")]
     Write(#[from] WriteError),
@@ -75,26 +85,38 @@ impl DatasetError {
 }
 
 impl Shelf {
-    /// A shelf with nothing on it; `choice` is where a copy may be besides the usual places.
-    pub fn new(choice: DataChoice) -> Self {
-        Self { choice, kept: None }
+    /// A shelf with nothing on it; `source` is where a copy may be besides the usual places.
+    pub fn new(source: DataSource) -> Self {
+        Self { source, kept: None }
     }
 
-    /// The data set of this fingerprint, which has the form of one.
-    pub async fn open(&mut self, link: &Link, fingerprint: &str) -> Result<Arc<Dataset>, DatasetError> {
-        if let Some((_, data)) = self.kept.as_ref().filter(|(kept, _)| kept == fingerprint) {
-            return Ok(Arc::clone(data));
+    /// A task on the data set of this fingerprint, which has the form of one.
+    pub async fn open(
+        &mut self,
+        link: &Link,
+        task: &Arc<dyn AnyTask>,
+        fingerprint: &str,
+    ) -> Result<Arc<dyn OpenTask>, DatasetError> {
+        let is_same = |kept: &&Arc<dyn OpenTask>| {
+            let (kept_spec, spec) = (kept.spec(), task.spec());
+            kept.fingerprint() == fingerprint && (kept_spec.name, &kept_spec.settings) == (spec.name, &spec.settings)
+        };
+        if let Some(open) = self.kept.as_ref().filter(is_same) {
+            return Ok(Arc::clone(open));
         }
         self.kept = None;
-        let (choice, wanted) = (self.choice.clone(), fingerprint.to_owned());
-        let data = match blocking(move || open_own(&choice, &wanted)).await? {
-            Some(data) => data,
-            None => fetch(link, fingerprint).await?,
+        let (known, source, wanted) = (Arc::clone(task), self.source.clone(), fingerprint.to_owned());
+        let open = match blocking(move || known.find(&source, &wanted)).await? {
+            Some(open) => open,
+            None if task.file_names().is_empty() => {
+                let (expected, source_text) = (fingerprint.to_owned(), self.source.clone());
+                return Err(DatasetError::NotFetchable { expected, source_text });
+            }
+            None => fetch(link, task, fingerprint).await?,
         };
-        info!(data = data.name(), "the data set is open");
-        let data = Arc::new(data);
-        self.kept = Some((fingerprint.to_owned(), Arc::clone(&data)));
-        Ok(data)
+        info!(data = open.data_name(), "the data set is open");
+        self.kept = Some(Arc::clone(&open));
+        Ok(open)
     }
 }
 
@@ -102,36 +124,15 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     spawn_blocking(work).await.expect("reading and writing files does not panic")
 }
 
-/// This machine's own copy.
-fn open_own(choice: &DataChoice, fingerprint: &str) -> Result<Option<Dataset>, DataError> {
-    let extra = match choice {
-        DataChoice::Folder(folder) => {
-            // Who names a folder means it, and is told if it is not what is trained on.
-            let data = open(choice, &mut DownloadBar::default())?;
-            let found = data.fingerprint();
-            if found == fingerprint {
-                // With a copy in the cache, memory holds the images once for all workers of this machine.
-                let is_cached = plain_cache_folder(fingerprint).as_ref() == Some(folder);
-                let cached = if is_cached { None } else { open_cached(fingerprint) };
-                return Ok(Some(cached.unwrap_or(data)));
-            }
-            warn!(folder = %folder.display(), expected = fingerprint, found, "--data is not the run's data set, and is not used");
-            None
-        }
-        DataChoice::Synthetic => Some(choice),
-        DataChoice::Auto | DataChoice::FashionMnist => None,
-    };
-    Ok(open_copy(fingerprint, extra))
-}
-
-async fn fetch(link: &Link, fingerprint: &str) -> Result<Dataset, DatasetError> {
+async fn fetch(link: &Link, task: &Arc<dyn AnyTask>, fingerprint: &str) -> Result<Arc<dyn OpenTask>, DatasetError> {
     info!(fingerprint, "no copy of the data set here; fetching it from the coordinator");
     let silent = |_| DatasetError::Silent { waited: PIECE_WAIT_MAX };
     let asked = timeout(PIECE_WAIT_MAX, link.fetch_dataset(fingerprint.to_owned())).await;
     let mut pieces = asked.map_err(silent)??;
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
-    let wanted = fingerprint.to_owned();
-    let (passed_on, stored) = tokio::join!(pass_on(&mut pieces, sender), blocking(move || store(receiver, &wanted)));
+    let (known, wanted) = (Arc::clone(task), fingerprint.to_owned());
+    let stored = blocking(move || store(receiver, &*known, &wanted));
+    let (passed_on, stored) = tokio::join!(pass_on(&mut pieces, sender), stored);
     passed_on?;
     stored
 }
@@ -150,24 +151,29 @@ async fn pass_on(pieces: &mut Messages<DatasetPiece>, sender: mpsc::Sender<Datas
 }
 
 /// Writes the files beside where they belong, and puts them there when they are what they should be.
-fn store(mut pieces: mpsc::Receiver<DatasetPiece>, fingerprint: &str) -> Result<Dataset, DatasetError> {
-    let place = plain_cache_folder(fingerprint);
+fn store(
+    mut pieces: mpsc::Receiver<DatasetPiece>,
+    task: &dyn AnyTask,
+    fingerprint: &str,
+) -> Result<Arc<dyn OpenTask>, DatasetError> {
+    let place = task.shared_folder(fingerprint);
     let staging = folder_beside(place.as_deref())?;
     let folder = staging.path().join("data");
     create_folder(&folder)?;
-    let mut incoming = Incoming::new(&folder);
+    let mut incoming = Incoming::new(&folder, task.file_names());
     while let Some(piece) = pieces.blocking_recv() {
         incoming.add(&piece)?;
     }
     incoming.finish()?;
-    if let Some(name) = PLAIN_NAMES.iter().find(|name| !folder.join(name).is_file()) {
+    if let Some(name) = task.file_names().iter().find(|name| !folder.join(name).is_file()) {
         return Err(PieceError::Torn { name: (*name).to_owned(), n_bytes: 0 }.into());
     }
 
+    let open_folder = |folder: &Path| task.open(&DataSource::at(folder));
     let data = open_folder(&folder)?;
     let found = data.fingerprint();
     if found != fingerprint {
-        return Err(DatasetError::Other { expected: fingerprint.to_owned(), found });
+        return Err(DatasetError::Other { expected: fingerprint.to_owned(), found: found.to_owned() });
     }
     let Some(place) = place else { return Ok(data) };
     match std::fs::rename(&folder, &place) {
@@ -192,10 +198,6 @@ fn move_aside(place: &Path) -> std::io::Result<()> {
     std::fs::rename(place, &aside)
 }
 
-fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
-    open(&DataChoice::Folder(folder.to_owned()), &mut DownloadBar::default())
-}
-
 /// A folder on the file system of `place` if there can be one, else elsewhere: data can be trained on unkept.
 fn folder_beside(place: Option<&Path>) -> Result<PrivateFolder, WriteError> {
     const PREFIX: &str = ".fetching-";
@@ -211,9 +213,11 @@ fn folder_beside(place: Option<&Path>) -> Result<PrivateFolder, WriteError> {
 /// Pieces that do not make up a data set.
 #[derive(Debug, thiserror::Error)]
 pub enum PieceError {
-    /// Not one of the four files.
-    #[error("expected one of the files {}, found `{found}`", PLAIN_NAMES.join(", "))]
+    /// Not one of the data set's files.
+    #[error("expected one of the files {expected}, found `{found}`")]
     Name {
+        /// Their names.
+        expected: String,
         /// The name found.
         found: String,
     },
@@ -250,6 +254,8 @@ pub enum PieceError {
 #[derive(Debug)]
 pub struct Incoming {
     folder: PathBuf,
+    /// Names that files may have.
+    names: &'static [&'static str],
     /// The file that is not yet whole.
     file: Option<IncomingFile>,
 }
@@ -263,9 +269,9 @@ struct IncomingFile {
 }
 
 impl Incoming {
-    /// Nothing yet; files go to a folder that has none of them.
-    pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), file: None }
+    /// Nothing yet; files of these names go to a folder that has none of them.
+    pub fn new(folder: &Path, names: &'static [&'static str]) -> Self {
+        Self { folder: folder.to_owned(), names, file: None }
     }
 
     /// Adds the next piece.
@@ -300,8 +306,8 @@ impl Incoming {
     /// Begins the file that a piece is of.
     fn begin(&self, piece: &DatasetPiece) -> Result<IncomingFile, PieceError> {
         let DatasetPiece { name, file_bytes, .. } = piece;
-        if !PLAIN_NAMES.contains(&name.as_str()) {
-            return Err(PieceError::Name { found: name.clone() });
+        if !self.names.contains(&name.as_str()) {
+            return Err(PieceError::Name { expected: self.names.join(", "), found: name.clone() });
         }
         if *file_bytes > limits::DATASET_FILE_BYTES_MAX {
             return Err(PieceError::Size { name: name.clone(), found: *file_bytes });
@@ -328,8 +334,8 @@ impl Incoming {
 mod tests {
     use super::*;
 
-    const IMAGES: &str = PLAIN_NAMES[0];
-    const LABELS: &str = PLAIN_NAMES[1];
+    const IMAGES: &str = "train-images";
+    const LABELS: &str = "train-labels";
 
     fn piece(name: &str, file_bytes: u64, offset: u64, content: &[u8]) -> DatasetPiece {
         DatasetPiece { name: name.to_owned(), file_bytes, offset, content: content.to_vec().into() }
@@ -338,7 +344,7 @@ mod tests {
     /// What comes of the pieces: the error's words, or nothing.
     fn check(pieces: &[DatasetPiece], part: &str) {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut incoming = Incoming::new(folder.path());
+        let mut incoming = Incoming::new(folder.path(), &[IMAGES, LABELS]);
         let added = pieces.iter().try_for_each(|piece| incoming.add(piece)).and_then(|()| incoming.finish());
         match added {
             Ok(()) => assert!(part.is_empty(), "`{part}` expected"),
@@ -373,7 +379,7 @@ mod tests {
         check(&[piece(IMAGES, 3, 1, b"bc")], "from byte 0 of 3, not empty and not beyond its end, found one of");
         check(&[piece(IMAGES, 3, 0, b"ab"), piece(IMAGES, 3, 1, b"b")], "from byte 2 of 3");
         check(&[piece(IMAGES, 3, 0, b"ab"), piece(IMAGES, 4, 2, b"c")], "from byte 2 of 4");
-        check(&[piece(IMAGES, 3, 0, b"ab"), piece(LABELS, 3, 2, b"c")], "found one of `train-labels");
+        check(&[piece(IMAGES, 3, 0, b"ab"), piece(LABELS, 3, 2, b"c")], "found one of `train-labels`");
         check(&[piece(IMAGES, 3, 0, b"abcd")], "with 4 bytes");
         check(&[piece(IMAGES, 3, 0, b"")], "with 0 bytes");
         check(&[piece(IMAGES, 0, 0, b"")], "with 0 bytes");

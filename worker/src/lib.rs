@@ -7,8 +7,10 @@ pub mod config;
 pub mod dataset;
 mod link;
 pub mod plan;
+mod program;
 mod run;
 mod session;
 
 pub use config::Config;
+pub use program::main;
 pub use run::{Outcome, WorkerError, exit_code, run};

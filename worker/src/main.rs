@@ -1,98 +1,11 @@
-//! The worker as a program: flags, log, runtime, signals, exit code.
+//! The worker's program, for the three autoencoders.
 
-use std::cell::Cell;
-use std::convert::Infallible;
 use std::process::ExitCode;
-
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing::info;
-
-use model::exit;
-use model::report::{LogGuard, init_log, write_stderr_line};
-use worker::args::Cli;
-use worker::{Config, Outcome, exit_code, run};
 
 /// The C library's own gives every block of a gradient's size back to the system, and the next one is paged in anew.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Kept until all is told.
-    let mut log = None;
-    match start(&mut log) {
-        Ok(code) => code,
-        Err(error) => {
-            write_stderr_line(&format!("error: {error}"));
-            ExitCode::from(exit_code(&error))
-        }
-    }
-}
-
-fn start(log: &mut Option<LogGuard>) -> anyhow::Result<ExitCode> {
-    let cli: Cli = model::configuration::parse()?;
-    *log = Some(init_log(cli.log.log_format, "info"));
-    if cli.supervised {
-        end_with_parent()?;
-    }
-    let config = Config::new(cli)?;
-    // One thread for messages, this one: handing them from thread to thread would cost a step more than reading them does.
-    // Tensors have their own, and so have files.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let first_signal = Cell::new(None);
-    let ended = runtime.block_on(async {
-        let signals = Signals::new()?;
-        // Files are looked at for each connection, which is all that this signal asks for; without TLS it ends the program.
-        let _hangup = config.access.tls.as_ref().map(|_| signal(SignalKind::hangup())).transpose()?;
-        let shutdown = CancellationToken::new();
-        tokio::select! {
-            ended = run(&config, &shutdown) => anyhow::Ok(ended?),
-            never = signals.heed(&first_signal, &shutdown) => match never {},
-        }
-    });
-    // What still reads or writes a data set is not waited for.
-    runtime.shutdown_background();
-    // Only a run that is over is a success to a supervisor; with Ctrl-C a person has what was asked for.
-    let is_terminated = ended? == Outcome::Stopped && first_signal.get() == Some(SignalKind::terminate());
-    Ok(if is_terminated { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
-}
-
-/// Those that ask a program to end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The first signal lets the worker finish what it has, the second one ends it.
-    async fn heed(mut self, first_signal: &Cell<Option<SignalKind>>, shutdown: &CancellationToken) -> Infallible {
-        let first = self.next().await;
-        first_signal.set(Some(first));
-        info!(signal = first.as_raw_value(), "asked to end; a second signal ends this worker at once");
-        shutdown.cancel();
-        let second = self.next().await;
-        std::process::exit(128 + second.as_raw_value());
-    }
-
-    async fn next(&mut self) -> SignalKind {
-        tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt(),
-            _ = self.terminate.recv() => SignalKind::terminate(),
-        }
-    }
-}
-
-/// Ends the process when standard input ends, which it does when the parent is gone, however that came about.
-fn end_with_parent() -> std::io::Result<()> {
-    std::thread::Builder::new().name("supervision".to_owned()).spawn(|| {
-        // What is read is of no meaning, and that reading fails means the same as the end.
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        // At once, and from here: with the parent the run is gone, and nobody is left to report to or to finish for.
-        std::process::exit(0);
-    })?;
-    Ok(())
+    worker::main(&model::task::tasks(), std::env::args_os())
 }

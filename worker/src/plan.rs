@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use model::arch::Architecture;
-use model::data::Dataset;
-use model::params::{LayoutFingerprint, ParamLayout};
-use model::recipe::{Recipe, RecipeError};
+use engine::params::LayoutFingerprint;
+use engine::recipe::{Recipe, RecipeError};
+use engine::task::{AnyTask, OpenTask, TaskError, Tasks};
 use proto::v1::{Encoding, Fence, Ready, SharedMemory, Welcome};
 
 use crate::link::GradientPath;
@@ -18,6 +17,8 @@ pub struct Terms {
     /// What every result belongs to.
     pub fence: Fence,
     /// What is trained.
+    pub task: Arc<dyn AnyTask>,
+    /// How.
     pub recipe: Recipe,
     /// Values of the parameters.
     pub n_params: usize,
@@ -36,14 +37,14 @@ pub struct Terms {
 pub(crate) struct Plan {
     /// The run.
     pub terms: Terms,
-    /// Its data set.
-    pub data: Arc<Dataset>,
+    /// What is trained, on what.
+    pub task: Arc<dyn OpenTask>,
     /// How gradients travel.
     pub path: GradientPath,
 }
 
 /// A welcome that this program cannot follow.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum TermsError {
     /// A part that every welcome has is not there.
     #[error("expected a welcome with its {part}, found none; use a coordinator and workers of one version")]
@@ -54,11 +55,14 @@ pub enum TermsError {
     /// A recipe whose values do not go together.
     #[error("{0}")]
     Recipe(#[from] RecipeError),
+    /// A task that this program does not have, or has otherwise.
+    #[error("{0}")]
+    Task(#[from] TaskError),
     /// Other parameters.
-    #[error("expected the parameter layout {expected} of {architecture}, found {found}; {SAME_VERSION}")]
+    #[error("expected the parameter layout {expected} of {task}, found {found}; {SAME_VERSION}")]
     Layout {
-        /// The network.
-        architecture: Architecture,
+        /// The task.
+        task: &'static str,
         /// This program's.
         expected: LayoutFingerprint,
         /// The coordinator's.
@@ -80,19 +84,22 @@ pub enum TermsError {
 
 const SAME_VERSION: &str = "use a coordinator and workers of one version";
 
-impl TryFrom<Welcome> for Terms {
-    type Error = TermsError;
-
-    fn try_from(welcome: Welcome) -> Result<Self, TermsError> {
+impl Terms {
+    /// What a welcome says, for a program that has these tasks.
+    ///
+    /// # Errors
+    /// If it cannot be followed.
+    pub fn new(welcome: Welcome, tasks: &Tasks) -> Result<Self, TermsError> {
         let missing = |part| TermsError::Missing { part };
         if welcome.recipe.is_empty() {
             return Err(missing("recipe"));
         }
         let recipe = Recipe::from_json(&welcome.recipe)?;
-        let layout = ParamLayout::of(recipe.architecture);
+        let task = tasks.build(&recipe.task, &recipe.settings)?;
+        let layout = Arc::clone(&task.spec().layout);
         let (expected, found) = (layout.fingerprint(), LayoutFingerprint(welcome.layout_fingerprint));
         if found != expected {
-            return Err(TermsError::Layout { architecture: recipe.architecture, expected, found });
+            return Err(TermsError::Layout { task: task.spec().name, expected, found });
         }
         let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let found = welcome.data_fingerprint;
@@ -102,6 +109,7 @@ impl TryFrom<Welcome> for Terms {
         Ok(Self {
             worker_id: welcome.worker_id,
             fence: welcome.fence.ok_or(missing("fence"))?,
+            task,
             recipe,
             n_params: layout.n_params(),
             layout_fingerprint: expected,
@@ -114,9 +122,9 @@ impl TryFrom<Welcome> for Terms {
 
 impl Terms {
     /// With the data set, all there is to know.
-    pub(crate) fn plan(&self, data: Arc<Dataset>) -> Plan {
+    pub(crate) fn plan(&self, task: Arc<dyn OpenTask>) -> Plan {
         let path = GradientPath::open(self.encoding, self.shared_memory.as_ref(), self.n_params);
-        Plan { terms: self.clone(), data, path }
+        Plan { terms: self.clone(), task, path }
     }
 }
 
@@ -148,7 +156,7 @@ mod tests {
         let mut welcome =
             peers::welcome(Fence { run_id: "0123456789abcdef".to_owned(), coordinator_id: 1 }, "0".repeat(64));
         change(&mut welcome);
-        match Terms::try_from(welcome) {
+        match Terms::new(welcome, &model::task::tasks()) {
             Ok(terms) => assert!(part.is_empty(), "expected `{part}`, found {terms:?}"),
             Err(error) => {
                 let text = error.to_string();
@@ -163,6 +171,11 @@ mod tests {
         check(|welcome| welcome.fence = None, "expected a welcome with its fence");
         check(|welcome| welcome.recipe.clear(), "expected a welcome with its recipe");
         check(|welcome| welcome.recipe = "{}".into(), "expected a recipe as JSON, found missing field");
+        let unknown = r#"{"task":"words","settings":{},"epochs":1,"batch_size":8,"shards":2,"optimizer":{"learning_rate":1,"momentum":0,"nesterov":false},"shuffle":true,"seed":1,"max_steps":null,"init_from":null}"#;
+        check(
+            |welcome| welcome.recipe = unknown.into(),
+            "expected the task conv, recurrent or denoising, which this program knows, found the task `words`",
+        );
         check(|welcome| welcome.layout_fingerprint = 7, "of denoising, found 0000000000000007; use a coordinator and");
         check(|welcome| welcome.data_fingerprint = "../..".to_owned(), "64 hexadecimal digits, found `../..`");
         check(|welcome| welcome.encoding = 0, "found the encoding number 0");

@@ -6,7 +6,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
-use model::exit;
+use engine::exit;
+use engine::task::Tasks;
 use proto::limits;
 use proto::v1::Farewell;
 
@@ -64,7 +65,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         Some(SessionError::Status(_) | SessionError::Terms(_)) => Some(exit::CONFIGURATION),
         Some(SessionError::OutOfOrder { .. } | SessionError::Compute(_)) => Some(exit::INTERNAL),
         Some(SessionError::Dataset(DatasetError::Piece(PieceError::Write(_)))) => Some(exit::CANNOT_WRITE),
-        Some(SessionError::Dataset(DatasetError::Piece(_) | DatasetError::Other { .. })) => Some(exit::DATA),
+        Some(SessionError::Dataset(
+            DatasetError::Piece(_) | DatasetError::Other { .. } | DatasetError::NotFetchable { .. },
+        )) => Some(exit::DATA),
         Some(SessionError::Link(error)) => match error {
             LinkError::OwnCertificate { .. } | LinkError::CoordinatorCertificate { .. } | LinkError::Token { .. } => {
                 Some(exit::NO_PERMISSION)
@@ -99,18 +102,18 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Works until the coordinator dismisses this worker for good, or `shutdown` is cancelled.
+/// Works on whichever of the tasks the coordinator trains until that dismisses this worker for good, or `shutdown` is cancelled.
 ///
 /// # Errors
 /// If no coordinator takes it in for as long as the configuration says, or one refuses it for good.
-pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<Outcome, WorkerError> {
+pub async fn run(config: &Config, tasks: &Tasks, shutdown: &CancellationToken) -> Result<Outcome, WorkerError> {
     let compute = Compute::start(config.backend.clone()).map_err(WorkerError::Thread)?;
     let mut datasets = Shelf::new(config.data.clone());
     let mut search = Search::begin(&config.coordinator, config.connect_timeout, Instant::now());
     loop {
         // Ends with a session that ends for good, with `shutdown`, or when the search has gone on for too long.
         let joined = tokio::select! {
-            joined = join(config, search.time_left(Instant::now())) => joined,
+            joined = join(config, tasks, search.time_left(Instant::now())) => joined,
             () = shutdown.cancelled() => return Ok(Outcome::Stopped),
         };
         let dismissed = match joined {
@@ -148,9 +151,9 @@ pub async fn run(config: &Config, shutdown: &CancellationToken) -> Result<Outcom
     }
 }
 
-async fn join(config: &Config, time_left: Duration) -> Result<Admission, SessionError> {
+async fn join(config: &Config, tasks: &Tasks, time_left: Duration) -> Result<Admission, SessionError> {
     let link = Link::connect(&config.coordinator, &config.access, time_left).await?;
-    Session::join(link, &config.backend, time_left.min(limits::FIRST_MESSAGE_WAIT_MAX)).await
+    Session::join(link, tasks, &config.backend, time_left.min(limits::FIRST_MESSAGE_WAIT_MAX)).await
 }
 
 async fn be_in(

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{info, warn};
 
-use model::args::OpenBackend;
+use engine::args::OpenBackend;
+use engine::task::Tasks;
 use proto::call::Messages;
 use proto::limits;
 use proto::v1::coordinator_message::Kind as Inbound;
@@ -120,7 +121,12 @@ fn words(status: &Status) -> String {
 
 impl Session {
     /// Says who joins, and hears the answer.
-    pub async fn join(link: Link, backend: &OpenBackend, wait_max: Duration) -> Result<Admission, SessionError> {
+    pub async fn join(
+        link: Link,
+        tasks: &Tasks,
+        backend: &OpenBackend,
+        wait_max: Duration,
+    ) -> Result<Admission, SessionError> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES_MAX);
         // Before the stream is opened, since a coordinator may answer the call only when it has heard who calls.
         let join = WorkerMessage { kind: Some(Outbound::Join(introduction(backend))) };
@@ -134,7 +140,7 @@ impl Session {
         let (inbound, first) = answered.map_err(|_| SessionError::Silent { waited: wait_max })??;
         match first {
             Heard::Welcome(welcome) => {
-                let terms = Terms::try_from(welcome)?;
+                let terms = Terms::new(welcome, tasks)?;
                 Ok(Admission::Admitted(Box::new(Self { terms, link, outbound, inbound, watches: false })))
             }
             Heard::Dismissal(dismissal) => Ok(Admission::Dismissed(dismissal)),
@@ -165,16 +171,16 @@ impl Session {
 
     async fn converse(&mut self, compute: &Compute, datasets: &mut Shelf) -> Result<Dismissal, SessionError> {
         let recipe = &self.terms.recipe;
-        info!(network = %recipe.architecture, step = recipe.cut(), "joined the run");
-        let data = tokio::select! {
-            data = datasets.open(&self.link, &self.terms.data_fingerprint) => data?,
+        info!(task = %recipe.task, step = recipe.cut(), "joined the run");
+        let task = tokio::select! {
+            task = datasets.open(&self.link, &self.terms.task, &self.terms.data_fingerprint) => task?,
             heard = next(&mut self.inbound) => return match heard? {
                 Heard::Dismissal(dismissal) => Ok(dismissal),
                 Heard::Welcome(_) => Err(out_of_order("a second welcome")),
                 Heard::Order(_) => Err(out_of_order("an order before the data set was ready")),
             },
         };
-        let plan = Arc::new(self.terms.plan(data));
+        let plan = Arc::new(self.terms.plan(task));
         let ready = WorkerMessage { kind: Some(Outbound::Ready(plan.ready())) };
         // That nobody takes it any more shows when the next message is awaited.
         let _ = self.outbound.send(ready).await;
@@ -203,7 +209,7 @@ fn introduction(opened: &OpenBackend) -> Join {
         backend: format!("{backend} on {device_choice}"),
         compute_class: opened.compute_class(),
         threads: u32::try_from(*n_threads).unwrap_or(u32::MAX),
-        numerics: model::numerics::REVISION,
+        numerics: engine::numerics::REVISION,
     }
 }
 

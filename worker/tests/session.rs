@@ -15,12 +15,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use model::backend::reference_device;
-use model::data::Dataset;
-use model::params::{initial_params, params_fingerprint};
-use model::random::ShardKey;
-use model::recipe::{Recipe, RecipeArgs};
-use model::replica::Replica;
+use engine::backend::reference_device;
+use engine::data::Dataset;
+use engine::params::params_fingerprint;
+use engine::random::ShardKey;
+use engine::recipe::{Recipe, RecipeArgs};
+use engine::task::OpenTask;
+use model::arch::Architecture;
+use model::data::Garments;
+use model::task::{book_task, initial_params, task_on};
 use prost::bytes::Bytes;
 use proto::shared::{Offer, Results, Updates};
 use proto::v1::coordinator_message::Kind as Said;
@@ -40,7 +43,7 @@ const N_PARAMS: usize = 163_814;
 /// Hands each session to the test, and gives away a data set.
 struct Script {
     peers: mpsc::Sender<Peer>,
-    data: Arc<Dataset>,
+    data: Arc<Garments>,
     n_fetched: Arc<AtomicUsize>,
 }
 
@@ -69,7 +72,7 @@ impl Training for Script {
         &self,
         request: Request<FetchDatasetRequest>,
     ) -> Result<Response<Self::FetchDatasetStream>, Status> {
-        assert_eq!(request.into_inner().data_fingerprint, self.data.fingerprint());
+        assert_eq!(request.into_inner().data_fingerprint, self.data.fingerprint().as_str());
         self.n_fetched.fetch_add(1, Ordering::Relaxed);
         let (giving, given) = mpsc::channel(64);
         for file in self.data.plain_files() {
@@ -89,7 +92,7 @@ impl Training for Script {
 struct Place {
     folder: TempDir,
     peers: mpsc::Receiver<Peer>,
-    data: Arc<Dataset>,
+    data: Arc<Garments>,
     n_fetched: Arc<AtomicUsize>,
 }
 
@@ -154,11 +157,11 @@ impl Place {
     /// The next worker that joins, admitted with an offer of memory and ready, and whether it has opened that.
     async fn ready_to_share(&mut self, shared_memory: Option<SharedMemory>) -> (Peer, bool) {
         let mut peer = self.joined().await;
-        let welcome = peers::welcome(peers::fence(), self.data.fingerprint());
+        let welcome = peers::welcome(peers::fence(), self.data.fingerprint().to_string());
         peer.say(Said::Welcome(Welcome { shared_memory, ..welcome })).await;
         match peer.hear().await {
             Heard::Ready(ready) => {
-                assert_eq!(ready.data_fingerprint, self.data.fingerprint());
+                assert_eq!(ready.data_fingerprint, self.data.fingerprint().as_str());
                 (peer, ready.shared_memory)
             }
             other => panic!("readiness expected, found {other:?}"),
@@ -230,19 +233,22 @@ fn check_end(output: &Output, exit_code: i32, part: &str) {
     assert!(error.contains(part), "`{error}` does not hold `{part}`");
 }
 
+/// The task of [`peers::welcome`] on a data set.
+fn task(data: &Arc<Garments>) -> Arc<dyn OpenTask> {
+    task_on(Architecture::Denoising, None, Arc::clone(data)).expect("a data set with images")
+}
+
 /// The recipe of [`peers::welcome`], from flags as one process alone has them.
 fn recipe() -> Recipe {
     let args = RecipeArgs {
-        arch: Some(model::arch::Architecture::Denoising),
         epochs: Some(1),
         batch_size: Some(8),
         learning_rate: Some(0.5),
         momentum: Some(0.9),
-        noise: Some("gaussian:0.2".parse().expect("a noise")),
         seed: Some(7),
         ..RecipeArgs::default()
     };
-    Recipe::new(args, 2).expect("a recipe")
+    Recipe::new(args, book_task(Architecture::Denoising).spec(), 2).expect("a recipe")
 }
 
 fn work(step: u64, shards: &[u32], batches: &[u32]) -> Work {
@@ -265,9 +271,9 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
     let mut peer = place.ready().await;
 
     let recipe = recipe();
-    let params = initial_params(recipe.architecture, recipe.seed);
-    let mut replica = Replica::new(&recipe, &reference_device());
-    replica.load(&params);
+    let params = initial_params(Architecture::Denoising, recipe.seed);
+    let mut replica = task(&place.data).replica(recipe.seed, &reference_device());
+    replica.params_mut().copy_from_slice(&params);
     let sampler = recipe.sampler(0, peers::N_TRAIN);
     peer.say(state(0, &params, work(0, &[0, 1], &[]))).await;
     let mut gradient = vec![];
@@ -275,7 +281,7 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
         let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
         let key = ShardKey { epoch: 0, step: 0, shard };
         let mut expected = vec![0.0; params.len()];
-        let sums = replica.shard_result(&place.data, key, sampler.shard(0, shard as usize), &mut expected);
+        let sums = replica.shard_result(key, sampler.shard(0, shard as usize), &mut expected);
         assert_eq!((done.fence, done.step, done.shard, done.n_samples), (Some(peers::fence()), 0, shard, 4));
         assert_eq!(done.loss_sum.to_bits(), sums.loss_sum.to_bits());
         assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected));
@@ -315,15 +321,15 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
 }
 
 /// What one process alone computes of the first step's shards.
-fn gradients_alone(data: &Dataset, params: &[f32], step: u64) -> [Vec<f32>; 2] {
+fn gradients_alone(data: &Arc<Garments>, params: &[f32], step: u64) -> [Vec<f32>; 2] {
     let recipe = recipe();
-    let mut replica = Replica::new(&recipe, &reference_device());
-    replica.load(params);
+    let mut replica = task(data).replica(recipe.seed, &reference_device());
+    replica.params_mut().copy_from_slice(params);
     let sampler = recipe.sampler(0, peers::N_TRAIN);
     [0, 1].map(|shard| {
         let mut gradient = vec![0.0; params.len()];
         let images = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
-        replica.shard_result(data, ShardKey { epoch: 0, step, shard }, images, &mut gradient);
+        replica.shard_result(ShardKey { epoch: 0, step, shard }, images, &mut gradient);
         gradient
     })
 }
@@ -345,7 +351,7 @@ async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_the
     let (mut peer, is_shared) = place.ready_to_share(Some(memory.message())).await;
     assert!(is_shared, "it is on this machine");
 
-    let (recipe, mut params) = (recipe(), initial_params(recipe().architecture, recipe().seed));
+    let (recipe, mut params) = (recipe(), initial_params(Architecture::Denoising, recipe().seed));
     let mut slots = recipe.optimizer.slots(params.len());
     let rates = recipe.learning_rates(peers::N_TRAIN.into());
     peer.say(state(0, &params, work(0, &[0, 1, 0], &[]))).await;
@@ -388,7 +394,7 @@ async fn a_worker_without_the_coordinators_memory_goes_on_without() {
         let child = place.start_worker();
         let (mut peer, is_shared) = place.ready_to_share(Some(offered)).await;
         assert!(!is_shared, "{part}");
-        let params = initial_params(recipe().architecture, recipe().seed);
+        let params = initial_params(Architecture::Denoising, recipe().seed);
         peer.say(state(0, &params, work(0, &[0], &[]))).await;
         let (done, alone) = (hear_shard(&mut peer).await, gradients_alone(&place.data, &params, 0));
         assert_eq!((done.slot, done.gradient_sum), (None, values::encode(Encoding::F32, &alone[0])), "{part}");
@@ -416,7 +422,7 @@ async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
     terminate(&child).await;
     let Heard::Leaving(Leaving { reason }) = peer.hear().await else { panic!("a worker that leaves") };
     assert_eq!(reason, "the worker was asked to end");
-    peer.say(state(0, &initial_params(recipe().architecture, 7), work(0, &[1], &[]))).await;
+    peer.say(state(0, &initial_params(Architecture::Denoising, 7), work(0, &[1], &[]))).await;
     let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
     assert_eq!(done.shard, 1);
     drop(peer); // and with it the stream

@@ -7,13 +7,11 @@ use coordinator::training::{
     Action, AfterStop, AuditSecret, CheckpointEvery, Computed, Event, Profile, Rounding, Rules, ShardDone, State,
     Training, Work, WorkerId,
 };
-use model::arch::Architecture;
-use model::gradients::ShardResult;
-use model::layers::Noise;
-use model::loss::LossSums;
-use model::optimizer::{LrSchedule, Optimizer};
-use model::params::params_fingerprint;
-use model::recipe::Recipe;
+use engine::gradients::ShardResult;
+use engine::optimizer::{LrSchedule, Optimizer};
+use engine::params::params_fingerprint;
+use engine::recipe::Recipe;
+use engine::sums::{Sums, counts};
 
 /// The update that a core makes. So small a rate that no measurement strays.
 pub const SGD: Optimizer = Optimizer::sgd(1e-6, 0.0, false);
@@ -22,14 +20,14 @@ pub const SGD: Optimizer = Optimizer::sgd(1e-6, 0.0, false);
 pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
     let count = |value: u32| value.try_into().expect("above 0");
     let recipe = Recipe {
-        architecture: Architecture::Denoising, // a name: the core takes parameters of any number
+        task: "denoising".to_owned(), // a name: the core takes parameters of any number
+        settings: serde_json::Value::Null,
         epochs: count(1_000_000),
         batch_size: count(8 * n_workers),
         shards: count(n_workers),
         optimizer: SGD,
         lr_schedule: LrSchedule::default(),
         clip_norm: None,
-        noise: Noise::None,
         shuffle: true,
         seed: 1,
         max_steps: None,
@@ -41,6 +39,8 @@ pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
         // An epoch that no measurement comes to the end of.
         n_train: 4_000_000_000,
         n_valid: 1,
+        evaluation_batch: 500,
+        metrics: &[],
         rounding: Rounding::None,
         checkpoint_every: CheckpointEvery::Epoch,
         silence_max: Duration::from_hours(1),
@@ -64,7 +64,7 @@ pub fn events(training: &Training, gradients: impl IntoIterator<Item = Vec<f32>>
     let state = training.state();
     let params_fingerprint = params_fingerprint(&state.params);
     let event = |(shard, gradient_sum): (u32, Vec<f32>)| {
-        let sums = LossSums { loss_sum: 1.0, correct_sum: 1, n_samples: 8 };
+        let sums = Sums { loss_sum: 1.0, counts: counts(&[1]), n_samples: 8 };
         let computed = Computed::Finite(ShardResult { gradient_sum, sums });
         let compute = Duration::ZERO;
         let done = ShardDone { step: state.step, shard, computed, gradient_norm: 1.0, params_fingerprint, compute };

@@ -8,8 +8,8 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::files::{WriteError, create_folder, sync_folder};
-use model::report::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder};
+use engine::files::{WriteError, create_folder, sync_folder};
+use engine::report::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder};
 use proto::limits::PARAMS_MAX;
 use serde_json::Value;
 use tokio::time::sleep;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use model::exit;
-use model::files::WriteError;
+use engine::exit;
+use engine::files::WriteError;
 
 use super::{Location, StoreError};
 

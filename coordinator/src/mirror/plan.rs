@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use model::files::create_folder;
-use model::report::RunFolder;
+use engine::files::create_folder;
+use engine::report::RunFolder;
 use tracing::warn;
 
 use super::{Location, MirrorError, Survey, check_apart, download, survey};
@@ -117,7 +117,7 @@ fn download_run(config: &mut Config, from: &Location, found: &Survey) -> anyhow:
     let (RunChoice::New(folder) | RunChoice::Resume(folder) | RunChoice::ResumeOrNew(folder)) = &config.run;
     let (folder, is_new) = match folder {
         Some(folder) => (folder.clone(), !folder.exists()),
-        None => (RunFolder::reserve(recipe.architecture.name())?, true),
+        None => (RunFolder::reserve(&recipe.task)?, true),
     };
     let downloaded = download_into(&folder, config.n_checkpoints_kept, from, found, &owner.run_id);
     if downloaded.is_err() && is_new {

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use model::report::{picture_name, picture_number};
+use engine::report::{picture_name, picture_number};
 
 use crate::checkpoint;
 

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::arch::Architecture;
-use model::report::DESCRIPTION_BYTES_MAX;
+use engine::report::DESCRIPTION_BYTES_MAX;
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -36,8 +35,9 @@ pub struct Owner {
 /// The part of a recipe that names a run's folder.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct OwnerRecipe {
-    /// The network.
-    pub architecture: Architecture,
+    /// The name of the task.
+    #[serde(alias = "architecture")]
+    pub task: String,
 }
 
 /// Asks the store what is there, and whether objects can be written.
@@ -105,8 +105,11 @@ pub(super) async fn owner(store: &Store) -> Result<Option<Owner>, StoreError> {
         read => read?,
     };
     let unknown = Owner { run_id: "of an unknown program".to_owned(), incarnation: u32::MAX, recipe: None };
-    // It is printed, and compared with names that are hexadecimal digits.
-    let is_name = |owner: &Owner| owner.run_id.len() <= 64 && owner.run_id.chars().all(|c| c.is_ascii_alphanumeric());
+    // They are printed, and become parts of paths.
+    let is_name = |owner: &Owner| {
+        let is_plain = |text: &str| text.len() <= 64 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        is_plain(&owner.run_id) && owner.recipe.as_ref().is_none_or(|recipe| is_plain(&recipe.task))
+    };
     Ok(Some(serde_json::from_slice(&bytes).ok().filter(is_name).unwrap_or(unknown)))
 }
 
@@ -153,7 +156,7 @@ mod tests {
         let check = |checked: Result<(), MirrorError>, part: &str| {
             let error = checked.expect_err(part);
             assert!(error.to_string().contains(part), "`{error}` does not contain `{part}`");
-            assert_eq!(error.exit_code(), model::exit::CANNOT_WRITE);
+            assert_eq!(error.exit_code(), engine::exit::CANNOT_WRITE);
         };
         check(taken.check_free(&location), "found run 0123; go on with it by `--resume s3://bucket/a`");
         check(torn.check_free(&location), "found steps.jsonl without run.json");

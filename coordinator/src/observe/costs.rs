@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::report::StepRecord;
+use engine::report::StepRecord;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::Value;
 

@@ -2,30 +2,26 @@
 
 use std::sync::Arc;
 
-use model::backend::ComputeDevice;
-use model::data::{Dataset, Split};
-use model::evaluation::Evaluator;
-use model::files::WriteError;
-use model::recipe::Recipe;
-use model::report::{EpochRecord, RunFolder, StepRecord, split_picture};
-use model::weights::Weights;
+use engine::backend::ComputeDevice;
+use engine::files::WriteError;
+use engine::recipe::Recipe;
+use engine::report::{EpochRecord, RunFolder, StepRecord};
+use engine::task::OpenTask;
+use engine::weights::Weights;
 use serde::Serialize;
 
 use super::StepCosts;
 use crate::mirror::MirrorHandle;
 use crate::training::WorkerId;
 
-/// Images of an epoch's picture.
-const N_IMAGES: u32 = 5;
-
 /// The files of a run.
 #[derive(Debug)]
 pub struct History {
     /// Where they are.
     pub folder: RunFolder,
-    /// Images for the pictures.
-    pub data: Arc<Dataset>,
-    /// What reconstructs them.
+    /// What makes the pictures.
+    pub task: Arc<dyn OpenTask>,
+    /// What computes them.
     pub device: ComputeDevice,
     /// What is trained.
     pub recipe: Recipe,
@@ -55,16 +51,15 @@ impl History {
         self.folder.add_step(&ClusterStepRecord { step, workers, costs })
     }
 
-    /// Adds an epoch with its weights and its picture.
+    /// Adds an epoch with its weights and its picture, if the task makes one.
     ///
     /// # Errors
     /// If something cannot be written.
     pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights) -> Result<(), WriteError> {
-        let evaluator = Evaluator::new(weights, &self.device);
-        let Recipe { noise, seed, .. } = self.recipe;
-        let png = split_picture(&evaluator, &self.data, Split::Valid, N_IMAGES, noise, seed);
-        self.folder.add_epoch(record, weights, &png)?;
-        self.mirror.epoch_written(record.epoch);
+        let evaluator = Arc::clone(&self.task).evaluator(&weights.params, &self.device);
+        let picture = evaluator.picture(self.recipe.seed);
+        self.folder.add_epoch(record, weights, picture.as_deref())?;
+        self.mirror.epoch_written(record.epoch, picture.is_some());
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use model::bucket::{Bucket, Rate};
-use model::report::{EpochRecord, Screen, StepRecord};
+use engine::bucket::{Bucket, Rate};
+use engine::report::{EpochRecord, Screen, StepRecord};
 use serde_json::json;
 use tracing::{Span, debug, info, warn};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use model::gradients::ShardResult;
-use model::loss::LossSums;
+use engine::gradients::ShardResult;
+use engine::sums::Sums;
 
 use super::roster::{Profile, WorkerId};
 use super::round::TaskKind;
@@ -44,7 +44,7 @@ pub struct ShardDone {
     pub computed: Computed,
     /// Euclidean norm of the gradient, if it is finite.
     pub gradient_norm: f64,
-    /// [`params_fingerprint`](model::params::params_fingerprint) of the parameters that it was computed on.
+    /// [`params_fingerprint`](engine::params::params_fingerprint) of the parameters that it was computed on.
     pub params_fingerprint: u64,
     /// How long the worker computed.
     pub compute: Duration,
@@ -74,8 +74,8 @@ pub struct BatchDone {
     /// Position in the validation split.
     pub batch: u32,
     /// What came out.
-    pub sums: LossSums,
-    /// [`params_fingerprint`](model::params::params_fingerprint) of the parameters that it was computed on.
+    pub sums: Sums,
+    /// [`params_fingerprint`](engine::params::params_fingerprint) of the parameters that it was computed on.
     pub params_fingerprint: u64,
 }
 

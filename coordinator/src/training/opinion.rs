@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use model::gradients::ShardResult;
+use engine::gradients::ShardResult;
 
 use super::roster::{Identity, Profile, WorkerId};
 
@@ -174,7 +174,7 @@ fn is_same_vote(one: &Opinion, other: &Opinion) -> bool {
 fn is_same(one: &ShardResult, other: &ShardResult) -> bool {
     let [sums, other_sums] = [one, other].map(|result| {
         let sums = result.sums;
-        (sums.loss_sum.to_bits(), sums.correct_sum, sums.n_samples)
+        (sums.loss_sum.to_bits(), sums.counts, sums.n_samples)
     });
     let gradients = one.gradient_sum.iter().zip(&other.gradient_sum);
     sums == other_sums
@@ -197,13 +197,13 @@ fn is_near(found: &ShardResult, own: &ShardResult) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use model::loss::LossSums;
+    use engine::sums::Sums;
 
     use super::*;
 
     fn answer(word: &str) -> Answer {
         match word.parse() {
-            Ok(value) => Answer::Finite(ShardResult { gradient_sum: vec![value], sums: LossSums::default() }),
+            Ok(value) => Answer::Finite(ShardResult { gradient_sum: vec![value], sums: Sums::default() }),
             Err(_) => Answer::NotFinite("gradient"),
         }
     }

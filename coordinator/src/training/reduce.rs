@@ -1,8 +1,8 @@
 //! The sum over a step's shards as their results arrive: each addition of the fixed tree as soon as both of its halves
 //! are there, so that little is left to do when the last one comes, and no bit depends on which one that is.
 
-use model::gradients::ShardResult;
-use model::reduce::add_into;
+use engine::gradients::ShardResult;
+use engine::reduce::add_into;
 
 /// A sum on its way.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ impl Reduction {
 
 #[cfg(test)]
 mod tests {
-    use model::loss::LossSums;
-    use model::reduce::reduce;
+    use engine::reduce::reduce;
+    use engine::sums::{Sums, counts};
     use proptest::prelude::*;
 
     use super::*;
@@ -91,7 +91,7 @@ mod tests {
             |shard: u8, place: u8| f32::from(shard).mul_add(7.0, place.into()).sin() * 10_f32.powi((shard % 9).into());
         let result = |shard| ShardResult {
             gradient_sum: (0..5).map(|place| number(shard, place)).collect(),
-            sums: LossSums { loss_sum: f64::from(number(shard, 9)) / 3.0, correct_sum: shard.into(), n_samples: 2 },
+            sums: Sums { loss_sum: f64::from(number(shard, 9)) / 3.0, counts: counts(&[shard.into()]), n_samples: 2 },
         };
         (0..n_shards).map(result).collect()
     }

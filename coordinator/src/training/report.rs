@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::loss::LossSums;
+use engine::sums::Sums;
 use serde::Serialize;
 
 use super::action::Refusal;
@@ -87,7 +87,7 @@ pub struct StepReport {
     /// The epoch, counted from 0.
     pub epoch: u32,
     /// Losses of its images, before it.
-    pub sums: LossSums,
+    pub sums: Sums,
     /// From the dealing of its shards to their sum.
     pub duration: Duration,
     /// Who computed each shard.
@@ -106,9 +106,9 @@ pub struct EpochReport {
     /// The epoch, counted from 0.
     pub epoch: u32,
     /// Losses of its steps, each before its update.
-    pub training: LossSums,
+    pub training: Sums,
     /// Losses of the validation images after it.
-    pub validation: LossSums,
+    pub validation: Sums,
     /// How long its steps took.
     pub duration: Duration,
 }

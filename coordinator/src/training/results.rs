@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use model::arch::N_PIXELS;
-use model::loss::LossSums;
+use engine::sums::{Metric, Sums, impossible_metric};
 
 use super::Training;
 use super::action::{Action, Farewell, Refusal};
@@ -66,7 +65,7 @@ impl Training {
             Computed::NotFinite(what) => Answer::NotFinite(what),
             Computed::Finite(result) if !result.sums.loss_sum.is_finite() => Answer::NotFinite("loss"),
             Computed::Finite(result) => {
-                if let Err(reason) = check_counts(&result.sums, expected, || round.words(task)) {
+                if let Err(reason) = check_counts(&result.sums, self.rules.metrics, expected, || round.words(task)) {
                     self.spent.push(result.gradient_sum);
                     return self.evict(now, worker_id, self.roster.profile(worker_id), reason);
                 }
@@ -313,19 +312,15 @@ impl Training {
     }
 }
 
-/// Whether sums are over as many images as they should be, and possible for them.
-fn check_counts(sums: &LossSums, expected: u64, task: impl Fn() -> String) -> Result<(), String> {
+/// Whether sums are over as many samples as they should be, and possible for them.
+fn check_counts(sums: &Sums, metrics: &[Metric], expected: u64, task: impl Fn() -> String) -> Result<(), String> {
     if sums.n_samples != expected {
-        return Err(format!("expected {expected} images in {}, found {}", task(), sums.n_samples));
+        return Err(format!("expected {expected} samples in {}, found {}", task(), sums.n_samples));
     }
-    let n_pixels = expected.saturating_mul(N_PIXELS as u64);
-    if sums.correct_sum > n_pixels || sums.loss_sum < 0.0 {
-        return Err(format!(
-            "expected a loss of at least 0 and at most {n_pixels} right pixels in {}, found {} and {}",
-            task(),
-            sums.loss_sum,
-            sums.correct_sum
-        ));
+    match impossible_metric(metrics, sums) {
+        None => Ok(()),
+        Some((name, count, whole)) => {
+            Err(format!("expected a count of at most {whole} for {name} in {}, found {count}", task()))
+        }
     }
-    Ok(())
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::gradients::ShardResult;
-use model::loss::LossSums;
+use engine::gradients::ShardResult;
+use engine::sums::Sums;
 
 use super::action::Work;
 use super::assign::Tasks;
@@ -47,7 +47,7 @@ pub enum Kind {
     /// The batches of the validation split.
     Validation {
         /// The losses of each.
-        results: Vec<LossSums>,
+        results: Vec<Sums>,
     },
 }
 
@@ -69,7 +69,7 @@ impl Round {
 
     /// A validation, none of whose batches is dealt.
     pub fn of_validation(n_batches: u32) -> Self {
-        let kind = Kind::Validation { results: vec![LossSums::default(); n_batches as usize] };
+        let kind = Kind::Validation { results: vec![Sums::default(); n_batches as usize] };
         Self::new(kind, Tasks::new(n_batches, |_| false))
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use model::loss::LossSums;
-use model::recipe::Recipe;
+use engine::recipe::Recipe;
+use engine::sums::{Metric, Sums};
 
 use super::audit::AuditSecret;
 
@@ -12,10 +12,14 @@ use super::audit::AuditSecret;
 pub struct Rules {
     /// What is trained.
     pub recipe: Recipe,
-    /// Images of the training split.
+    /// Samples of the training split.
     pub n_train: u32,
-    /// Images of the validation split.
+    /// Samples of the validation split.
     pub n_valid: u32,
+    /// Samples that are evaluated at once.
+    pub evaluation_batch: u32,
+    /// The task's figures beside the loss.
+    pub metrics: &'static [Metric],
     /// What is done to the averaged gradient before it is applied.
     pub rounding: Rounding,
     /// When checkpoints are due.
@@ -73,7 +77,7 @@ pub struct State {
     /// What rounding took from the gradients so far, in layout order; empty without rounding.
     pub residual: Vec<f32>,
     /// Sums over the steps since the last validation.
-    pub epoch_sums: LossSums,
+    pub epoch_sums: Sums,
     /// How long these steps took.
     pub epoch_time: Duration,
 }
@@ -86,7 +90,7 @@ impl State {
             Rounding::Bf16 => vec![0.0; params.len()],
         };
         let slots = recipe.optimizer.slots(params.len());
-        let (epoch_sums, epoch_time) = (LossSums::default(), Duration::ZERO);
+        let (epoch_sums, epoch_time) = (Sums::default(), Duration::ZERO);
         Self { step: 0, params, slots, residual, epoch_sums, epoch_time }
     }
 }

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use model::evaluation::EVALUATION_BATCH;
-use model::loss::LossSums;
-use model::recipe::Recipe;
+use engine::evaluation::n_batches;
+use engine::recipe::Recipe;
+use engine::sums::Sums;
 
 /// The run's steps, cut into epochs, cut into shards.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     n_train: u64,
-    n_valid: u64,
+    n_valid: u32,
+    evaluation_batch: u32,
     batch_size: u64,
     n_shards: u32,
     steps_per_epoch: u64,
@@ -38,12 +39,13 @@ pub enum Next {
 }
 
 impl Schedule {
-    /// The schedule of a recipe on a data set of so many images for training and validation.
-    pub fn new(recipe: &Recipe, n_train: u32, n_valid: u32) -> Self {
+    /// The schedule of a recipe on a data set of so many samples for training and validation, the latter evaluated in batches.
+    pub fn new(recipe: &Recipe, n_train: u32, n_valid: u32, evaluation_batch: u32) -> Self {
         let batch_size = u64::from(recipe.batch_size.get());
         Self {
             n_train: n_train.into(),
-            n_valid: n_valid.into(),
+            n_valid,
+            evaluation_batch,
             batch_size,
             n_shards: recipe.shards.get(),
             steps_per_epoch: u64::from(n_train).div_ceil(batch_size),
@@ -63,7 +65,7 @@ impl Schedule {
 
     /// Batches of the validation split.
     pub fn n_batches(&self) -> u32 {
-        as_u32(self.n_valid.div_ceil(EVALUATION_BATCH.into()))
+        n_batches(self.n_valid, self.evaluation_batch)
     }
 
     /// Where the step after `step` updates lies.
@@ -71,7 +73,7 @@ impl Schedule {
         Place { epoch: as_u32(step / self.steps_per_epoch), step_of_epoch: as_u32(step % self.steps_per_epoch) }
     }
 
-    /// Images of a shard of the step after `step` updates. As the sampler cuts it: sizes differ by at most one.
+    /// Samples of a shard of the step after `step` updates. As the sampler cuts it: sizes differ by at most one.
     pub fn shard_samples(&self, step: u64, shard: u32) -> u64 {
         let begun = step % self.steps_per_epoch * self.batch_size;
         let n_samples = self.batch_size.min(self.n_train - begun);
@@ -79,14 +81,14 @@ impl Schedule {
         cut(shard + 1) - cut(shard)
     }
 
-    /// Images of a batch of the validation split.
+    /// Samples of a batch of the validation split.
     pub fn batch_samples(&self, batch: u32) -> u64 {
-        let begun = u64::from(batch) * u64::from(EVALUATION_BATCH);
-        u64::from(EVALUATION_BATCH).min(self.n_valid.saturating_sub(begun))
+        let (n_valid, evaluation_batch) = (u64::from(self.n_valid), u64::from(self.evaluation_batch));
+        evaluation_batch.min(n_valid.saturating_sub(u64::from(batch) * evaluation_batch))
     }
 
     /// What comes after `step` updates, the last of which gave the sums that are not validated yet.
-    pub fn next(&self, step: u64, unvalidated: &LossSums) -> Next {
+    pub fn next(&self, step: u64, unvalidated: &Sums) -> Next {
         let is_end = step >= self.n_steps;
         let is_epoch_end = step.is_multiple_of(self.steps_per_epoch);
         match (unvalidated.n_samples > 0, is_end, is_epoch_end) {
@@ -118,7 +120,7 @@ fn as_u32(count: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use model::data::{Order, Sampler};
+    use engine::sampler::{Order, Sampler};
     use proptest::prelude::*;
 
     use super::*;
@@ -126,10 +128,10 @@ mod tests {
 
     #[test]
     fn epochs_end_with_a_validation_and_so_does_the_run() {
-        let sums = |n_samples| LossSums { n_samples, ..LossSums::default() };
+        let sums = |n_samples| Sums { n_samples, ..Sums::default() };
         let check = |max_steps, step, n_unvalidated, expected| {
             let recipe = Recipe { max_steps, ..recipe("2 epochs of 10 images in batches of 4, 2 shards") };
-            assert_eq!(Schedule::new(&recipe, 10, 3).next(step, &sums(n_unvalidated)), expected, "step {step}");
+            assert_eq!(Schedule::new(&recipe, 10, 3, 500).next(step, &sums(n_unvalidated)), expected, "step {step}");
         };
         check(None, 0, 0, Next::Step);
         check(None, 1, 4, Next::Step);
@@ -146,7 +148,7 @@ mod tests {
         #[test]
         fn shards_have_as_many_images_as_the_sampler_gives_them(n_train in 1_u32..200, batch in 1_u32..40, shards in 1_u32..9) {
             let recipe = recipe(&format!("1 epochs of {n_train} images in batches of {batch}, {shards} shards"));
-            let schedule = Schedule::new(&recipe, n_train, 1);
+            let schedule = Schedule::new(&recipe, n_train, 1, 500);
             let sampler = Sampler::new(0, 0, n_train, Order::AsIs, batch as usize, shards as usize);
             for step in 0..sampler.n_steps() {
                 for shard in 0..shards {

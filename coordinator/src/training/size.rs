@@ -1,7 +1,7 @@
 //! How large results are, and when one is far larger than those before it. Such a result may be right, but one worker's word
 //! for it is not enough.
 
-use model::loss::LossSums;
+use engine::sums::Sums;
 
 use super::roster::Identity;
 use super::usual::Usual;
@@ -24,7 +24,7 @@ pub struct Size {
 impl Size {
     /// The size of a result with a gradient of this norm. Where there are no images, there is nothing to be divided.
     #[expect(clippy::cast_precision_loss, reason = "counts of images are far below 2^53")]
-    pub fn new(gradient_norm: f64, sums: &LossSums) -> Self {
+    pub fn new(gradient_norm: f64, sums: &Sums) -> Self {
         let n_samples = sums.n_samples.max(1) as f64;
         Self { gradient_norm: gradient_norm / n_samples, loss: sums.loss_sum / n_samples }
     }
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn size_is_for_each_image() {
-        let sums = |n_samples| LossSums { loss_sum: 6.0, correct_sum: 0, n_samples };
+        let sums = |n_samples| Sums { loss_sum: 6.0, n_samples, ..Sums::default() };
         assert_eq!(Size::new(12.0, &sums(4)), Size { gradient_norm: 3.0, loss: 1.5 });
         assert_eq!(Size::new(12.0, &sums(0)), Size { gradient_norm: 12.0, loss: 6.0 });
         let limit = Size { gradient_norm: 3.0, loss: 1.0 };

@@ -5,12 +5,10 @@ mod stragglers;
 
 use std::time::Duration;
 
-use model::arch::Architecture;
-use model::gradients::ShardResult;
-use model::layers::Noise;
-use model::loss::LossSums;
-use model::optimizer::{LrSchedule, Optimizer};
-use model::recipe::Recipe;
+use engine::gradients::ShardResult;
+use engine::optimizer::{LrSchedule, Optimizer};
+use engine::recipe::Recipe;
+use engine::sums::{Metric, Sums, Whole, counts};
 
 use super::*;
 
@@ -21,14 +19,14 @@ pub(crate) fn recipe(text: &str) -> Recipe {
     let [epochs, _n_images, batch_size, shards] = numbers[..] else { panic!("expected four numbers in `{text}`") };
     let count = |value: u32| value.try_into().expect("above 0");
     Recipe {
-        architecture: Architecture::Denoising,
+        task: "denoising".to_owned(),
+        settings: serde_json::json!({ "noise": "none" }),
         epochs: count(epochs),
         batch_size: count(batch_size),
         shards: count(shards),
         optimizer: Optimizer::sgd(0.5, 0.0, false),
         lr_schedule: LrSchedule::default(),
         clip_norm: None,
-        noise: Noise::None,
         shuffle: false,
         seed: 1,
         max_steps: None,
@@ -57,6 +55,8 @@ impl Run {
             recipe,
             n_train: 10,
             n_valid: 501,
+            evaluation_batch: 500,
+            metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Epoch,
             silence_max: SILENCE_MAX,
@@ -174,7 +174,7 @@ impl Run {
         let shard = u32::try_from(shard).expect("a small number");
         let n_samples = if shard < 2 { self.training.schedule.shard_samples(step, shard) } else { 0 };
         let count = u8::try_from(n_samples).expect("a small number");
-        let sums = LossSums { loss_sum: count.into(), correct_sum: 784 * n_samples, n_samples };
+        let sums = Sums { loss_sum: count.into(), counts: counts(&[784 * n_samples]), n_samples };
         let params_fingerprint = self.training.fingerprint() + wrong;
         let computed = Computed::Finite(ShardResult { gradient_sum: vec![count.into()], sums });
         let (gradient_norm, compute) = (count.into(), Duration::from_millis(1));
@@ -197,7 +197,7 @@ impl Run {
         let batch = u32::try_from(batch).expect("a small number");
         let n_samples = self.training.schedule.batch_samples(batch);
         let count = u16::try_from(n_samples).expect("a small number");
-        let sums = LossSums { loss_sum: f64::from(count) / 4.0, correct_sum: 0, n_samples };
+        let sums = Sums { loss_sum: f64::from(count) / 4.0, counts: counts(&[]), n_samples };
         BatchDone { step, batch, sums, params_fingerprint: self.training.fingerprint() + wrong }
     }
 }
@@ -405,7 +405,7 @@ fn a_worker_that_counts_wrongly_is_evicted_and_its_shards_go_to_others() {
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
             "short 0 of 0 by 1",
-            "evict 1: expected 2 images in shard 0, found 1; left 1, 2 handed on; work 2: shards 0+1 of 0",
+            "evict 1: expected 2 samples in shard 0, found 1; left 1, 2 handed on; work 2: shards 0+1 of 0",
         ),
     ]);
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
-use model::report::{EpochRecord, StepRecord};
+use engine::report::{EpochRecord, StepRecord};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -44,7 +44,7 @@ pub struct TrainerStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Metric {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// Its value, never empty.
     pub value: String,
 }
@@ -52,6 +52,8 @@ pub struct Metric {
 /// How far a run is.
 #[derive(Debug)]
 pub struct Progress {
+    /// The name of the metric that says how fast it is.
+    pace_name: String,
     n_steps: u64,
     n_epochs: u32,
     step: u64,
@@ -61,9 +63,10 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A run of so many steps and epochs, counted from its very beginning, that has done `step` of them.
-    pub fn new(n_steps: u64, n_epochs: u32, step: u64) -> Self {
-        Self { n_steps, n_epochs, step, last_step: None, last_epoch: None, recent: RecentSteps::default() }
+    /// A run of so many steps and epochs on samples that are called so, counted from its very beginning, that has done `step` of them.
+    pub fn new(samples: &str, n_steps: u64, n_epochs: u32, step: u64) -> Self {
+        let pace_name = format!("{samples}_per_second");
+        Self { pace_name, n_steps, n_epochs, step, last_step: None, last_epoch: None, recent: RecentSteps::default() }
     }
 
     /// Adds a step that ended at `now`.
@@ -97,14 +100,14 @@ impl Progress {
 
     /// The metrics that are known, under the names of `steps.jsonl` and `history.jsonl` where they are in these.
     fn metrics(&self) -> Vec<Metric> {
-        let count = |name, value: u64| Metric { name, value: value.to_string() };
+        let count = |name: &str, value: u64| Metric { name: name.to_owned(), value: value.to_string() };
         let mut metrics = vec![count("current_step", self.step), count("total_steps", self.n_steps)];
         if let Some(record) = &self.last_step {
             metrics.push(count("current_epoch", record.epoch.into()));
         }
         metrics.push(count("total_epochs", self.n_epochs.into()));
         let last_step = self.last_step.iter().flat_map(StepRecord::figures);
-        let rate = self.recent.images_per_second().map(|rate| ("images_per_second", (10.0 * rate).round() / 10.0));
+        let rate = self.recent.samples_per_second().map(|rate| (self.pace_name.clone(), (10.0 * rate).round() / 10.0));
         let last_epoch = self.last_epoch.iter().flat_map(EpochRecord::figures);
         // A number that is not finite ends the run with an error that says more than a metric.
         let figures = last_step.chain(last_epoch).chain(rate).filter(|(_, value)| value.is_finite());
@@ -114,19 +117,19 @@ impl Progress {
 }
 
 /// The figures of a record that are posted, with the names that they have in the record.
-trait Figures {
-    fn figures(&self) -> [(&'static str, f64); 2];
+trait Posted {
+    fn figures(&self) -> Vec<(String, f64)>;
 }
 
-impl Figures for StepRecord {
-    fn figures(&self) -> [(&'static str, f64); 2] {
-        [("loss", self.loss), ("rounded_accuracy", self.rounded_accuracy)]
+impl Posted for StepRecord {
+    fn figures(&self) -> Vec<(String, f64)> {
+        std::iter::once(("loss".to_owned(), self.loss)).chain(self.metrics.0.clone()).collect()
     }
 }
 
-impl Figures for EpochRecord {
-    fn figures(&self) -> [(&'static str, f64); 2] {
-        [("val_loss", self.val_loss), ("val_rounded_accuracy", self.val_rounded_accuracy)]
+impl Posted for EpochRecord {
+    fn figures(&self) -> Vec<(String, f64)> {
+        std::iter::once(("val_loss".to_owned(), self.val_loss)).chain(self.val_metrics.0.clone()).collect()
     }
 }
 
@@ -142,18 +145,18 @@ struct RecentSteps {
 struct Mark {
     at: Instant,
     n_steps: u64,
-    n_images: u64,
+    n_samples: u64,
     training_seconds: f64,
 }
 
 impl RecentSteps {
     fn add(&mut self, record: &StepRecord, now: Instant) {
-        let (n_steps, n_images, seconds) =
-            self.newest.map_or((0, 0, 0.0), |last| (last.n_steps, last.n_images, last.training_seconds));
+        let (n_steps, n_samples, seconds) =
+            self.newest.map_or((0, 0, 0.0), |last| (last.n_steps, last.n_samples, last.training_seconds));
         let mark = Mark {
             at: now,
             n_steps: n_steps + 1,
-            n_images: n_images + record.n_samples,
+            n_samples: n_samples + record.n_samples,
             training_seconds: seconds + 1e-3 * record.milliseconds,
         };
         self.newest = Some(mark);
@@ -183,9 +186,9 @@ impl RecentSteps {
 
     /// Training images per second of training, as in `history.jsonl`; None if unknown.
     #[expect(clippy::cast_precision_loss, reason = "a run has far fewer than 2^53 images")]
-    fn images_per_second(&self) -> Option<f64> {
+    fn samples_per_second(&self) -> Option<f64> {
         let (oldest, newest) = self.span()?;
-        Some((newest.n_images - oldest.n_images) as f64 / (newest.training_seconds - oldest.training_seconds))
+        Some((newest.n_samples - oldest.n_samples) as f64 / (newest.training_seconds - oldest.training_seconds))
     }
 }
 
@@ -197,6 +200,10 @@ fn rfc3339(moment: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use engine::report::Figures;
+    use model::arch::Architecture;
+    use model::task::book_task;
+
     use super::*;
 
     fn step(step: u64) -> StepRecord {
@@ -204,7 +211,7 @@ mod tests {
             step,
             epoch: 1,
             loss: 0.25,
-            rounded_accuracy: 0.875,
+            metrics: Figures(vec![("rounded_accuracy".to_owned(), 0.875)]),
             n_samples: 32,
             milliseconds: 100.0,
             params_blake3: None,
@@ -214,7 +221,7 @@ mod tests {
     /// A run of 200 steps in which one step ends at each of the times, in milliseconds from its start.
     fn progress(times: impl IntoIterator<Item = u64>) -> Progress {
         let begun = Instant::now();
-        let mut progress = Progress::new(200, 2, 0);
+        let mut progress = Progress::new("images", 200, 2, 0);
         for (number, time) in (1..).zip(times) {
             progress.add_step(&step(number), begun + Duration::from_millis(time));
         }
@@ -228,7 +235,7 @@ mod tests {
     #[test]
     fn percentage_is_rounded_down_and_100_only_for_a_completed_run() {
         let check = |n_steps, step, end, expected| {
-            let status = Progress::new(n_steps, 1, step).status(end, SystemTime::UNIX_EPOCH);
+            let status = Progress::new("images", n_steps, 1, step).status(end, SystemTime::UNIX_EPOCH);
             assert_eq!(status.progress_percentage, expected, "{step} of {n_steps}, {end:?}");
         };
         check(200, 0, None, 0);
@@ -282,14 +289,16 @@ mod tests {
 
     #[test]
     fn metrics_are_those_that_are_known() {
-        let start = Progress::new(200, 2, 0).status(None, SystemTime::UNIX_EPOCH);
-        let names: Vec<&str> = start.metrics.iter().map(|metric| metric.name).collect();
+        let start = Progress::new("images", 200, 2, 0).status(None, SystemTime::UNIX_EPOCH);
+        let names: Vec<&str> = start.metrics.iter().map(|metric| metric.name.as_str()).collect();
         assert_eq!(names, ["current_step", "total_steps", "total_epochs"]);
 
         let mut progress = progress((0..=50).map(|number| 100 * number));
-        let sums = model::loss::LossSums::default();
-        let mut epoch = EpochRecord::new(51, 1, &sums, &sums, Duration::from_secs(5));
-        (epoch.val_loss, epoch.val_rounded_accuracy) = (f64::NAN, 0.5);
+        let task = book_task(Architecture::Denoising);
+        let (spec, sums) = (task.spec(), engine::sums::Sums::default());
+        let mut epoch = EpochRecord::new(spec, 51, 1, &sums, &sums, Duration::from_secs(5));
+        epoch.val_loss = f64::NAN;
+        epoch.val_metrics.0[0].1 = 0.5;
         progress.add_epoch(&epoch);
         let status = progress.status(None, SystemTime::UNIX_EPOCH);
         let check = |name, expected: Option<&str>| assert_eq!(value(&status, name).as_deref(), expected, "{name}");
@@ -307,7 +316,7 @@ mod tests {
 
     #[test]
     fn body_has_the_names_of_the_protocol() {
-        let mut status = Progress::new(200, 2, 0).status(None, SystemTime::UNIX_EPOCH);
+        let mut status = Progress::new("images", 200, 2, 0).status(None, SystemTime::UNIX_EPOCH);
         status.metrics.truncate(1);
         let json = serde_json::to_string(&status).expect("JSON");
         let metrics = r#"[{"name":"current_step","value":"0"}]"#;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use coordinator::training::{Farewell, Profile, Work, WorkerId};
-use model::loss::LossSums;
+use engine::sums::Sums;
 
 use super::chance::Chance;
 use super::seen::{Counts, Seen};
@@ -15,7 +15,7 @@ pub enum ToCoordinator {
     Join(Profile),
     Ready,
     Shard(ShardAnswer),
-    Batch { step: u64, batch: u32, sums: LossSums, params_fingerprint: u64 },
+    Batch { step: u64, batch: u32, sums: Sums, params_fingerprint: u64 },
     Lagging(String),
     Leaving,
     Heartbeat(u64),
@@ -27,7 +27,7 @@ pub struct ShardAnswer {
     pub step: u64,
     pub shard: u32,
     pub gradient_sum: Vec<f32>,
-    pub sums: LossSums,
+    pub sums: Sums,
     pub params_fingerprint: u64,
     pub compute: Duration,
 }

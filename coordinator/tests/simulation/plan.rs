@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use coordinator::training::{AfterStop, AuditSecret, CheckpointEvery, Rounding, Rules, State};
-use model::arch::Architecture;
-use model::layers::Noise;
-use model::optimizer::{Adam, Decay, LrSchedule, Optimizer, Rule};
-use model::recipe::Recipe;
+use engine::optimizer::{Adam, Decay, LrSchedule, Optimizer, Rule};
+use engine::recipe::Recipe;
+use engine::sums::{Metric, Whole};
 
 use super::chance::Chance;
 use super::network::Network;
@@ -58,6 +57,8 @@ impl Plan {
         let rules = Rules {
             n_train: recipe.batch_size.get() * chance.count(1..=8) - chance.count(0..=recipe.batch_size.get() - 1),
             n_valid: chance.count(1..=1501),
+            evaluation_batch: 500,
+            metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
             rounding,
             checkpoint_every: match chance.number(0..=5) {
                 0 | 1 => CheckpointEvery::Epoch,
@@ -154,14 +155,14 @@ fn draw_recipe(chance: &mut Chance) -> Recipe {
     let seed = chance.number(0..=u64::MAX - 1);
     let (optimizer, lr_schedule, clip_norm) = draw_optimizer(sgd, seed);
     Recipe {
-        architecture: Architecture::Denoising,
+        task: "denoising".to_owned(),
+        settings: serde_json::Value::Null,
         epochs,
         batch_size,
         shards: shards.try_into().expect("above 0"),
         optimizer,
         lr_schedule,
         clip_norm,
-        noise: Noise::None,
         shuffle,
         seed,
         max_steps: chance.is_one_in(4).then(|| chance.number(1..=20)),

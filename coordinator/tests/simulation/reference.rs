@@ -1,14 +1,13 @@
 //! What is trained, in place of a network and its data, and the run as it goes when nothing disturbs it: a plain loop that
 //! knows no core.
 
+use engine::gradients::ShardResult;
+use engine::optimizer::{LearningRates, clip_norm};
+use engine::params::params_fingerprint;
+use engine::recipe::Recipe;
+use engine::reduce::{average, reduce};
+use engine::sums::{COUNTS_MAX, Sums, counts};
 use half::bf16;
-use model::arch::N_PIXELS;
-use model::gradients::ShardResult;
-use model::loss::LossSums;
-use model::optimizer::{LearningRates, clip_norm};
-use model::params::params_fingerprint;
-use model::recipe::Recipe;
-use model::reduce::{average, reduce};
 
 use coordinator::training::{Place, Rounding, Rules, State};
 
@@ -48,7 +47,7 @@ impl Problem {
     pub fn shard(&self, params: &[f32], place: Place, step: u64, shard: u32) -> ShardResult {
         let n_samples = self.shard_samples[place.step_of_epoch as usize][shard as usize];
         if n_samples == 0 {
-            return ShardResult { gradient_sum: vec![0.0; params.len()], sums: LossSums::default() };
+            return ShardResult { gradient_sum: vec![0.0; params.len()], sums: Sums::default() };
         }
         let key = [1, params_fingerprint(params), place.epoch.into(), step, shard.into()];
         let value = |(nth, param): (u64, &f32)| {
@@ -65,15 +64,18 @@ impl Problem {
     }
 
     /// The losses of a batch of the validation split.
-    pub fn batch(&self, params: &[f32], step: u64, batch: u32) -> LossSums {
+    pub fn batch(&self, params: &[f32], step: u64, batch: u32) -> Sums {
         sums(&[2, params_fingerprint(params), step, batch.into()], self.batch_samples[batch as usize])
     }
 }
 
-fn sums(key: &[u64], n_samples: u64) -> LossSums {
+/// Parts of a sample that the metric of the drawn rules is a share of.
+const N_PIXELS: u64 = 784;
+
+fn sums(key: &[u64], n_samples: u64) -> Sums {
     let [a, b, power, ..] = mixed(&[key, &[u64::MAX]].concat()).to_le_bytes();
     let loss_sum = f64::from(u16::from_le_bytes([a, b])) / 3.0 * 10_f64.powi(i32::from(power % 7) - 3);
-    LossSums { loss_sum, correct_sum: u64::from(a) * n_samples * (N_PIXELS as u64) / 255, n_samples }
+    Sums { loss_sum, counts: counts(&[u64::from(a) * n_samples * N_PIXELS / 255]), n_samples }
 }
 
 /// Numbers stirred into one, as `SplitMix64` does it.
@@ -91,9 +93,9 @@ pub struct Reference {
     /// The state after so many updates; its sums are those of the epoch up to there, before they are validated.
     pub states: Vec<State>,
     /// The losses of each step, that after `n` updates at place `n`.
-    pub step_sums: Vec<LossSums>,
+    pub step_sums: Vec<Sums>,
     /// Each epoch's end: updates, and the losses of the validation.
-    pub validations: Vec<(u64, LossSums)>,
+    pub validations: Vec<(u64, Sums)>,
 }
 
 impl Reference {
@@ -106,7 +108,7 @@ impl Reference {
             if state.step == n_steps_max {
                 break;
             }
-            state.epoch_sums = LossSums::default();
+            state.epoch_sums = Sums::default();
             for step_of_epoch in (0..).take(problem.shard_samples.len()) {
                 if state.step == n_steps_max {
                     break;
@@ -133,7 +135,7 @@ impl Reference {
                 step_sums.push(*sums);
                 states.push(state.clone());
             }
-            let mut validation = LossSums::default();
+            let mut validation = Sums::default();
             for batch in (0..).take(problem.batch_samples.len()) {
                 validation.add(problem.batch(&state.params, state.step, batch));
             }
@@ -148,8 +150,8 @@ impl Reference {
 }
 
 /// Losses as bits.
-pub fn bits(sums: &LossSums) -> (u64, u64, u64) {
-    (sums.loss_sum.to_bits(), sums.correct_sum, sums.n_samples)
+pub fn bits(sums: &Sums) -> (u64, [u64; COUNTS_MAX], u64) {
+    (sums.loss_sum.to_bits(), sums.counts, sums.n_samples)
 }
 
 /// Numbers as bits.

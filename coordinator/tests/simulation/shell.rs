@@ -11,7 +11,7 @@ use coordinator::training::{
     Action, BatchDone, Computed, Event, Farewell, Identity, Late, Outcome, OwnTaskDone, Profile, Refusal, Report,
     Rules, ShardDone, State, TaskKind, Training, Work, WorkerId,
 };
-use model::gradients::ShardResult;
+use engine::gradients::ShardResult;
 
 use super::network::{ShardAnswer, ToCoordinator, ToWorker};
 use super::reference::{Problem, Reference};

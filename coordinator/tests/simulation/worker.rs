@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use coordinator::training::{Profile, Work};
-use model::gradients::ShardResult;
-use model::params::params_fingerprint;
+use engine::gradients::ShardResult;
+use engine::params::params_fingerprint;
 
 use super::network::{ShardAnswer, ToCoordinator, ToWorker};
 use super::reference::Problem;
@@ -144,7 +144,7 @@ fn distort_shard(lie: Lie, variant: u32, answer: &mut ShardAnswer) {
         (Lie::WrongLength, 0) => answer.gradient_sum.push(0.0),
         (Lie::WrongLength, _) => answer.gradient_sum.truncate(answer.gradient_sum.len() - 1),
         (Lie::WrongCount, 0) => answer.sums.n_samples += 1,
-        (Lie::WrongCount, _) => answer.sums.correct_sum = u64::MAX,
+        (Lie::WrongCount, _) => answer.sums.counts[0] = u64::MAX,
         (Lie::Nonsense, 0) => answer.gradient_sum.iter_mut().for_each(|value| *value = 3e38),
         (Lie::Nonsense, 1) => answer.gradient_sum[0] = -1e30,
         (Lie::Nonsense, _) => answer.sums.loss_sum = 1e300,

@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::LayerRow;
-use crate::backend::Operations;
 use crate::layers::{self, ConvTranspose, Crop, Initializer, channel_axis};
+use engine::backend::Operations;
 
 /// Three convolutions with pooling, three transposed convolutions.
 #[derive(Module, Debug)]

@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::{IMAGE_SIDE, LayerRow, N_PIXELS};
-use crate::backend::Operations;
 use crate::layers::{Dense, Initializer};
+use engine::backend::Operations;
 
 /// Dense layers, 784 → 100 → 30 → 100 → 784.
 #[derive(Module, Debug)]

@@ -4,10 +4,10 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::{IMAGE_SIDE, LayerRow};
-use crate::backend::Operations;
 #[cfg(feature = "flex")]
 use crate::layers::fused::Course;
 use crate::layers::{Dense, Initializer, Lstm, Sequence};
+use engine::backend::Operations;
 
 /// Values of a code.
 const N_CODE: usize = 30;

@@ -18,7 +18,7 @@ use ureq::{Agent, Body};
 
 pub use error::FetchError;
 
-use crate::files::create_folder;
+use engine::files::create_folder;
 
 /// How long the name look-up may take, and then again how long the connection may.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

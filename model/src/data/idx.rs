@@ -9,7 +9,7 @@ use memmap2::Mmap;
 
 use super::DataError;
 use crate::arch::N_PIXELS;
-use crate::files::read_bounded;
+use engine::files::read_bounded;
 
 const IMAGES_MAGIC: u32 = 0x0000_0803;
 const LABELS_MAGIC: u32 = 0x0000_0801;

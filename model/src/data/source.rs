@@ -5,13 +5,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use engine::data::{DataSource, Dataset};
+
 use super::copy::plain_cache;
 use super::fetch::{FILES, FetchProgress, MIRRORS, fetch};
 use super::idx::{Access, Pixels, read_images, read_labels};
-use super::{DataError, Dataset, Labelled, synthetic};
+use super::{DataError, Garments, Labelled, synthetic};
 use crate::arch::N_PIXELS;
 #[cfg(unix)]
-use crate::files::PrivateFolder;
+use engine::files::PrivateFolder;
 
 /// The environment variable that names the data set for `auto` and `fashion-mnist`.
 const VARIABLE: &str = "TELAR_DATA";
@@ -38,7 +40,7 @@ pub enum DataChoice {
 }
 
 impl DataChoice {
-    /// What is meant where a run goes on that was begun on the data set of this [name](Dataset::name): with `auto`, garments
+    /// What is meant where a run goes on that was begun on the data set of this [name](Garments::name): with `auto`, garments
     /// for garments, and never garments for anything else.
     #[must_use]
     pub fn as_in_run(&self, name: &str) -> Self {
@@ -47,6 +49,13 @@ impl DataChoice {
             Self::Auto => Self::FashionMnist,
             choice => choice.clone(),
         }
+    }
+}
+
+impl From<&DataSource> for DataChoice {
+    fn from(source: &DataSource) -> Self {
+        let Ok(choice) = source.as_str().parse();
+        choice
     }
 }
 
@@ -84,7 +93,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// # Errors
 /// If files are missing, damaged or do not go together, or the download fails. `auto` falls back to synthetic garments
 /// only where there is no network; a damaged file is always an error.
-pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Dataset, DataError> {
+pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Garments, DataError> {
     match choice {
         DataChoice::Folder(folder) => open_folder(folder),
         DataChoice::Synthetic => Ok(synthetic_garments()),
@@ -102,7 +111,7 @@ pub fn open(choice: &DataChoice, progress: &mut dyn FetchProgress) -> Result<Dat
     }
 }
 
-fn open_fashion_mnist(progress: &mut dyn FetchProgress) -> Result<Dataset, DataError> {
+fn open_fashion_mnist(progress: &mut dyn FetchProgress) -> Result<Garments, DataError> {
     // Who names a folder means it: nothing else is tried, and whatever it holds is taken.
     if let Some(folder) = folder_of_variable() {
         return open_folder(&folder);
@@ -136,7 +145,7 @@ pub(super) fn local_choices() -> Vec<DataChoice> {
 }
 
 /// Opens a data set that is on this machine, and nothing else.
-pub(super) fn open_local(choice: &DataChoice) -> Option<Result<Dataset, DataError>> {
+pub(super) fn open_local(choice: &DataChoice) -> Option<Result<Garments, DataError>> {
     match choice {
         DataChoice::Folder(folder) => Some(open_folder(folder)),
         DataChoice::Synthetic => Some(Ok(synthetic_garments())),
@@ -145,14 +154,14 @@ pub(super) fn open_local(choice: &DataChoice) -> Option<Result<Dataset, DataErro
 }
 
 /// What was found without being named may be another data set under the same names, such as MNIST's digits.
-fn check_is_fashion_mnist(data: Dataset) -> Result<Dataset, DataError> {
+fn check_is_fashion_mnist(data: Garments) -> Result<Garments, DataError> {
     match data.fingerprint() {
-        found if found == FASHION_MNIST_FINGERPRINT => Ok(data),
-        found => Err(DataError::OtherData { folder: data.name, found }),
+        found if found.as_str() == FASHION_MNIST_FINGERPRINT => Ok(data),
+        found => Err(DataError::OtherData { folder: data.name, found: found.to_string() }),
     }
 }
 
-fn synthetic_garments() -> Dataset {
+fn synthetic_garments() -> Garments {
     const SEED: u64 = 0; // one data set, always the same
     let (n_training, n_test) = (60_000, 10_000); // as many as Fashion-MNIST has
     let (mut pixels, mut labels) = synthetic::garments(SEED, n_training + n_test);
@@ -161,7 +170,7 @@ fn synthetic_garments() -> Dataset {
         labels: labels.split_off(n_training),
     };
     let training_file = Labelled { pixels: Pixels::from_vec(pixels), labels };
-    Dataset { name: GARMENTS.to_owned(), training_file, test_file }
+    Garments { name: GARMENTS.to_owned(), training_file, test_file }
 }
 
 /// The files' names where they are not compressed: images and labels for training, images and labels for the test.
@@ -180,11 +189,11 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     [name.to_owned(), format!("{name}.gz")].iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
-pub(super) fn open_folder(folder: &Path) -> Result<Dataset, DataError> {
+pub(super) fn open_folder(folder: &Path) -> Result<Garments, DataError> {
     let access = access(folder);
     let open = |names, n_images_min| open_pair(folder, names, n_images_min, access);
     let [training_file, test_file] = [open(NAMES[0], 12)?, open(NAMES[1], 1)?];
-    Ok(Dataset { name: folder.display().to_string(), training_file, test_file })
+    Ok(Garments { name: folder.display().to_string(), training_file, test_file })
 }
 
 /// Only what this program alone writes to, whole file by whole file, is read where it lies.
@@ -226,7 +235,8 @@ fn open_pair(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::Split;
+    use engine::data::Split;
+
     use super::*;
 
     /// The smallest data set there can be: one validation image.
@@ -246,9 +256,9 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_small(folder.path());
         let data = open_folder(folder.path()).expect("a whole data set");
-        let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
+        let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.len(split));
         assert_eq!(counts, [11, 1, 1]);
-        let images = data.gather(Split::Train, &[3, 0]);
+        let images = data.images(Split::Train, &[3, 0]);
         assert_eq!(images.shape, [2, 28, 28]);
         assert!(images.values.iter().all(|&value| (value - 9.0 / 255.0).abs() < 1e-9));
         assert_eq!(data.labels(Split::Test), [4]);
@@ -298,7 +308,7 @@ pub(super) mod tests {
     fn auto_data_set_stays_as_in_resumed_run() {
         let folder = DataChoice::Folder(PathBuf::from("elsewhere"));
         let check = |choice: &DataChoice, name: &str, expected| assert_eq!(choice.as_in_run(name), expected);
-        check(&DataChoice::Auto, synthetic_garments().name(), DataChoice::Synthetic);
+        check(&DataChoice::Auto, &synthetic_garments().name(), DataChoice::Synthetic);
         check(&DataChoice::Auto, "/cache/fashion-mnist", DataChoice::FashionMnist);
         check(&DataChoice::FashionMnist, GARMENTS, DataChoice::FashionMnist);
         check(&folder, GARMENTS, folder.clone());
@@ -307,7 +317,7 @@ pub(super) mod tests {
     #[test]
     fn synthetic_garments_come_in_the_sizes_of_the_real_ones() {
         let data = synthetic_garments();
-        let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.n_images(split));
+        let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.len(split));
         assert_eq!(counts, [55_000, 5_000, 10_000]);
     }
 }

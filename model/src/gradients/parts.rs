@@ -4,27 +4,28 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::{Flattener, Images};
+use super::Images;
 use crate::arch::{Architecture, Network};
-use crate::backend::ComputeDevice;
 use crate::layers::fused::{Buffer, announce, binary_cross_entropy, with_destination};
-use crate::loss::LossSums;
-use crate::reduce::add_into;
+use engine::backend::ComputeDevice;
+use engine::gradients::collect_gradients;
+use engine::reduce::add_into;
+use engine::sums::Sums;
 
 pub(super) fn shard_result(
     network: &Network,
-    inputs: Images,
-    targets: Images,
+    inputs: &Images,
+    targets: &Images,
     gradient_sum: &mut [f32],
     device: &ComputeDevice,
-) -> LossSums {
+) -> Sums {
     let parts = ranges(network.architecture(), inputs.shape[0]);
     let n_threads = rayon::current_num_threads().min(parts.len());
-    let passes = Passes { network, inputs: &inputs, targets: &targets, device };
+    let passes = Passes { network, inputs, targets, device };
     if n_threads == 1 {
         return passes.one_by_one(&parts, gradient_sum);
     }
@@ -41,7 +42,7 @@ struct Passes<'a> {
 }
 
 impl Passes<'_> {
-    fn one_by_one(&self, parts: &[Range<usize>], gradient_sum: &mut [f32]) -> LossSums {
+    fn one_by_one(&self, parts: &[Range<usize>], gradient_sum: &mut [f32]) -> Sums {
         let mut total = pass(self.network, self.part(&parts[0]), gradient_sum);
         let mut vector = Buffer::new(if parts.len() > 1 { gradient_sum.len() } else { 0 });
         for part in &parts[1..] {
@@ -51,14 +52,14 @@ impl Passes<'_> {
         total
     }
 
-    fn side_by_side(&self, parts: &[Range<usize>], n_threads: usize, gradient_sum: &mut [f32]) -> LossSums {
-        let mut total = LossSums::default();
+    fn side_by_side(&self, parts: &[Range<usize>], n_threads: usize, gradient_sum: &mut [f32]) -> Sums {
+        let mut total = Sums::default();
         let mut vectors: Vec<Buffer> = (0..n_threads).map(|_| Buffer::new(gradient_sum.len())).collect();
         for (round, parts) in parts.chunks(n_threads).enumerate() {
             let work = |(vector, part): (&mut Buffer, &Range<usize>)| {
                 pass(&self.network.clone().map(&mut Rooted), self.part(part), vector)
             };
-            let sums: Vec<LossSums> = vectors.par_iter_mut().zip(parts).map(work).collect();
+            let sums: Vec<Sums> = vectors.par_iter_mut().zip(parts).map(work).collect();
             for sums in sums {
                 total.add(sums);
             }
@@ -82,18 +83,18 @@ impl Passes<'_> {
     }
 }
 
-pub(super) fn evaluate(network: &Network, images: Images, device: &ComputeDevice) -> LossSums {
+pub(super) fn evaluate(network: &Network, images: &Images, device: &ComputeDevice) -> Sums {
     let parts = ranges(network.architecture(), images.shape[0]);
     let work = |part: &Range<usize>| {
         let images = images.part(part, device);
         binary_cross_entropy(network.logits(images.clone()), images).0
     };
-    let sums: Vec<LossSums> = if rayon::current_num_threads() == 1 {
+    let sums: Vec<Sums> = if rayon::current_num_threads() == 1 {
         parts.iter().map(work).collect()
     } else {
         parts.par_iter().map(work).collect()
     };
-    let mut total = LossSums::default();
+    let mut total = Sums::default();
     for sums in sums {
         total.add(sums);
     }
@@ -106,14 +107,14 @@ fn ranges(architecture: Architecture, n_images: usize) -> Vec<Range<usize>> {
     (0..n_images).step_by(part).map(|start| start..(start + part).min(n_images)).collect()
 }
 
-fn pass(network: &Network, [inputs, targets]: [Tensor<3>; 2], gradient_sum: &mut [f32]) -> LossSums {
+fn pass(network: &Network, [inputs, targets]: [Tensor<3>; 2], gradient_sum: &mut [f32]) -> Sums {
     let ((sums, mut gradients), written) = with_destination(gradient_sum, || {
         network.visit(&mut Announcer { start: 0 });
         let (sums, loss) = binary_cross_entropy(network.logits(inputs), targets);
         (sums, loss.backward())
     });
     let written: BTreeSet<usize> = written.into_iter().map(|range| range.start).collect();
-    Flattener::collect(network, &mut gradients, gradient_sum, |start| written.contains(&start));
+    collect_gradients(network, &mut gradients, gradient_sum, |start| written.contains(&start));
     sums
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, MaxPoolOptions};
 #[cfg(feature = "flex")]
 use super::fused;
 use super::{Initializer, selu};
-use crate::backend::Operations;
+use engine::backend::Operations;
 
 const KERNEL: usize = 3;
 

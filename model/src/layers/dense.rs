@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, module::linear};
 #[cfg(feature = "flex")]
 use super::fused;
 use super::{Initializer, selu};
-use crate::backend::Operations;
+use engine::backend::Operations;
 
 /// `y = x Wᵀ + b`.
 #[derive(Module, Debug)]

@@ -32,7 +32,7 @@ pub use product::HALF_VECTORS;
 use self::conv::{Size, Transposed};
 use self::lstm::{Extent, Input, Parameters, Unrolled};
 use super::conv::Crop;
-use crate::loss::LossSums;
+use engine::sums::Sums;
 
 /// What an LSTM is given, and what of it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Course {
 }
 
 /// Where the sums of a loss go.
-pub type SumsPlace = Arc<OnceLock<LossSums>>;
+pub type SumsPlace = Arc<OnceLock<Sums>>;
 
 /// The operations. Shapes are those that the slices have in the files below.
 #[backend_extension(Flex, Autodiff)]
@@ -118,7 +118,7 @@ pub fn conv_transposed(
 
 /// Binary cross-entropy of logits and targets, both [batch, rows, columns]: its sums, and a scalar whose way back is the
 /// gradient of the loss's sum over the batch.
-pub fn binary_cross_entropy(logits: Tensor<3>, targets: Tensor<3>) -> (LossSums, Tensor<1>) {
+pub fn binary_cross_entropy(logits: Tensor<3>, targets: Tensor<3>) -> (Sums, Tensor<1>) {
     let sums = SumsPlace::default();
     let loss = Dispatch::fused_loss(logits.into_dispatch(), targets.into_dispatch(), Arc::clone(&sums));
     (*sums.get().expect("the loss has its sums"), Tensor::from_dispatch(loss))

@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::random::{Stream, generator, unit_f32};
+use engine::random::{Stream, generator, unit_f32};
 
 /// Draws the initial values of one network, tensor by tensor.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::reference_device;
+    use engine::backend::reference_device;
 
     #[test]
     fn orthogonal_columns_have_length_one_and_right_angles() {

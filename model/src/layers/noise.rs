@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::arithmetic::{ln, sin_cos_of_turns};
-use crate::random::{Stream, generator, unit_f32};
+use engine::random::{Stream, generator, unit_f32};
 
 /// What is done to the input in training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,11 +158,11 @@ impl From<Noise> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::ShardKey;
+    use engine::random::ShardKey;
 
     fn noisy(noise: Noise, shard: u32) -> Vec<f32> {
         let mut values = vec![0.5; 40_000];
-        noise.apply(&mut values, 1, Stream::Noise(ShardKey { epoch: 0, step: 0, shard }));
+        noise.apply(&mut values, 1, Stream::Shard(ShardKey { epoch: 0, step: 0, shard }));
         values
     }
 
@@ -172,7 +172,7 @@ mod tests {
         for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.25 }] {
             let mut expected = vec![0.5; 40_000];
             assert!(expected.len() > 2 * CHUNK, "there are three chunks");
-            let stream = Stream::Noise(ShardKey { epoch: 0, step: 0, shard: 4 });
+            let stream = Stream::Shard(ShardKey { epoch: 0, step: 0, shard: 4 });
             noise.apply_drawn(&mut expected, &mut generator(1, stream));
             assert!(noisy(noise, 4) == expected, "{noise}");
         }

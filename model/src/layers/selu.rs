@@ -20,7 +20,7 @@ pub fn selu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::reference_device;
+    use engine::backend::reference_device;
 
     #[test]
     fn values_and_slopes_stay_finite_at_both_ends() {

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::bar;
-use super::log::write_stderr_line;
+use engine::report::{bar, write_stderr_line};
+
 use crate::data::FetchProgress;
 
 /// A bar on a terminal, a line for each file elsewhere; all on standard error.

@@ -5,11 +5,13 @@ use std::io::Cursor;
 
 use image::{GrayImage, ImageFormat, Luma};
 
+use engine::data::{Dataset, Split};
+use engine::random::Stream;
+
 use crate::arch::N_PIXELS;
-use crate::data::{Dataset, Split};
-use crate::evaluation::Evaluator;
+use crate::data::Garments;
 use crate::layers::Noise;
-use crate::random::Stream;
+use crate::trained::Trained;
 
 /// Pixels of the picture for each pixel of an image, and white between images.
 const SCALE: u32 = 4;
@@ -18,19 +20,19 @@ const SIDE: u32 = 28;
 
 /// Originals, noisy inputs if there is noise, and reconstructions of a split's first images, as PNG.
 pub fn split_picture(
-    evaluator: &Evaluator,
-    data: &Dataset,
+    trained: &Trained,
+    data: &Garments,
     split: Split,
     n_images: u32,
     noise: Noise,
     seed: u64,
 ) -> Vec<u8> {
-    let n_images = n_images.min(u32::try_from(data.n_images(split)).unwrap_or(u32::MAX));
+    let n_images = n_images.min(u32::try_from(data.len(split)).unwrap_or(u32::MAX));
     let places: Vec<u32> = (0..n_images).collect();
-    let originals = data.gather(split, &places);
+    let originals = data.images(split, &places);
     let mut inputs = originals.clone();
     noise.apply(&mut inputs.values, seed, Stream::Picture);
-    let reconstructions = evaluator.reconstruct(inputs.clone());
+    let reconstructions = trained.reconstruct(inputs.clone());
     let mut rows: Vec<&[f32]> = vec![&originals.values];
     if noise != Noise::None {
         rows.push(&inputs.values);

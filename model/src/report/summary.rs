@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::arch::Architecture;
-use crate::params::ParamLayout;
+use crate::task::book_task;
 
 /// A layer of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -23,7 +23,8 @@ pub struct SummaryRow {
 
 /// The layers of a network in order.
 pub fn summary(architecture: Architecture) -> Vec<SummaryRow> {
-    let layout = ParamLayout::of(architecture);
+    let task = book_task(architecture);
+    let layout = &task.spec().layout;
     let n_params = |tensors: &str| {
         let prefix = format!("{tensors}.");
         layout.entries().iter().filter(|entry| entry.name.starts_with(&prefix)).map(|entry| entry.range().len()).sum()
@@ -84,7 +85,7 @@ mod tests {
     fn the_rows_hold_every_parameter_of_the_layout() {
         for architecture in Architecture::ALL {
             let n_params: usize = summary(architecture).iter().map(|row| row.n_params).sum();
-            assert_eq!(n_params, ParamLayout::of(architecture).n_params());
+            assert_eq!(n_params, book_task(architecture).spec().layout.n_params());
         }
     }
 

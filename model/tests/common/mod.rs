@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use model::backend::{self, Backend, BackendError, ComputeDevice, DeviceChoice, Operations};
-use model::data::{DataChoice, Dataset, FILES, FetchProgress, cache_folder, open};
+use engine::backend::{self, Backend, BackendError, ComputeDevice, DeviceChoice, Operations};
+use model::data::{DataChoice, FILES, FetchProgress, Garments, cache_folder, open};
 
 /// A test downloads nothing.
 struct NoProgress;
@@ -39,14 +39,14 @@ pub fn fashion_mnist_folder() -> Option<PathBuf> {
 
 /// The real data set, if it is there.
 #[allow(dead_code, clippy::allow_attributes, reason = "not every test binary looks at images")]
-pub fn fashion_mnist() -> Option<Dataset> {
+pub fn fashion_mnist() -> Option<Garments> {
     let folder = fashion_mnist_folder()?;
     Some(open(&DataChoice::Folder(folder), &mut NoProgress).expect("a whole data set"))
 }
 
 /// Images that are always there.
 #[allow(dead_code, clippy::allow_attributes, reason = "not every test binary looks at images")]
-pub fn garments() -> Dataset {
+pub fn garments() -> Garments {
     open(&DataChoice::Synthetic, &mut NoProgress).expect("garments are drawn, not fetched")
 }
 

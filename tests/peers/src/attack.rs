@@ -193,7 +193,7 @@ async fn lie(route: &Route) -> Option<()> {
 
 /// Images of each shard, where the batch is cut evenly.
 fn n_samples_of_shard(worker: &Worker) -> u32 {
-    let recipe = model::recipe::Recipe::from_json(&worker.welcome.recipe).expect("a recipe");
+    let recipe = engine::recipe::Recipe::from_json(&worker.welcome.recipe).expect("a recipe");
     recipe.batch_size.get() / recipe.shards.get()
 }
 

@@ -1,8 +1,8 @@
 //! What a coordinator played by hand says to a worker.
 
+use engine::recipe::{Recipe, RecipeArgs};
 use model::arch::Architecture;
-use model::params::ParamLayout;
-use model::recipe::{Recipe, RecipeArgs};
+use model::task::book_task;
 use proto::v1::{Encoding, Fence, Welcome};
 
 /// The first process of a run's coordinator.
@@ -13,20 +13,20 @@ pub fn fence() -> Fence {
 /// The welcome to a run of two shards of four images.
 pub fn welcome(fence: Fence, data_fingerprint: String) -> Welcome {
     let args = RecipeArgs {
-        arch: Some(Architecture::Denoising),
         batch_size: Some(8),
         learning_rate: Some(0.5),
         momentum: Some(0.9),
         seed: Some(7),
         ..RecipeArgs::default()
     };
-    let recipe = Recipe::new(args, 2).expect("the book's recipe with a small batch");
+    let task = book_task(Architecture::Denoising);
+    let recipe = Recipe::new(args, task.spec(), 2).expect("the book's recipe with a small batch");
     Welcome {
         worker_id: 3,
         fence: Some(fence),
         recipe: recipe.to_json().into(),
         data_fingerprint,
-        layout_fingerprint: ParamLayout::of(Architecture::Denoising).fingerprint().0,
+        layout_fingerprint: task.spec().layout.fingerprint().0,
         encoding: Encoding::F32.into(),
         shared_memory: None,
     }

@@ -2,8 +2,16 @@
 
 use std::path::Path;
 
-use model::data::{DataChoice, Dataset, PLAIN_NAMES, open};
+use std::sync::Arc;
+
+use engine::data::DataSource;
+use engine::recipe::Recipe;
+use engine::task::OpenTask;
+use model::arch::Architecture;
+use model::data::{DataChoice, Garments, PLAIN_NAMES, open};
+use model::layers::Noise;
 use model::report::DownloadBar;
+use model::task::{task_on, tasks};
 
 /// Images of the small data set that are trained on: those of the file without its last twelfth.
 pub const N_TRAIN: u32 = 110;
@@ -12,11 +20,29 @@ pub const N_TRAIN: u32 = 110;
 ///
 /// # Panics
 /// If it cannot be written.
-pub fn data_set() -> Dataset {
+pub fn data_set() -> Garments {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_data_set(folder.path());
     // It is in memory, whatever becomes of the files.
     open(&DataChoice::Folder(folder.path().to_owned()), &mut DownloadBar::default()).expect("a whole data set")
+}
+
+/// The task of [`welcome`](crate::welcome) on it: `denoising` with the book's noise.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn task() -> Arc<dyn OpenTask> {
+    let noise = Noise::Gaussian { deviation: 0.2 };
+    task_on(Architecture::Denoising, Some(noise), Arc::new(data_set())).expect("a data set with images")
+}
+
+/// What a recipe of an autoencoder trains, on the data set in a folder.
+///
+/// # Panics
+/// If there is none, or the recipe is no autoencoder's.
+pub fn task_of(recipe: &Recipe, folder: &Path) -> Arc<dyn OpenTask> {
+    let task = tasks().build(&recipe.task, &recipe.settings).expect("an autoencoder");
+    task.open(&DataSource::at(folder)).expect("a whole data set")
 }
 
 /// Writes its four files.

@@ -1,16 +1,18 @@
 //! A worker played by hand, by the client that tonic generates. What is not as a test expects it panics.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use model::args::BackendArgs;
-use model::backend::reference_device;
-use model::data::{Dataset, Split};
-use model::params::{params_blake3, params_fingerprint};
-use model::random::ShardKey;
-use model::recipe::Recipe;
-use model::replica::Replica;
-use model::training::{Next, initial_weights, train};
+use engine::args::BackendArgs;
+use engine::backend::reference_device;
+use engine::data::Split;
+use engine::params::{params_blake3, params_fingerprint};
+use engine::random::ShardKey;
+use engine::recipe::Recipe;
+use engine::task::OpenTask;
+use engine::training::{Next, initial_weights, train};
+use model::task::tasks;
 use prost::bytes::Bytes;
 use proto::shared::{ResultSlots, UpdateSlots};
 use proto::v1::coordinator_message::Kind as Told;
@@ -103,7 +105,7 @@ pub fn join(process: u32) -> Join {
     let (version, host) = (proto::VERSION.to_owned(), "here".to_owned());
     let backend = BackendArgs { backend: None, device: None, operations: None, threads: None };
     let compute_class = backend.open().expect("a device").compute_class();
-    Join { version, host, process, numerics: model::numerics::REVISION, compute_class, ..Join::default() }
+    Join { version, host, process, numerics: engine::numerics::REVISION, compute_class, ..Join::default() }
 }
 
 /// Opens a session with a first message.
@@ -257,8 +259,8 @@ impl Worker {
 }
 
 /// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
-pub async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dataset) -> Vec<f32> {
-    let ended = Box::pin(work(entered, recipe, data, &|_, _| {})).await;
+pub async fn work_honestly(entered: (Worker, State), recipe: &Recipe, task: &Arc<dyn OpenTask>) -> Vec<f32> {
+    let ended = Box::pin(work(entered, recipe, task, &|_, _| {})).await;
     ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
 }
 
@@ -270,14 +272,13 @@ pub async fn work_honestly(entered: (Worker, State), recipe: &Recipe, data: &Dat
 pub async fn work(
     (mut worker, state): (Worker, State),
     recipe: &Recipe,
-    data: &Dataset,
+    task: &Arc<dyn OpenTask>,
     change: &dyn Fn(&Worker, &mut ShardDone),
 ) -> Result<Vec<f32>, Dismissal> {
     let mut first = Some(Told::State(state));
-    let mut replica = Replica::new(recipe, &reference_device());
+    let mut replica = Arc::clone(task).replica(recipe.seed, &reference_device());
     let evaluate = |params: &[f32], batch| {
-        let weights = model::weights::Weights { architecture: recipe.architecture, params: params.to_vec() };
-        model::evaluation::Evaluator::new(&weights, &reference_device()).evaluate_batch(data, Split::Valid, batch)
+        Arc::clone(task).evaluator(params, &reference_device()).evaluate_batch(Split::Valid, batch)
     };
     let (mut params, mut gradient) = (Vec::new(), Vec::new());
     loop {
@@ -294,7 +295,7 @@ pub async fn work(
             }
             Told::Update(update) => {
                 worker.gradient(&update, &mut gradient);
-                let rate = recipe.learning_rates(data.n_images(Split::Train) as u64).at(update.step - 1);
+                let rate = recipe.learning_rates(task.n_samples(Split::Train).into()).at(update.step - 1);
                 recipe.optimizer.apply(rate, &mut params, &mut [Vec::new()], 0, &gradient);
                 update.work.unwrap_or_default()
             }
@@ -305,19 +306,19 @@ pub async fn work(
             other @ Told::Welcome(_) => panic!("an order expected, found {other:?}"),
         };
         let sampler = recipe.sampler(work.epoch, 110);
-        replica.load(&params);
+        replica.params_mut().copy_from_slice(&params);
         for shard in work.shards {
             let key = ShardKey { epoch: work.epoch, step: work.step, shard };
             let places = sampler.shard(work.step_of_epoch as usize, shard as usize);
             let mut gradient_sum = vec![0.0; params.len()];
-            let sums = replica.shard_result(data, key, places, &mut gradient_sum);
+            let sums = replica.shard_result(key, places, &mut gradient_sum);
             let mut done = ShardDone {
                 fence: worker.fence(),
                 step: work.step,
                 shard,
                 n_samples: sums.n_samples,
                 loss_sum: sums.loss_sum,
-                correct_sum: sums.correct_sum,
+                counts: sums.counts.to_vec(),
                 gradient_sum: values::encode(Encoding::F32, &gradient_sum),
                 params_fingerprint: params_fingerprint(&params),
                 compute_nanoseconds: 1,
@@ -335,7 +336,7 @@ pub async fn work(
                     batch,
                     n_samples: sums.n_samples,
                     loss_sum: sums.loss_sum,
-                    correct_sum: sums.correct_sum,
+                    counts: sums.counts.to_vec(),
                     params_fingerprint: params_fingerprint(&params),
                 }))
                 .await;
@@ -351,7 +352,7 @@ pub fn zeros(worker: &Worker, state: &State) -> ShardDone {
         shard: 0,
         n_samples: 4,
         loss_sum: 0.0,
-        correct_sum: 0,
+        counts: Vec::new(),
         gradient_sum: vec![0_u8; state.params.len()].into(),
         params_fingerprint: params_fingerprint_of(state),
         compute_nanoseconds: 1,
@@ -360,8 +361,9 @@ pub fn zeros(worker: &Worker, state: &State) -> ShardDone {
 }
 
 /// The name of the parameters that one process gives alone.
-pub fn name_alone(recipe: &Recipe, data: &Dataset) -> String {
-    let weights = initial_weights(recipe).expect("weights");
-    let alone = train(recipe, data, &reference_device(), weights, &mut |_| Ok(Next::GoOn));
+pub fn name_alone(recipe: &Recipe, task: &Arc<dyn OpenTask>) -> String {
+    let known = tasks().build(&recipe.task, &recipe.settings).expect("a task of this program");
+    let weights = initial_weights(recipe, &*known).expect("weights");
+    let alone = train(recipe, task, &reference_device(), weights, &mut |_| Ok(Next::GoOn));
     params_blake3(&alone.expect("a run to the end").params)
 }

@@ -9,14 +9,14 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::{debug, warn};
 
-use model::args::OpenBackend;
-use model::data::{Sampler, Split};
-use model::evaluation::{Evaluator, n_batches};
-use model::optimizer::LearningRates;
-use model::params::{Fingerprinter, params_fingerprint};
-use model::random::ShardKey;
-use model::replica::Replica;
-use model::weights::Weights;
+use engine::args::OpenBackend;
+use engine::data::Split;
+use engine::evaluation::n_batches;
+use engine::optimizer::LearningRates;
+use engine::params::{Fingerprinter, params_fingerprint};
+use engine::random::ShardKey;
+use engine::sampler::Sampler;
+use engine::task::{Evaluator, Replica};
 use proto::limits;
 use proto::v1::worker_message::Kind;
 use proto::v1::{BatchDone, Encoding, Lagging, ShardDone, State, Update, Work, WorkerMessage};
@@ -182,7 +182,7 @@ struct Held {
     /// What the optimizer keeps from update to update.
     slots: Vec<Vec<f32>>,
     rates: LearningRates,
-    replica: Replica,
+    replica: Box<dyn Replica>,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
     /// What the last shard took.
@@ -192,7 +192,7 @@ struct Held {
     /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
     next: Option<(ShardKey, usize)>,
     /// The parameters of this step, if any of it was validated here.
-    evaluator: Option<Evaluator>,
+    evaluator: Option<Box<dyn Evaluator>>,
 }
 
 impl Held {
@@ -202,8 +202,8 @@ impl Held {
             plan: Arc::clone(plan),
             step: 0,
             slots: recipe.optimizer.slots(n_params),
-            rates: recipe.learning_rates(plan.data.n_images(Split::Train) as u64),
-            replica: Replica::new(recipe, &backend.device),
+            rates: recipe.learning_rates(plan.task.n_samples(Split::Train).into()),
+            replica: Arc::clone(&plan.task).replica(recipe.seed, &backend.device),
             fingerprint: None,
             time_of_shard: None,
             sampler: None,
@@ -216,7 +216,7 @@ impl Held {
         let take = |what, bytes: &[u8], into: &mut [f32]| {
             values::decode(Encoding::F32, bytes, into).map(drop).map_err(|error| LagError::Values { what, error })
         };
-        self.replica.change(|params| take("the parameters of a state", &state.params, params))?;
+        take("the parameters of a state", &state.params, self.replica.params_mut())?;
         let mut slots = self.slots.concat();
         take("what the optimizer keeps, of a state", &state.slots, &mut slots)?;
         if let Some(n_values) = self.slots.first().map(Vec::len).filter(|&n_values| n_values > 0) {
@@ -236,11 +236,10 @@ impl Held {
         let Self { plan, slots, rates, replica, .. } = self;
         let (optimizer, rate) = (plan.terms.recipe.optimizer, rates.at(self.step));
         let mut fingerprinter = Fingerprinter::default();
-        replica.change(|params| {
-            plan.path.take(update, |start, gradient| {
-                optimizer.apply(rate, params, slots, start, gradient);
-                fingerprinter.add(&params[start..start + gradient.len()]);
-            })
+        let params = replica.params_mut();
+        plan.path.take(update, |start, gradient| {
+            optimizer.apply(rate, params, slots, start, gradient);
+            fingerprinter.add(&params[start..start + gradient.len()]);
         })?;
         self.enter(update.step);
         self.fingerprint = Some(fingerprinter.finish());
@@ -258,8 +257,7 @@ impl Held {
         let terms = &self.plan.terms;
         below("a shard", shard.into(), terms.recipe.shards.get().into())?;
         if self.sampler.as_ref().is_none_or(|(epoch, _)| *epoch != work.epoch) {
-            let n_samples = self.plan.data.n_images(Split::Train);
-            let n_samples = u32::try_from(n_samples).expect("an IDX file counts images in u32");
+            let n_samples = self.plan.task.n_samples(Split::Train);
             self.sampler = Some((work.epoch, terms.recipe.sampler(work.epoch, n_samples)));
         }
         let sampler = &self.sampler.as_ref().expect("it was made above").1;
@@ -267,9 +265,9 @@ impl Held {
 
         let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params()));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
-        let images = sampler.shard(work.step_of_epoch as usize, shard as usize);
+        let samples = sampler.shard(work.step_of_epoch as usize, shard as usize);
         let mut place = self.plan.path.place();
-        let sums = self.replica.shard_result(&self.plan.data, key, images, place.values());
+        let sums = self.replica.shard_result(key, samples, place.values());
         let (gradient_sum, slot) = place.close();
         if work.shards.first() == Some(&shard) {
             // The same workers get the same shards in every step.
@@ -283,7 +281,7 @@ impl Held {
             shard,
             n_samples: sums.n_samples,
             loss_sum: sums.loss_sum,
-            correct_sum: sums.correct_sum,
+            counts: sums.counts.to_vec(),
             gradient_sum,
             params_fingerprint,
             compute_nanoseconds: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
@@ -294,25 +292,24 @@ impl Held {
     fn prepare_next(&mut self) {
         let (Some((key, step_of_epoch)), Some((epoch, sampler))) = (self.next.take(), &self.sampler) else { return };
         if *epoch == key.epoch && step_of_epoch < sampler.n_steps() {
-            self.replica.prepare(&self.plan.data, key, sampler.shard(step_of_epoch, key.shard as usize));
+            self.replica.prepare(key, sampler.shard(step_of_epoch, key.shard as usize));
         }
     }
 
     fn batch(&mut self, batch: u32, backend: &OpenBackend) -> Result<BatchDone, LagError> {
-        let Plan { terms, data, .. } = &*self.plan;
-        below("a batch of the validation split", batch.into(), n_batches(data.n_images(Split::Valid)).into())?;
-        let evaluator = self.evaluator.get_or_insert_with(|| {
-            let (architecture, params) = (terms.recipe.architecture, self.replica.params().to_vec());
-            Evaluator::new(&Weights { architecture, params }, &backend.device)
-        });
-        let sums = evaluator.evaluate_batch(data, Split::Valid, batch);
+        let Plan { terms, task, .. } = &*self.plan;
+        let n_batches = n_batches(task.n_samples(Split::Valid), task.spec().evaluation_batch);
+        below("a batch of the validation split", batch.into(), n_batches.into())?;
+        let evaluator =
+            self.evaluator.get_or_insert_with(|| Arc::clone(task).evaluator(self.replica.params(), &backend.device));
+        let sums = evaluator.evaluate_batch(Split::Valid, batch);
         Ok(BatchDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
             batch,
             n_samples: sums.n_samples,
             loss_sum: sums.loss_sum,
-            correct_sum: sums.correct_sum,
+            counts: sums.counts.to_vec(),
             params_fingerprint: *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params())),
         })
     }
@@ -324,9 +321,8 @@ fn below(what: &'static str, found: u64, n: u64) -> Result<(), LagError> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use model::args::BackendArgs;
-    use model::params::initial_params;
-    use model::recipe::Recipe;
+    use engine::args::BackendArgs;
+    use engine::recipe::Recipe;
 
     use super::*;
     use crate::plan::Terms;
@@ -340,15 +336,15 @@ pub(super) mod tests {
 
     impl Bench {
         pub fn new() -> Self {
-            let data = peers::data_set();
-            let welcome = peers::welcome(peers::fence(), data.fingerprint());
-            let terms = Terms::try_from(welcome).expect("a welcome that can be followed");
+            let task = peers::task();
+            let welcome = peers::welcome(peers::fence(), task.fingerprint().to_owned());
+            let terms = Terms::new(welcome, &model::task::tasks()).expect("a welcome that can be followed");
             let backend =
                 BackendArgs { backend: None, device: None, operations: None, threads: None }.open().expect("a device");
             let (replies, results) = mpsc::channel(16);
             let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
             let computer = Computer::new(backend, newest, step);
-            Self { plan: Arc::new(terms.plan(Arc::new(data))), computer, replies, results }
+            Self { plan: Arc::new(terms.plan(task)), computer, replies, results }
         }
 
         /// Gives an order as the newest one, and gives all that came of it.
@@ -364,7 +360,7 @@ pub(super) mod tests {
         }
 
         pub fn params(&self) -> Vec<f32> {
-            initial_params(self.recipe().architecture, self.recipe().seed)
+            self.plan.terms.task.initial_params(self.recipe().seed).expect("the network's parameters")
         }
 
         pub fn state(&self, step: u64, work: Option<Work>) -> Order {
@@ -395,18 +391,18 @@ pub(super) mod tests {
         let (recipe, mut params) = (bench.recipe().clone(), bench.params());
         let mut slots = recipe.optimizer.slots(params.len());
         let rates = recipe.learning_rates(peers::N_TRAIN.into());
-        let mut replica = Replica::new(&recipe, &bench.computer.backend.device);
+        let mut replica = Arc::clone(&bench.plan.task).replica(recipe.seed, &bench.computer.backend.device);
         let sampler = recipe.sampler(0, peers::N_TRAIN);
 
         let mut found = shards(bench.order(bench.state(0, Some(work(0, &[1, 0])))));
         for step in 0..2_u64 {
             let mut gradient = vec![];
             for (done, shard) in found.iter().zip([1_u32, 0]) {
-                replica.load(&params);
+                replica.params_mut().copy_from_slice(&params);
                 let places = sampler.shard(usize::try_from(step).expect("few steps"), shard as usize);
                 let key = ShardKey { epoch: 0, step, shard };
                 let mut expected = vec![0.0; params.len()];
-                let sums = replica.shard_result(&bench.plan.data, key, places, &mut expected);
+                let sums = replica.shard_result(key, places, &mut expected);
                 assert_eq!((done.step, done.shard, done.n_samples), (step, shard, sums.n_samples));
                 assert_eq!(done.loss_sum.to_bits(), sums.loss_sum.to_bits());
                 assert_eq!(done.gradient_sum, values::encode(Encoding::F32, &expected));

@@ -5,7 +5,7 @@ use super::*;
 /// A run of 30 steps of two shards, with three workers, of which shards 0 and 1 of each step have taken 1 ms, up to step 8.
 fn warm() -> Run {
     let mut run = Run::new("10 epochs of 10 images in batches of 4, 2 shards");
-    run.training.schedule = Schedule::new(&recipe("30 epochs of 4 images in batches of 4, 2 shards"), 120, 501);
+    run.training.schedule = Schedule::new(&recipe("30 epochs of 4 images in batches of 4, 2 shards"), 120, 501, 500);
     run.play("enter 1, enter 2, enter 3, shard 0 of 0 by 1, shard 1 of 0 by 1");
     for step in 1..=8 {
         run.play(&format!("after 1, shard 0 of {step} by 1, shard 1 of {step} by 2"));

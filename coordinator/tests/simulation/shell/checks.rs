@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use coordinator::training::{CheckpointEvery, EpochReport, Outcome, Report, State, StepReport, Tally, Work, WorkerId};
-use model::loss::LossSums;
+use engine::sums::Sums;
 
 use super::super::reference::{all_bits, bits};
 use super::super::seen::{Counts, Seen};
@@ -50,7 +50,7 @@ impl Shell {
         );
         assert_eq!(all_bits(residual), all_bits(&expected.residual), "residual at step {step}");
         let is_validated = self.n_validated > 0 && run.reference.validations[self.n_validated - 1].0 == *step;
-        let expected = if is_validated { LossSums::default() } else { expected.epoch_sums };
+        let expected = if is_validated { Sums::default() } else { expected.epoch_sums };
         assert_eq!(bits(epoch_sums), bits(&expected), "sums of the epoch at step {step}");
     }
 
@@ -140,7 +140,7 @@ impl Shell {
     }
 
     /// The validation that is next.
-    fn reference_validation<'a>(&self, run: &'a Run) -> Option<&'a (u64, LossSums)> {
+    fn reference_validation<'a>(&self, run: &'a Run) -> Option<&'a (u64, Sums)> {
         run.reference.validations.get(self.n_validated)
     }
 

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use engine::args::{BackendArgs, DataArgs};
+use engine::commands::TrainArgs;
+use engine::data::Split;
 use model::arch::Architecture;
-use model::args::{BackendArgs, DataArgs};
-use model::data::Split;
 use model::layers::Noise;
-use model::recipe::RecipeArgs;
 
 /// Trains the autoencoders of Géron's chapter 17 on Fashion-MNIST, in one process, and uses what was trained.
 #[derive(Parser, Debug)]
@@ -45,31 +45,6 @@ pub struct SummaryArgs {
     pub arch: Architecture,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  autoencoder train --arch conv --epochs 2 --run-dir runs/quick\n\nThe first \
-    Ctrl-C ends the run after its step and keeps what is trained; a second one ends it at once. SIGTERM does so too, and the \
-    exit code is then 143.")]
-pub struct TrainArgs {
-    #[command(flatten)]
-    pub recipe: RecipeArgs,
-    /// Parts into which each step is cut, computed one by one and added in order
-    #[arg(long, env = "TELAR_SHARDS", value_name = "N", default_value_t = 1, help_heading = "What is trained")]
-    pub shards: u32,
-    #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub backend: BackendArgs,
-    /// Folder for what comes out [default: the next free runs/ARCH-NNN]
-    #[arg(long, env = "TELAR_RUN_DIR", value_name = "DIR", help_heading = "What comes out")]
-    pub run_dir: Option<PathBuf>,
-    /// Name the parameters after every step in steps.jsonl
-    #[arg(long, env = "TELAR_HASH_STEPS", help_heading = "What comes out")]
-    pub hash_steps: bool,
-    /// Print JSON, a line for each epoch and one at the end
-    #[arg(long, help_heading = "What comes out")]
     pub json: bool,
 }
 

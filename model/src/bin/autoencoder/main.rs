@@ -2,34 +2,42 @@
 
 mod args;
 mod data;
-mod train;
 mod trained;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command, SummaryArgs};
-use model::report::{LogFormat, SummaryRow, check_output, init_log, summary, write_stderr_line};
-use model::say;
+use engine::commands::train;
+use engine::report::{LogFormat, check_output, init_log, write_stderr_line};
+use engine::say;
+use engine::task::Tasks;
+use model::report::{SummaryRow, summary};
+use model::task::tasks;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let tasks = tasks();
+    let matches = Cli::command().mut_subcommand("train", |train| tasks.augment(train)).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let _log = init_log(LogFormat::Text, "warn");
-    let ended = run(cli.command).and_then(|code| Ok(check_output().map(|()| code)?));
+    let ended = run(cli.command, &tasks, &matches).and_then(|code| Ok(check_output().map(|()| code)?));
     match ended {
         Ok(code) => code,
         Err(error) => {
             write_stderr_line(&format!("error: {error}"));
-            ExitCode::from(model::exit::code(&error))
+            ExitCode::from(engine::exit::code(&error))
         }
     }
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(command: Command, tasks: &Tasks, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match command {
         Command::Summary(args) => print_summary(&args),
-        Command::Train(args) => return train::run(*args),
+        Command::Train(args) => {
+            let matches = matches.subcommand_matches("train").expect("it is the command that was found");
+            return train(*args, "autoencoder train", &tasks.choice(matches)?);
+        }
         Command::Evaluate(args) => trained::evaluate(&args)?,
         Command::Reconstruct(args) => trained::reconstruct(&args)?,
         Command::Encode(args) => trained::encode(&args)?,

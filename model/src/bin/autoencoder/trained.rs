@@ -1,68 +1,60 @@
 //! What trained weights are used for: evaluate, reconstruct, encode.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use npyz::WriterBuilder;
 use serde_json::json;
 
-use model::arch::N_PIXELS;
-use model::backend::ComputeDevice;
-use model::data::Dataset;
-use model::evaluation::Evaluator;
-use model::files::write_whole;
+use engine::backend::ComputeDevice;
+use engine::commands::report_evaluation;
+use engine::data::Dataset;
+use engine::files::write_whole;
+use engine::say;
+use engine::weights::Weights;
+use model::arch::Architecture;
+use model::data::{DataChoice, Garments, open};
 use model::layers::Noise;
-use model::report::split_picture;
-use model::say;
-use model::weights::Weights;
+use model::report::{DownloadBar, split_picture};
+use model::task::{task_on, with_exit_code};
+use model::trained::Trained;
+use model::weights::read_any;
 
 use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs, TrainedArgs};
 
 /// Weights, the device for them, and images to use them on.
 struct Opened {
+    architecture: Architecture,
     weights: Weights,
     device: ComputeDevice,
-    data: Dataset,
+    data: Garments,
 }
 
 impl TrainedArgs {
     fn open(&self) -> anyhow::Result<Opened> {
-        let weights = Weights::read(&self.weights)?;
+        let (architecture, weights) = read_any(&self.weights)?;
         let device = self.backend.open()?.device;
-        Ok(Opened { weights, device, data: self.data.open()? })
+        let data = open(&DataChoice::from(&self.data.data), &mut DownloadBar::default());
+        Ok(Opened { architecture, weights, device, data: data.map_err(with_exit_code)? })
     }
 }
 
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
-    let Opened { weights, device, data } = args.trained.open()?;
-    let sums = Evaluator::new(&weights, &device).evaluate(&data, args.split);
-    let (loss, accuracy) = (sums.loss(), sums.rounded_accuracy(N_PIXELS));
-    if args.trained.json {
-        let line = json!({
-            "architecture": weights.architecture, "split": args.split, "data": data.name(), "n_samples": sums.n_samples,
-            "loss": loss, "rounded_accuracy": accuracy,
-        });
-        say!("{line}");
-    } else {
-        say!(
-            "{} on {} images ({}, {}): loss {loss:.4}, rounded accuracy {accuracy:.4}",
-            weights.architecture,
-            sums.n_samples,
-            args.split,
-            data.name(),
-        );
-    }
+    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let task = task_on(architecture, None, Arc::new(data))?;
+    report_evaluation(&task, &weights, &device, args.split, args.trained.json);
     Ok(())
 }
 
 pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
-    let Opened { weights, device, data } = args.trained.open()?;
-    let noise = args.noise.unwrap_or(weights.architecture.book_noise());
-    let evaluator = Evaluator::new(&weights, &device);
-    let png = split_picture(&evaluator, &data, args.split, args.images, noise, args.seed);
+    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let noise = args.noise.unwrap_or(architecture.book_noise());
+    let trained = Trained::new(architecture, &weights, &device);
+    let png = split_picture(&trained, &data, args.split, args.images, noise, args.seed);
     write_whole(&args.out, &png)?;
     if args.trained.json {
         let line = json!({
-            "architecture": weights.architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out.display().to_string(),
+            "architecture": architecture, "split": args.split, "data": data.name(), "noise": noise, "out": args.out.display().to_string(),
         });
         say!("{line}");
     } else {
@@ -73,8 +65,8 @@ pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
 }
 
 pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
-    let Opened { weights, device, data } = args.trained.open()?;
-    let codes = Evaluator::new(&weights, &device).encode_split(&data, args.split);
+    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let codes = Trained::new(architecture, &weights, &device).encode_split(&data, args.split);
     let labels = data.labels(args.split);
     let n_code = codes.len() / labels.len();
     let labels_path = labels_path(&args.out);
@@ -84,7 +76,7 @@ pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
     write_whole(&labels_path, &npy(labels, &shape[..1])?)?;
     if args.trained.json {
         let line = json!({
-            "architecture": weights.architecture, "split": args.split, "data": data.name(), "shape": shape,
+            "architecture": architecture, "split": args.split, "data": data.name(), "shape": shape,
             "out": args.out.display().to_string(), "labels": labels_path.display().to_string(),
         });
         say!("{line}");

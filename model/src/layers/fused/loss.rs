@@ -5,25 +5,27 @@ use pulp_macro::with_simd;
 
 use super::buffers::Buffer;
 use crate::arithmetic::{exp, ln_1p_of_unit};
-use crate::loss::LossSums;
+use engine::sums::{Sums, counts};
 
 /// Compares logits with targets from 0 to 1, samples of `n_pixels` each; gives the sums, and the gradient of the sum over
 /// samples of the mean over pixels with respect to the logits, (σ(z) − x) / pixels.
 ///
 /// The loss of a pixel with logit z and target x is max(z, 0) − z x + ln(1 + e^−|z|): finite for any finite z. The gradient
 /// and the loss share e^−|z|.
-pub fn binary_cross_entropy(logits: &[f32], targets: &[f32], n_pixels: usize) -> (LossSums, Buffer) {
+pub fn binary_cross_entropy(logits: &[f32], targets: &[f32], n_pixels: usize) -> (Sums, Buffer) {
     assert_eq!(logits.len(), targets.len(), "every logit has its target");
     let mut gradient = Buffer::new(logits.len());
     #[expect(clippy::cast_precision_loss, reason = "pixels of an image are far below 2^24")]
     let share = 1.0 / n_pixels as f32;
-    let mut sums = LossSums { loss_sum: 0.0, correct_sum: 0, n_samples: (logits.len() / n_pixels) as u64 };
+    let mut sums = Sums { n_samples: (logits.len() / n_pixels) as u64, ..Sums::default() };
+    let mut correct_sum = 0;
     let samples = logits.chunks_exact(n_pixels).zip(targets.chunks_exact(n_pixels));
     for ((logits, targets), gradient) in samples.zip(gradient.chunks_exact_mut(n_pixels)) {
         let (loss, n_correct) = sample(logits, targets, gradient, share);
         sums.loss_sum += f64::from(loss * share);
-        sums.correct_sum += u64::from(n_correct);
+        correct_sum += u64::from(n_correct);
     }
+    sums.counts = counts(&[correct_sum]);
     (sums, gradient)
 }
 

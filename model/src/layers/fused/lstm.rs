@@ -11,7 +11,7 @@ use super::buffers::Buffer;
 use super::dense::{multiply, turned};
 use super::product::{Onto, Panels, Right};
 use crate::arithmetic::{sigmoid, tanh};
-use crate::reduce::add_into;
+use engine::reduce::add_into;
 
 /// Gates: i, f, g, o.
 const N_GATES: usize = 4;

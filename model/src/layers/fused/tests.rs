@@ -6,14 +6,14 @@ use proptest::prelude::*;
 
 use super::product::{Dots, Onto, Outer, Panels, Right, Rows, rows};
 use super::*;
-use crate::backend::{ComputeDevice, Operations, reference_device};
 use crate::layers::{self, ConvTranspose, Dense, Initializer, Lstm, Sequence};
-use crate::random::{ShardKey, Stream, generator, unit_f32};
+use engine::backend::{ComputeDevice, Operations, reference_device};
+use engine::random::{ShardKey, Stream, generator, unit_f32};
 
 /// Numbers from -1 to 1, another list for each seed. Those on a grid are eighths: sums of their products are exact, so that
 /// two ways of adding them up cannot differ, and equal ones are frequent.
 fn numbers(seed: u64, n: usize, is_on_grid: bool) -> Vec<f32> {
-    let mut generator = generator(seed, Stream::Noise(ShardKey { epoch: 0, step: 0, shard: 0 }));
+    let mut generator = generator(seed, Stream::Shard(ShardKey { epoch: 0, step: 0, shard: 0 }));
     let number = |_| 2.0 * unit_f32(&mut generator) - 1.0;
     let on_grid = |number: f32| if is_on_grid { (8.0 * number).round() / 8.0 } else { number };
     (0..n).map(number).map(on_grid).collect()
@@ -307,7 +307,7 @@ proptest! {
         let plain = crate::loss::binary_cross_entropy(logits.clone(), targets.clone());
         let (fused, _) = binary_cross_entropy(logits.clone(), targets.clone());
         prop_assert!((fused.loss_sum / plain.sums.loss_sum - 1.0).abs() <= 1e-5, "{fused:?} {:?}", plain.sums);
-        prop_assert_eq!((fused.correct_sum, fused.n_samples), (plain.sums.correct_sum, plain.sums.n_samples));
+        prop_assert_eq!((fused.counts, fused.n_samples), (plain.sums.counts, plain.sums.n_samples));
 
         let logits = Tensor::<3>::from_data(logits.into_data(), &*device.clone().autodiff()).require_grad();
         let targets = Tensor::from_data(targets.into_data(), &*device.autodiff());

@@ -96,7 +96,7 @@ fn change(values: &mut [f32], to: impl Fn(f32) -> f32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::LossSums;
+    use crate::sums::{COUNTS_MAX, Sums};
 
     fn check(n_shards: usize, expected: &[(usize, usize)]) {
         let found: Vec<_> = tree_order(n_shards).map(|node| (node.left, node.right)).collect();
@@ -139,11 +139,11 @@ mod tests {
             .iter()
             .map(|&value| ShardResult {
                 gradient_sum: vec![value],
-                sums: LossSums { loss_sum: 1.0, correct_sum: 2, n_samples: 3 },
+                sums: Sums { loss_sum: 1.0, counts: [2; COUNTS_MAX], n_samples: 3 },
             })
             .collect();
         let total = reduce(&mut results);
         assert_eq!(total.gradient_sum[0].to_bits(), (((1e8_f32 + 1.0) + (-1e8_f32 + 1.0)) + 3.0).to_bits());
-        assert_eq!(total.sums, LossSums { loss_sum: 5.0, correct_sum: 10, n_samples: 15 });
+        assert_eq!(total.sums, Sums { loss_sum: 5.0, counts: [10; COUNTS_MAX], n_samples: 15 });
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorCreationOptions};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +175,12 @@ impl Deref for ComputeDevice {
     }
 }
 
+impl From<&ComputeDevice> for TensorCreationOptions {
+    fn from(device: &ComputeDevice) -> Self {
+        Self::from(&device.device)
+    }
+}
+
 /// A backend or device that cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
@@ -322,8 +328,9 @@ fn first_cache() -> String {
     }
 }
 
+/// The widest vectors of this CPU that numbers are computed in.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn vector_level() -> &'static str {
+pub fn vector_level() -> &'static str {
     if is_x86_feature_detected!("avx512f") {
         "avx512"
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -333,8 +340,9 @@ pub(crate) fn vector_level() -> &'static str {
     }
 }
 
+/// The widest vectors of this CPU that numbers are computed in.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn vector_level() -> &'static str {
+pub fn vector_level() -> &'static str {
     "generic"
 }
 
@@ -342,7 +350,7 @@ pub(crate) fn vector_level() -> &'static str {
 mod libtorch {
     //! LibTorch's own questions: how many GPUs, which threads.
 
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorCreationOptions};
 
     use super::{Backend, BackendError, DeviceChoice};
 

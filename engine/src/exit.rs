@@ -2,10 +2,11 @@
 
 use crate::backend::BackendError;
 use crate::configuration::ConfigurationError;
-use crate::data::{DataError, FetchError};
+use crate::data::DataError;
 use crate::files::WriteError;
 use crate::recipe::RecipeError;
-use crate::training::TrainingError;
+use crate::task::TaskError;
+use crate::training::{InitialWeightsError, TrainingError};
 use crate::weights::WeightsError;
 
 /// Bad configuration.
@@ -35,14 +36,7 @@ pub fn code(error: &anyhow::Error) -> u8 {
 
 fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<DataError>() {
-        return Some(match error {
-            DataError::Fetch(error) => code_of_fetch(error),
-            DataError::NoCacheFolder => UNAVAILABLE,
-            _ => DATA,
-        });
-    }
-    if let Some(error) = cause.downcast_ref::<FetchError>() {
-        return Some(code_of_fetch(error));
+        return Some(error.exit_code());
     }
     if let Some(error) = cause.downcast_ref::<BackendError>() {
         return Some(if matches!(error, BackendError::NoDevice { .. }) { UNAVAILABLE } else { CONFIGURATION });
@@ -50,19 +44,17 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<TrainingError>() {
         return Some(if matches!(error, TrainingError::Write(_)) { CANNOT_WRITE } else { DIVERGED });
     }
-    if cause.is::<RecipeError>() || cause.is::<ConfigurationError>() {
+    if let Some(TaskError::Data { source, .. }) = cause.downcast_ref() {
+        return Some(source.exit_code());
+    }
+    if cause.is::<RecipeError>() || cause.is::<ConfigurationError>() || cause.is::<TaskError>() {
         return Some(CONFIGURATION);
+    }
+    if let Some(error) = cause.downcast_ref::<InitialWeightsError>() {
+        return Some(if matches!(error, InitialWeightsError::File(_)) { DATA } else { CONFIGURATION });
     }
     if cause.is::<WeightsError>() {
         return Some(DATA);
     }
     cause.is::<WriteError>().then_some(CANNOT_WRITE)
-}
-
-fn code_of_fetch(error: &FetchError) -> u8 {
-    match error {
-        FetchError::Write { .. } => CANNOT_WRITE,
-        FetchError::Corrupted { .. } | FetchError::Read { .. } => DATA,
-        _ => UNAVAILABLE,
-    }
 }

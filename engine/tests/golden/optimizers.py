@@ -2,7 +2,7 @@
 """Writes optimizers.json: what PyTorch's optimizers, clipping and learning-rate schedules make of some parameters over a hundred
 steps, in double precision.
 
-    pip install torch==2.9.0 && python3 model/tests/golden/optimizers.py
+    pip install torch==2.9.0 && python3 engine/tests/golden/optimizers.py
 """
 
 import json

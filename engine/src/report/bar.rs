@@ -7,12 +7,12 @@ use indicatif::ProgressBar;
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 /// Lets whatever is printed from now on find the bar.
-pub(super) fn show(bar: ProgressBar) {
+pub fn show(bar: ProgressBar) {
     *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
 }
 
 /// The bar is gone.
-pub(super) fn hide() {
+pub fn hide() {
     *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 

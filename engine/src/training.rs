@@ -1,21 +1,22 @@
 //! The reference loop: one process trains alone, with the sampler, shards, reduction order and update that a cluster
 //! uses, so that the two can be compared bit for bit.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::ComputeDevice;
-use crate::data::{Dataset, Split};
-use crate::evaluation::Evaluator;
+use crate::data::Split;
+use crate::evaluation::evaluate;
 use crate::files::WriteError;
 use crate::gradients::ShardResult;
-use crate::loss::LossSums;
 use crate::optimizer::clip_norm;
-use crate::params::initial_params;
+use crate::params::LayoutError;
 use crate::random::ShardKey;
 use crate::recipe::Recipe;
 use crate::reduce::{average, reduce};
-use crate::replica::Replica;
 use crate::report::{EpochRecord, StepRecord};
+use crate::sums::Sums;
+use crate::task::{AnyTask, Evaluator, OpenTask};
 use crate::weights::{Weights, WeightsError};
 
 /// What a run tells while it goes on.
@@ -34,6 +35,8 @@ pub enum Event<'a> {
         record: EpochRecord,
         /// The weights after it.
         weights: &'a Weights,
+        /// The same in use.
+        evaluator: &'a dyn Evaluator,
     },
 }
 
@@ -69,15 +72,26 @@ pub enum TrainingError {
     Write(#[from] WriteError),
 }
 
+/// Weights that a run cannot start from.
+#[derive(Debug, thiserror::Error)]
+pub enum InitialWeightsError {
+    /// The file of `--init-from` cannot be used.
+    #[error(transparent)]
+    File(#[from] WeightsError),
+    /// The network that was made has other parameters than before.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
 /// The weights that a recipe starts from: read from its file, or drawn from its seed.
 ///
 /// # Errors
 /// If the file cannot be read, is damaged, or holds another network's weights.
-pub fn initial_weights(recipe: &Recipe) -> Result<Weights, WeightsError> {
-    let architecture = recipe.architecture;
+pub fn initial_weights(recipe: &Recipe, task: &dyn AnyTask) -> Result<Weights, InitialWeightsError> {
+    let spec = task.spec();
     match &recipe.init_from {
-        Some(path) => Weights::read_of(architecture, path),
-        None => Ok(Weights { architecture, params: initial_params(architecture, recipe.seed) }),
+        Some(path) => Ok(Weights::read_of(spec.name, &spec.layout, path)?),
+        None => Ok(Weights::new(spec, task.initial_params(recipe.seed)?)),
     }
 }
 
@@ -88,25 +102,23 @@ pub fn initial_weights(recipe: &Recipe) -> Result<Weights, WeightsError> {
 /// If the run diverges, or `listen` fails.
 pub fn train(
     recipe: &Recipe,
-    data: &Dataset,
+    task: &Arc<dyn OpenTask>,
     device: &ComputeDevice,
     weights: Weights,
     listen: &mut dyn FnMut(Event) -> Result<Next, TrainingError>,
 ) -> Result<Weights, TrainingError> {
-    let n_samples = u32::try_from(data.n_images(Split::Train)).expect("an IDX file counts images in u32");
-    let Weights { architecture, params } = weights;
-    let n_params = params.len();
+    let (spec, n_samples) = (task.spec(), task.n_samples(Split::Train));
+    let n_params = weights.params.len();
     let (mut slots, rates) = (recipe.optimizer.slots(n_params), recipe.learning_rates(n_samples.into()));
-    let mut replica = Replica::new(recipe, device);
-    replica.load(&params);
-    let weights = |replica: &Replica| Weights { architecture, params: replica.params().to_vec() };
+    let mut replica = Arc::clone(task).replica(recipe.seed, device);
+    replica.params_mut().copy_from_slice(&weights.params);
     let mut buffers: Vec<Vec<f32>> = (0..recipe.shards.get()).map(|_| vec![0.0; n_params]).collect();
     let mut n_steps: u64 = 0;
 
     for epoch in 0..recipe.epochs.get() {
         let epoch_begun = Instant::now();
         let sampler = recipe.sampler(epoch, n_samples);
-        let mut epoch_sums = LossSums::default();
+        let mut epoch_sums = Sums::default();
         let mut next = Next::GoOn;
         for step in 0..sampler.n_steps() {
             let step_begun = Instant::now();
@@ -114,7 +126,7 @@ pub fn train(
             for (shard, mut gradient_sum) in (0..).zip(buffers.drain(..)) {
                 let key = ShardKey { epoch, step: n_steps, shard };
                 let samples = sampler.shard(step, shard as usize);
-                let sums = replica.shard_result(data, key, samples, &mut gradient_sum);
+                let sums = replica.shard_result(key, samples, &mut gradient_sum);
                 let result = ShardResult { gradient_sum, sums };
                 check_finite(&result, key, recipe)?;
                 results.push(result);
@@ -126,8 +138,7 @@ pub fn train(
                 clip_norm(&mut total.gradient_sum, norm_max);
             }
             let rate = rates.at(n_steps);
-            let is_finite =
-                replica.change(|params| recipe.optimizer.apply(rate, params, &mut slots, 0, &total.gradient_sum));
+            let is_finite = recipe.optimizer.apply(rate, replica.params_mut(), &mut slots, 0, &total.gradient_sum);
             if !is_finite {
                 return Err(diverged(n_steps + 1, epoch, "second moment of the optimizer".to_owned(), recipe));
             }
@@ -136,7 +147,7 @@ pub fn train(
 
             n_steps += 1;
             epoch_sums.add(sums);
-            let record = StepRecord::new(n_steps, epoch + 1, &sums, step_begun.elapsed());
+            let record = StepRecord::new(spec, n_steps, epoch + 1, &sums, step_begun.elapsed());
             next = listen(Event::Step { record, params: replica.params() })?;
             if recipe.max_steps == Some(n_steps) {
                 next = Next::Stop;
@@ -146,18 +157,19 @@ pub fn train(
             }
         }
         let seconds_training = epoch_begun.elapsed();
-        let weights = weights(&replica);
-        let validation = Evaluator::new(&weights, device).evaluate(data, Split::Valid);
+        let weights = Weights::new(spec, replica.params().to_vec());
+        let evaluator = Arc::clone(task).evaluator(&weights.params, device);
+        let validation = evaluate(&**task, &*evaluator, Split::Valid);
         if !validation.loss_sum.is_finite() {
             return Err(diverged(n_steps, epoch, "validation loss".to_owned(), recipe));
         }
-        let record = EpochRecord::new(n_steps, epoch + 1, &epoch_sums, &validation, seconds_training);
-        let after_epoch = listen(Event::Epoch { record, weights: &weights })?;
+        let record = EpochRecord::new(spec, n_steps, epoch + 1, &epoch_sums, &validation, seconds_training);
+        let after_epoch = listen(Event::Epoch { record, weights: &weights, evaluator: &*evaluator })?;
         if next == Next::Stop || after_epoch == Next::Stop {
             break;
         }
     }
-    Ok(weights(&replica))
+    Ok(Weights::new(spec, replica.params().to_vec()))
 }
 
 fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<(), TrainingError> {

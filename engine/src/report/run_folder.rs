@@ -112,13 +112,20 @@ impl RunFolder {
         add_line(&mut self.steps, record).map_err(WriteError::at(&self.path.join("steps.jsonl")))
     }
 
-    /// Adds an epoch with its weights and its picture, and brings all lines to the disk.
+    /// Adds an epoch with its weights and its picture, if it has one, and brings all lines to the disk.
     ///
     /// # Errors
     /// If something cannot be written.
-    pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights, picture: &[u8]) -> Result<(), WriteError> {
+    pub fn add_epoch(
+        &mut self,
+        record: &EpochRecord,
+        weights: &Weights,
+        picture: Option<&[u8]>,
+    ) -> Result<(), WriteError> {
         self.write_weights(weights)?;
-        write_whole(&self.path.join("reconstructions").join(picture_name(record.epoch)), picture)?;
+        if let Some(picture) = picture {
+            write_whole(&self.path.join("reconstructions").join(picture_name(record.epoch)), picture)?;
+        }
         let added = add_line(&mut self.history, record);
         added.map_err(WriteError::at(&self.path.join("history.jsonl")))?;
         self.sync_lines()

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use model::numerics::REVISION;
-use model::optimizer::{LearningRates, LrSchedule, Optimizer, clip_norm};
+use engine::numerics::REVISION;
+use engine::optimizer::{LearningRates, LrSchedule, Optimizer, clip_norm};
 use serde::Deserialize;
 
 /// As `golden/optimizers.py` writes it.

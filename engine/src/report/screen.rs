@@ -20,13 +20,15 @@ pub struct Screen {
     json: bool,
     n_epochs: u32,
     last_line: Instant,
-    n_images: u64,
+    n_samples: u64,
+    /// What samples are called.
+    samples: &'static str,
     begun: Instant,
 }
 
 impl Screen {
     /// For a run of so many steps and epochs, counted from the run's very beginning. Shows nothing yet.
-    pub fn new(n_steps: u64, n_epochs: u32, json: bool) -> Self {
+    pub fn new(samples: &'static str, n_steps: u64, n_epochs: u32, json: bool) -> Self {
         let style = "{prefix} {wide_bar} step {pos}/{len}, {msg}, {eta} left";
         let bar = (!json && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template(style).expect("a valid template");
@@ -34,7 +36,7 @@ impl Screen {
             ProgressBar::with_draw_target(Some(n_steps), ProgressDrawTarget::hidden()).with_style(style)
         });
         let now = Instant::now();
-        Self { bar, json, n_epochs, last_line: now, n_images: 0, begun: now }
+        Self { bar, json, n_epochs, last_line: now, n_samples: 0, samples, begun: now }
     }
 
     /// Says what the run is.
@@ -51,22 +53,24 @@ impl Screen {
             bar.set_position(step);
             bar.reset_eta();
         }
-        (self.n_images, self.begun) = (0, Instant::now());
+        (self.n_samples, self.begun) = (0, Instant::now());
     }
 
     /// Shows a step. The note, such as `4/4 workers`, stands at the end; it may be empty.
-    #[expect(clippy::cast_precision_loss, reason = "counts of images are far below 2^53")]
+    #[expect(clippy::cast_precision_loss, reason = "counts of samples are far below 2^53")]
     pub fn step(&mut self, record: &StepRecord, note: &str) {
-        self.n_images += record.n_samples;
-        let images_per_second = self.n_images as f64 / self.begun.elapsed().as_secs_f64();
+        self.n_samples += record.n_samples;
+        let samples_per_second = self.n_samples as f64 / self.begun.elapsed().as_secs_f64();
         let is_line_due = self.last_line.elapsed() >= LINE_INTERVAL;
         if self.json || (self.bar.is_none() && !is_line_due) {
             return;
         }
         let separator = if note.is_empty() { "" } else { ", " };
         let figures = format!(
-            "loss {:.4}, rounded accuracy {:.4}, {images_per_second:.0} images/s{separator}{note}",
-            record.loss, record.rounded_accuracy,
+            "loss {:.4}{}, {samples_per_second:.0} {}/s{separator}{note}",
+            record.loss,
+            record.metrics.words(),
+            self.samples,
         );
         let epoch = format!("epoch {}/{}", record.epoch, self.n_epochs);
         if let Some(bar) = &self.bar {
@@ -87,17 +91,18 @@ impl Screen {
     pub fn epoch(&mut self, record: &EpochRecord) {
         self.json_line(&json!({ "event": "epoch", "record": record }));
         self.tell(&format!(
-            "epoch {}/{}: {:.1} s, loss {:.4}, rounded accuracy {:.4}, val loss {:.4}, val rounded accuracy {:.4}, {:.0} images/s",
+            "epoch {}/{}: {:.1} s, loss {:.4}{}, val loss {:.4}{}, {:.0} {}/s",
             record.epoch,
             self.n_epochs,
             record.seconds,
             record.loss,
-            record.rounded_accuracy,
+            record.metrics.words(),
             record.val_loss,
-            record.val_rounded_accuracy,
-            record.images_per_second,
+            record.val_metrics.words(),
+            record.samples_per_second,
+            self.samples,
         ));
-        (self.n_images, self.begun) = (0, Instant::now());
+        (self.n_samples, self.begun) = (0, Instant::now());
     }
 
     /// Prints a line for people, beside the bar.

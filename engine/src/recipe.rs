@@ -5,33 +5,31 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 
-use crate::arch::Architecture;
-use crate::data::{Order, Sampler};
-use crate::layers::Noise;
 use crate::optimizer::{Adam, Decay, LearningRates, LrSchedule, Optimizer, Rule, RuleName, Sgd, exact};
+use crate::params::ParamLayout;
+use crate::sampler::{Order, Sampler};
+use crate::task::{Defaults, TaskSpec};
 
 /// Shards of a step at most: each has a gradient in memory until the step's end.
 pub const SHARDS_MAX: u32 = 1024;
 
-/// The flags of a recipe as they were typed. What is left out is as in the book, or for a run that is resumed as it was.
+/// The flags of a recipe as they were typed. What is left out is as the task has it, or for a run that is resumed as it was.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "What is trained")]
 pub struct RecipeArgs {
-    /// Network to train
-    #[arg(long, env = "TELAR_ARCH", value_enum)]
-    pub arch: Option<Architecture>,
-    /// Times through the training images [default: conv 5, others 10]
+    /// Times through the training samples
     #[arg(long, env = "TELAR_EPOCHS", value_name = "N")]
     pub epochs: Option<u32>,
-    /// Images in an optimiser step, over all shards [default: 32]
+    /// Samples in an optimiser step, over all shards
     #[arg(long, env = "TELAR_BATCH_SIZE", value_name = "N")]
     pub batch_size: Option<u32>,
-    /// Rule by which gradients change the parameters [default: sgd]
+    /// Rule by which gradients change the parameters
     #[arg(long, env = "TELAR_OPTIMIZER", value_enum)]
     pub optimizer: Option<RuleName>,
-    /// Learning rate [default: with adam and adamw 0.001; with sgd recurrent 0.1, others 1.0]
+    /// Learning rate; with an optimizer other than the task's own 0.01 for sgd and 0.001 for adam and adamw
     #[arg(long, env = "TELAR_LEARNING_RATE", value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f32>,
     /// How the learning rate changes over the steps after the warm-up: constant, linear or cosine (to 0 at the run's end, which
@@ -63,14 +61,10 @@ pub struct RecipeArgs {
     /// Look ahead along the momentum (Nesterov)
     #[arg(long, env = "TELAR_NESTEROV")]
     pub nesterov: bool,
-    /// Noise on the input, in training only: none, gaussian:DEVIATION or dropout:RATE [default: denoising gaussian:0.2,
-    /// others none]
-    #[arg(long, env = "TELAR_NOISE", value_name = "NOISE")]
-    pub noise: Option<Noise>,
-    /// Take the training images in the order of the file
+    /// Take the training samples in their own order
     #[arg(long, env = "TELAR_NO_SHUFFLE")]
     pub no_shuffle: bool,
-    /// Seed of initial values, order and noise [default: 42]
+    /// Seed of initial values, order and all that the task draws [default: 42]
     #[arg(long, env = "TELAR_SEED", value_name = "N")]
     pub seed: Option<u64>,
     /// Stop after so many optimiser steps
@@ -83,13 +77,15 @@ pub struct RecipeArgs {
 
 /// A recipe whose values make sense together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Recipe {
-    /// The network.
-    pub architecture: Architecture,
-    /// Times through the training images.
+    /// The name of the task.
+    pub task: String,
+    /// Its settings, complete.
+    pub settings: Value,
+    /// Times through the training samples.
     pub epochs: NonZeroU32,
-    /// Images of a step, over all shards: the global batch.
+    /// Samples of a step, over all shards: the global batch.
     pub batch_size: NonZeroU32,
     /// Parts of a step that are computed one by one.
     pub shards: NonZeroU32,
@@ -102,8 +98,6 @@ pub struct Recipe {
     /// Euclidean norm that the averaged gradient may have, above 0.
     #[serde(default, with = "exact::option")]
     pub clip_norm: Option<f64>,
-    /// Noise on the input.
-    pub noise: Noise,
     /// Whether each epoch has an order of its own.
     pub shuffle: bool,
     /// Seed of all that is drawn.
@@ -118,9 +112,6 @@ pub struct Recipe {
 /// A recipe that cannot be followed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RecipeError {
-    /// No network.
-    #[error("expected --arch conv, recurrent or denoising, found none; write for example `--arch denoising`")]
-    NoArchitecture,
     /// A count of nothing.
     #[error("expected {flag} as a whole number above 0, found 0; write for example `{flag} {example}`")]
     Zero {
@@ -173,14 +164,25 @@ pub enum RecipeError {
     NesterovWithoutMomentum,
     /// Shards that could never hold a sample.
     #[error(
-        "expected at most as many shards as images in a step, and no more than {SHARDS_MAX}, found --shards {shards} with \
+        "expected at most as many shards as samples in a step, and no more than {SHARDS_MAX}, found --shards {shards} with \
          --batch-size {batch_size}"
     )]
     TooManyShards {
         /// Shards asked for.
         shards: u32,
-        /// Images in a step.
+        /// Samples in a step.
         batch_size: u32,
+    },
+    /// A rule that changes what has no gradient.
+    #[error(
+        "expected no --weight-decay for a network with parameters that are not trained, such as {name}, found {found}; write \
+         `--weight-decay 0`"
+    )]
+    DecayOfFrozen {
+        /// One of them.
+        name: String,
+        /// The weight decay.
+        found: f64,
     },
     /// A flag that says something else than the run that is resumed.
     #[error("expected {expected} as in the run that is resumed, found {found}; leave it out, or start a new run")]
@@ -193,31 +195,45 @@ pub enum RecipeError {
 }
 
 impl Recipe {
-    /// Takes the flags, fills what is left out from the book, and checks it.
+    /// Takes the flags, fills in what is left out as the task has it, and checks it.
     ///
     /// # Errors
     /// If a value is out of its range, or values do not go together.
-    pub fn new(args: RecipeArgs, shards: u32) -> Result<Self, RecipeError> {
-        let architecture = args.arch.ok_or(RecipeError::NoArchitecture)?;
-        let epochs = args.epochs.unwrap_or(architecture.book_epochs());
-        Self {
-            architecture,
-            epochs: count("--epochs", epochs, architecture.book_epochs())?,
-            batch_size: count("--batch-size", args.batch_size.unwrap_or(32), 32)?,
+    pub fn new(args: RecipeArgs, spec: &TaskSpec, shards: u32) -> Result<Self, RecipeError> {
+        let defaults = spec.defaults;
+        let recipe = Self {
+            task: spec.name.to_owned(),
+            settings: spec.settings.clone(),
+            epochs: count("--epochs", args.epochs.unwrap_or(defaults.epochs), 10)?,
+            batch_size: count("--batch-size", args.batch_size.unwrap_or(defaults.batch_size), 32)?,
             shards: count("--shards", shards, 4)?,
-            optimizer: optimizer(&args, architecture)?,
+            optimizer: optimizer(&args, defaults)?,
             lr_schedule: LrSchedule {
                 decay: args.lr_schedule.unwrap_or_default(),
                 warmup_steps: args.warmup_steps.unwrap_or(0),
             },
             clip_norm: args.clip_norm,
-            noise: args.noise.unwrap_or(architecture.book_noise()),
             shuffle: !args.no_shuffle,
             seed: args.seed.unwrap_or(42),
             max_steps: args.max_steps,
             init_from: args.init_from,
         }
-        .checked()
+        .checked()?;
+        recipe.check_layout(&spec.layout)?;
+        Ok(recipe)
+    }
+
+    /// Whether it can be followed for these parameters.
+    ///
+    /// # Errors
+    /// If it would change some that are not trained.
+    pub fn check_layout(&self, layout: &ParamLayout) -> Result<(), RecipeError> {
+        match layout.frozen() {
+            Some(entry) if self.optimizer.weight_decay > 0.0 => {
+                Err(RecipeError::DecayOfFrozen { name: entry.name.clone(), found: self.optimizer.weight_decay })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The recipe of a run that goes on, from that of the run so far. Where the run ends may be given anew: `--epochs`
@@ -227,7 +243,6 @@ impl Recipe {
     /// # Errors
     /// If a flag says something else, initial weights are given, or a limit is out of its range.
     pub fn resumed(mut self, args: &RecipeArgs, shards: Option<u32>) -> Result<Self, RecipeError> {
-        same("--arch", args.arch, self.architecture)?;
         same("--batch-size", args.batch_size, self.batch_size.get())?;
         same("--shards", shards, self.shards.get())?;
         let Optimizer { learning_rate, weight_decay, rule } = self.optimizer;
@@ -250,7 +265,6 @@ impl Recipe {
                 |norm: Option<f64>| norm.map_or("no --clip-norm".to_owned(), |norm| format!("--clip-norm {norm}"));
             return Err(RecipeError::NotAsBefore { expected: words(self.clip_norm), found: words(args.clip_norm) });
         }
-        same("--noise", args.noise, self.noise)?;
         same("--seed", args.seed, self.seed)?;
         let is_nesterov = matches!(rule, Rule::Sgd(Sgd { nesterov: true, .. }));
         for (flag, is_given, was_given) in
@@ -267,7 +281,7 @@ impl Recipe {
         }
         let before = (self.epochs, self.max_steps);
         if let Some(epochs) = args.epochs {
-            self.epochs = count("--epochs", epochs, self.architecture.book_epochs())?;
+            self.epochs = count("--epochs", epochs, 10)?;
         }
         if args.epochs.is_some() || args.max_steps.is_some() {
             self.max_steps = args.max_steps;
@@ -292,7 +306,7 @@ impl Recipe {
         let is_share = |share: f64| (0.0..1.0).contains(&share);
         let is_positive = |number: f64| number.is_finite() && number > 0.0;
         let learning_rate = shown(learning_rate);
-        let usual = default_learning_rate(self.optimizer.name(), self.architecture);
+        let usual = default_learning_rate(self.optimizer.name(), Defaults::default());
         check("--learning-rate", "above 0 and finite", learning_rate, is_positive(learning_rate), shown(usual))?;
         check("--weight-decay", "from 0", weight_decay, weight_decay.is_finite() && weight_decay >= 0.0, 0.01)?;
         match rule {
@@ -345,17 +359,28 @@ impl Recipe {
         LearningRates::new(self.optimizer.learning_rate, self.lr_schedule, self.n_steps(n_samples), steps_per_epoch)
     }
 
-    /// What is trained on what, in words, for the first line of a run.
-    pub fn words(&self, n_images: usize, data_name: &str) -> String {
+    /// What is trained on how many of which samples, in words, for the first line of a run.
+    pub fn words(&self, n_samples: u32, samples: &str, data_name: &str) -> String {
         format!(
-            "{}: {n_images} images of {data_name}, global batch {} = {}, {}, noise {}, seed {}",
-            self.architecture,
+            "{}: {n_samples} {samples} of {data_name}, global batch {} = {}, {}{}, seed {}",
+            self.task,
             self.batch_size,
             self.cut(),
             self.update_words(),
-            self.noise,
+            self.settings_words(),
             self.seed,
         )
+    }
+
+    /// The task's settings in words: `, noise gaussian:0.2`.
+    fn settings_words(&self) -> String {
+        let words = |(name, value): (&String, &Value)| match value {
+            Value::Null | Value::Bool(false) => String::new(),
+            Value::Bool(true) => format!(", {}", name.replace('_', " ")),
+            Value::String(text) => format!(", {} {text}", name.replace('_', " ")),
+            other => format!(", {} {other}", name.replace('_', " ")),
+        };
+        self.settings.as_object().into_iter().flatten().map(words).collect()
     }
 
     /// The update in words, without what is as it usually is: `learning rate 1`, or `adamw, learning rate 0.001 (cosine)`.
@@ -374,9 +399,9 @@ impl Recipe {
 
     /// How a step is cut, in words: `4 shards x 8`, or `3 shards of 10 or 11`.
     pub fn cut(&self) -> String {
-        let (images, shards) = (self.batch_size.get(), self.shards.get());
-        let (plural, smaller) = (if shards == 1 { "" } else { "s" }, images / shards);
-        if images.is_multiple_of(shards) {
+        let (n_samples, shards) = (self.batch_size.get(), self.shards.get());
+        let (plural, smaller) = (if shards == 1 { "" } else { "s" }, n_samples / shards);
+        if n_samples.is_multiple_of(shards) {
             format!("{shards} shard{plural} x {smaller}")
         } else {
             format!("{shards} shard{plural} of {smaller} or {}", smaller + 1)
@@ -398,8 +423,8 @@ impl Recipe {
 }
 
 /// The optimizer that the flags name.
-fn optimizer(args: &RecipeArgs, architecture: Architecture) -> Result<Optimizer, RecipeError> {
-    let name = args.optimizer.unwrap_or_default();
+fn optimizer(args: &RecipeArgs, defaults: Defaults) -> Result<Optimizer, RecipeError> {
+    let name = args.optimizer.unwrap_or(defaults.optimizer);
     refuse_others(args, name)?;
     let adam = || {
         let usual = Adam::default();
@@ -415,7 +440,7 @@ fn optimizer(args: &RecipeArgs, architecture: Architecture) -> Result<Optimizer,
         RuleName::AdamW => Rule::AdamW(adam()),
     };
     let weight_decay = args.weight_decay.unwrap_or(if name == RuleName::AdamW { 0.01 } else { 0.0 });
-    let learning_rate = args.learning_rate.unwrap_or(default_learning_rate(name, architecture));
+    let learning_rate = args.learning_rate.unwrap_or(default_learning_rate(name, defaults));
     Ok(Optimizer { learning_rate, weight_decay, rule })
 }
 
@@ -432,9 +457,34 @@ fn refuse_others(args: &RecipeArgs, found: RuleName) -> Result<(), RecipeError> 
     }
 }
 
-/// The book's with SGD, else PyTorch's.
-fn default_learning_rate(name: RuleName, architecture: Architecture) -> f32 {
-    if name == RuleName::Sgd { architecture.book_learning_rate() } else { 0.001 }
+/// The task's with its own optimizer, else what is usual: PyTorch's for Adam.
+fn default_learning_rate(name: RuleName, defaults: Defaults) -> f32 {
+    match name {
+        name if name == defaults.optimizer => defaults.learning_rate,
+        RuleName::Sgd => 0.01,
+        RuleName::Adam | RuleName::AdamW => 0.001,
+    }
+}
+
+impl Serialize for Recipe {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Recipe {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut value = Value::deserialize(deserializer)?;
+        if let Some(fields) = value.as_object_mut()
+            && let Some(name) = fields.remove("architecture")
+        {
+            // As versions stored it that had no tasks but the autoencoders, with one setting.
+            fields.entry("task").or_insert(name);
+            let noise = fields.remove("noise").unwrap_or(Value::Null);
+            fields.entry("settings").or_insert(serde_json::json!({ "noise": noise }));
+        }
+        Self::deserialize(value).map_err(serde::de::Error::custom)
+    }
 }
 
 /// A number with the digits that it is typed with.
@@ -444,7 +494,7 @@ fn shown(value: f32) -> f64 {
 
 /// A path as text, whatever its bytes: what is written down is for people, and is not opened again.
 #[expect(clippy::ref_option, reason = "serde asks for this form")]
-fn as_text<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     path.as_ref().map(|path| path.display().to_string()).serialize(serializer)
 }
 
@@ -464,6 +514,8 @@ fn same<T: PartialEq + Display>(flag: &str, found: Option<T>, expected: T) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use clap::Parser;
     use proptest::prelude::*;
 
@@ -480,26 +532,55 @@ mod tests {
         line.expect("flags that are known").recipe
     }
 
+    /// A task that is trained by SGD at 1, for ten epochs.
+    fn spec() -> TaskSpec {
+        TaskSpec {
+            name: "words",
+            settings: serde_json::json!({ "noise": "dropout:0.5" }),
+            layout: Arc::new(ParamLayout::of_tensors([("w".to_owned(), vec![2])])),
+            metrics: &[],
+            samples: "texts",
+            evaluation_batch: 500,
+            defaults: Defaults { learning_rate: 1.0, ..Defaults::default() },
+        }
+    }
+
     fn recipe(flags: &str, shards: u32) -> Result<Recipe, RecipeError> {
-        Recipe::new(args(&format!("--arch {flags}")), shards)
+        Recipe::new(args(flags), &spec(), shards)
     }
 
     #[test]
-    fn what_is_left_out_is_as_in_the_book() {
-        let check = |name: &str, epochs, learning_rate, noise| {
-            let recipe = recipe(name, 1).expect("the book's recipe");
-            assert_eq!((recipe.epochs.get(), recipe.batch_size.get()), (epochs, 32));
-            assert_eq!(recipe.optimizer, Optimizer::sgd(learning_rate, 0.0, false));
-            assert_eq!((recipe.noise, recipe.shuffle), (noise, true));
-        };
-        check("conv", 5, 1.0, Noise::None);
-        check("recurrent", 10, 0.1, Noise::None);
-        check("denoising", 10, 1.0, Noise::Gaussian { deviation: 0.2 });
+    fn what_is_left_out_is_as_the_task_has_it() {
+        let found = recipe("", 1).expect("the task's recipe");
+        assert_eq!((found.epochs.get(), found.batch_size.get(), found.shuffle), (10, 32, true));
+        assert_eq!(found.optimizer, Optimizer::sgd(1.0, 0.0, false));
+        let learning_rate = |flags| recipe(flags, 1).expect(flags).optimizer.learning_rate.to_string();
+        assert_eq!(learning_rate("--optimizer adamw"), "0.001");
+        assert_eq!(learning_rate("--optimizer adamw --learning-rate 0.5"), "0.5");
+    }
+
+    #[test]
+    fn decay_of_what_is_not_trained_is_refused() {
+        let mut spec = spec();
+        spec.layout = Arc::new(ParamLayout::with_frozen_for_tests());
+        let new = |flags| Recipe::new(args(flags), &spec, 1).map(drop).map_err(|error| error.to_string());
+        assert_eq!(new("--optimizer adam"), Ok(()));
+        let error = new("--optimizer adamw").expect_err("weight decay");
+        assert!(error.contains("such as frozen, found 0.01; write `--weight-decay 0`"), "{error}");
+    }
+
+    #[test]
+    fn recipe_of_older_file_is_read() {
+        let text = r#"{"architecture":"denoising","epochs":3,"batch_size":32,"shards":4,"sgd":{"learning_rate":1.0,
+            "momentum":0.0,"nesterov":false},"noise":"gaussian:0.2","shuffle":true,"seed":42,"max_steps":null,"init_from":null}"#;
+        let found: Recipe = serde_json::from_str(text).expect("an older recipe");
+        assert_eq!((found.task.as_str(), found.epochs.get()), ("denoising", 3));
+        assert_eq!(found.settings, serde_json::json!({ "noise": "gaussian:0.2" }));
     }
 
     #[test]
     fn the_cut_of_a_step_is_told_in_words() {
-        let check = |shards, words: &str| assert_eq!(recipe("conv", shards).expect("a recipe").cut(), words);
+        let check = |shards, words: &str| assert_eq!(recipe("", shards).expect("a recipe").cut(), words);
         check(1, "1 shard x 32");
         check(4, "4 shards x 8");
         check(3, "3 shards of 10 or 11");
@@ -511,34 +592,28 @@ mod tests {
             let text = recipe(flags, shards).expect_err(flags).to_string();
             assert!(text.contains(part), "`{text}` does not say `{part}`");
         };
-        check("conv --batch-size 0", 1, "write for example `--batch-size 32`");
-        check("conv --epochs 0", 1, "write for example `--epochs 5`");
-        check("conv --max-steps 0", 1, "--max-steps 25");
-        check("conv", 0, "--shards 4");
-        check("conv --batch-size 4", 8, "found --shards 8 with --batch-size 4");
-        check("conv --learning-rate 0", 1, "--learning-rate above 0 and finite, found 0");
-        check("conv --learning-rate nan", 1, "found NaN");
-        check("conv --momentum 1", 1, "from 0 to below 1, found 1");
-        check("conv --nesterov", 1, "--momentum 0.9 --nesterov");
-        check("conv --weight-decay -1", 1, "--weight-decay from 0, found -1");
-        check("conv --optimizer adam --epsilon 1e-46", 1, "--epsilon from 1.2e-38 to 1, found 0.000000");
-        check("conv --clip-norm 0", 1, "--clip-norm above 0 and finite, found 0; write for example `--clip-norm 1`");
-        check("conv --beta1 0.5", 1, "expected --beta1 with --optimizer adam or adamw only, found it with sgd");
-        check("conv --optimizer adam --momentum 0.5", 1, "--momentum with --optimizer sgd only, found it with adam");
-        check("conv --optimizer adamw --beta2 1", 1, "--beta2 from 0 to below 1, found 1");
-        check("conv --optimizer adamw --learning-rate 0", 1, "write for example `--learning-rate 0.001`");
-    }
-
-    #[test]
-    fn a_recipe_names_its_network() {
-        let error = Recipe::new(args("--epochs 3"), 1).expect_err("no network").to_string();
-        assert!(error.ends_with("found none; write for example `--arch denoising`"), "{error}");
+        check("--batch-size 0", 1, "write for example `--batch-size 32`");
+        check("--epochs 0", 1, "write for example `--epochs 10`");
+        check("--max-steps 0", 1, "--max-steps 25");
+        check("", 0, "--shards 4");
+        check("--batch-size 4", 8, "found --shards 8 with --batch-size 4");
+        check("--learning-rate 0", 1, "--learning-rate above 0 and finite, found 0");
+        check("--learning-rate nan", 1, "found NaN");
+        check("--momentum 1", 1, "from 0 to below 1, found 1");
+        check("--nesterov", 1, "--momentum 0.9 --nesterov");
+        check("--weight-decay -1", 1, "--weight-decay from 0, found -1");
+        check("--optimizer adam --epsilon 1e-46", 1, "--epsilon from 1.2e-38 to 1, found 0.000000");
+        check("--clip-norm 0", 1, "--clip-norm above 0 and finite, found 0; write for example `--clip-norm 1`");
+        check("--beta1 0.5", 1, "expected --beta1 with --optimizer adam or adamw only, found it with sgd");
+        check("--optimizer adam --momentum 0.5", 1, "--momentum with --optimizer sgd only, found it with adam");
+        check("--optimizer adamw --beta2 1", 1, "--beta2 from 0 to below 1, found 1");
+        check("--optimizer adamw --learning-rate 0", 1, "write for example `--learning-rate 0.001`");
     }
 
     /// A run with all flags, and what it says of the flags it is resumed with: its limits then, or the error.
     fn check_resumed(flags: &str, shards: Option<u32>, expected: Result<(u32, Option<u64>), &str>) {
-        let before = "denoising --epochs 3 --batch-size 16 --learning-rate 0.3 --momentum 0.9 --noise dropout:0.5 --seed 7 \
-                      --max-steps 90 --init-from w.safetensors";
+        let before = "--epochs 3 --batch-size 16 --learning-rate 0.3 --momentum 0.9 --seed 7 --max-steps 90 \
+                      --init-from w.safetensors";
         let before = recipe(before, 4).expect("a recipe");
         let resumed = before.clone().resumed(&args(flags), shards);
         match (resumed, expected) {
@@ -558,12 +633,8 @@ mod tests {
     #[test]
     fn a_resumed_run_is_as_it_was_but_for_its_end() {
         check_resumed("", None, Ok((3, Some(90))));
-        check_resumed(
-            "--arch denoising --batch-size 16 --learning-rate 0.3 --momentum 0.9",
-            Some(4),
-            Ok((3, Some(90))),
-        );
-        check_resumed("--noise dropout:0.5 --seed 7 --epochs 3", None, Ok((3, None)));
+        check_resumed("--batch-size 16 --learning-rate 0.3 --momentum 0.9", Some(4), Ok((3, Some(90))));
+        check_resumed("--seed 7 --epochs 3", None, Ok((3, None)));
         check_resumed("--epochs 5", None, Ok((5, None)));
         check_resumed("--max-steps 120", None, Ok((3, Some(120))));
         check_resumed("--epochs 5 --max-steps 120", None, Ok((5, Some(120))));
@@ -571,7 +642,7 @@ mod tests {
 
     #[test]
     fn learning_rates_that_follow_from_length_of_run_keep_it() {
-        let before = |schedule| recipe(&format!("conv --lr-schedule {schedule} --epochs 3"), 4).expect("a recipe");
+        let before = |schedule| recipe(&format!("--lr-schedule {schedule} --epochs 3"), 4).expect("a recipe");
         let text = |schedule, flags| before(schedule).resumed(&args(flags), None).map_err(|error| error.to_string());
         assert!(text("step:0.1:2", "--epochs 5").is_ok() && text("cosine", "--epochs 3").is_ok());
         for flags in ["--epochs 5", "--max-steps 7"] {
@@ -584,16 +655,15 @@ mod tests {
 
     #[test]
     fn recipe_that_is_told_is_checked_as_if_typed() {
-        let told = recipe("denoising --optimizer adamw --lr-schedule cosine --warmup-steps 5 --clip-norm 0.7", 4);
+        let told = recipe("--optimizer adamw --lr-schedule cosine --warmup-steps 5 --clip-norm 0.7", 4);
         let told = told.expect("a recipe");
         assert_eq!(Recipe::from_json(&told.to_json()), Ok(told.clone()));
-        let check = |change: fn(&mut serde_json::Value), part: &str| {
-            let mut value: serde_json::Value = serde_json::from_slice(&told.to_json()).expect("JSON");
+        let check = |change: fn(&mut Value), part: &str| {
+            let mut value: Value = serde_json::from_slice(&told.to_json()).expect("JSON");
             change(&mut value);
             let error = Recipe::from_json(value.to_string().as_bytes()).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         };
-        check(|value| value["architecture"] = "konv".into(), "unknown variant `konv`");
         check(|value| value["batch_size"] = 0.into(), "expected a recipe as JSON, found invalid value: integer `0`");
         check(|value| value["shards"] = 99.into(), "found --shards 99 with --batch-size 32");
         check(|value| value["optimizer"]["learning_rate"] = 0.into(), "--learning-rate above 0 and finite");
@@ -606,7 +676,6 @@ mod tests {
         let whole = "expected --batch-size 16 as in the run that is resumed, found --batch-size 64; leave it out, or start a \
                      new run";
         check_resumed("--batch-size 64", None, Err(whole));
-        check_resumed("--arch conv", None, Err("--arch denoising as in the run that is resumed, found --arch conv"));
         check_resumed("", Some(2), Err("--shards 4 as in the run that is resumed, found --shards 2"));
         check_resumed("--learning-rate 0.30000004", None, Err("--learning-rate 0.3 as"));
         check_resumed("--momentum 0", None, Err("found --momentum 0;"));
@@ -616,7 +685,6 @@ mod tests {
             Err("expected no --nesterov as in the run that is resumed, found --nesterov"),
         );
         check_resumed("--no-shuffle", None, Err("expected no --no-shuffle"));
-        check_resumed("--noise none", None, Err("--noise dropout:0.5 as"));
         check_resumed("--seed 42", None, Err("--seed 7 as"));
         check_resumed("--init-from w.safetensors", None, Err("expected no --init-from"));
         check_resumed("--epochs 0", None, Err("write for example `--epochs 10`"));
@@ -629,7 +697,7 @@ mod tests {
         assert_eq!(&serde_json::from_str::<Recipe>(&text).expect("a recipe"), recipe, "{text}");
         let text = serde_json::to_value(recipe).expect("a recipe is JSON").to_string();
         assert_eq!(&serde_json::from_str::<Recipe>(&text).expect("a recipe"), recipe, "{text}");
-        let tree: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let tree: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(&serde_json::from_value::<Recipe>(tree).expect("a recipe"), recipe, "{text}");
     }
 
@@ -639,9 +707,8 @@ mod tests {
         let odd = [7.038_531e-26, f32::MIN_POSITIVE, f32::from_bits(1), f32::MAX, 0.1, 1.0 / 3.0, 8.5e7, 1e-45];
         for learning_rate in odd {
             let mut recipe =
-                recipe("conv --seed 18446744073709551615 --max-steps 18446744073709551615", 1).expect("a recipe");
+                recipe("--seed 18446744073709551615 --max-steps 18446744073709551615", 1).expect("a recipe");
             recipe.optimizer = Optimizer::sgd(learning_rate, learning_rate, true);
-            recipe.noise = Noise::Gaussian { deviation: learning_rate };
             check_stored(&recipe);
         }
     }
@@ -649,13 +716,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
-        fn every_value_is_stored_exactly(bits in any::<[u32; 3]>(), seed in any::<u64>(), max_steps in any::<Option<u64>>()) {
-            let [learning_rate, momentum, deviation] = bits.map(|bits| f32::from_bits(bits >> 1)); // at least 0
-            let are_finite = [learning_rate, momentum, deviation].iter().all(|value| value.is_finite());
-            prop_assume!(are_finite && deviation > 0.0);
-            let mut recipe = recipe("denoising", 4).expect("a recipe");
+        fn every_value_is_stored_exactly(bits in any::<[u32; 2]>(), seed in any::<u64>(), max_steps in any::<Option<u64>>()) {
+            let [learning_rate, momentum] = bits.map(|bits| f32::from_bits(bits >> 1)); // at least 0
+            let are_finite = [learning_rate, momentum].iter().all(|value| value.is_finite());
+            prop_assume!(are_finite);
+            let mut recipe = recipe("", 4).expect("a recipe");
             recipe.optimizer = Optimizer::sgd(learning_rate, momentum, false);
-            (recipe.noise, recipe.seed, recipe.max_steps) = (Noise::Gaussian { deviation }, seed, max_steps);
+            (recipe.seed, recipe.max_steps) = (seed, max_steps);
             check_stored(&recipe);
         }
 
@@ -663,7 +730,7 @@ mod tests {
         fn every_value_of_adam_is_stored_exactly(bits in any::<[u64; 5]>()) {
             let [weight_decay, beta1, beta2, epsilon, norm] = bits.map(|bits| f64::from_bits(bits >> 1)); // at least 0
             prop_assume!([weight_decay, beta1, beta2, epsilon, norm].iter().all(|value| value.is_finite()));
-            let mut recipe = recipe("denoising --optimizer adamw", 4).expect("a recipe");
+            let mut recipe = recipe("--optimizer adamw", 4).expect("a recipe");
             let rule = Rule::AdamW(Adam { beta1, beta2, epsilon });
             recipe.optimizer = Optimizer { learning_rate: 0.1, weight_decay, rule };
             recipe.clip_norm = Some(norm);

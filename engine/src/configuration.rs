@@ -6,7 +6,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction, Command, Parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, Parser};
 use toml::{Table, Value};
 
 use crate::files::read_bounded;
@@ -82,7 +82,15 @@ pub enum ConfigurationError {
 /// # Errors
 /// If the file cannot be read, or holds what is no flag or no value for it.
 pub fn parse<P: Parser>() -> Result<P, ConfigurationError> {
-    parse_from(std::env::args_os()).map_err(|error| match error {
+    exit_if_usage(parse_from(std::env::args_os()))
+}
+
+/// The value, or the end of the program as clap has it.
+///
+/// # Errors
+/// Those that are not clap's.
+pub fn exit_if_usage<T>(parsed: Result<T, ConfigurationError>) -> Result<T, ConfigurationError> {
+    parsed.map_err(|error| match error {
         ConfigurationError::Usage(error) => error.exit(),
         error => error,
     })
@@ -93,8 +101,20 @@ pub fn parse<P: Parser>() -> Result<P, ConfigurationError> {
 /// # Errors
 /// As [`parse`], and if the command line is wrong or asks for help.
 pub fn parse_from<P: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<P, ConfigurationError> {
+    let command = P::command();
+    let mut matches = matches_from(command.clone(), args)?;
+    P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command.clone()).into())
+}
+
+/// What a command finds on a command line, whose first word is the program's name.
+///
+/// # Errors
+/// As [`parse_from`].
+pub fn matches_from(
+    mut command: Command,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<ArgMatches, ConfigurationError> {
     let args: Vec<OsString> = args.into_iter().collect();
-    let mut command = P::command();
     if let Some(path) = configuration_path(&args)? {
         let values = read_values(&path, &command)?;
         command = command.mut_args(|arg| match arg.get_long().and_then(|name| values.get(name)) {
@@ -103,8 +123,7 @@ pub fn parse_from<P: Parser>(args: impl IntoIterator<Item = OsString>) -> Result
             None => arg,
         });
     }
-    let mut matches = command.clone().try_get_matches_from(args)?;
-    P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command).into())
+    Ok(command.try_get_matches_from(args)?)
 }
 
 /// The file named by `--config`, looked for ahead of clap, else by the environment.
@@ -197,6 +216,7 @@ mod tests {
 
     use super::*;
     use crate::args::LogArgs;
+    use crate::optimizer::RuleName;
     use crate::recipe::RecipeArgs;
 
     #[derive(Parser, Debug)]
@@ -235,26 +255,24 @@ mod tests {
             let found = flags(&format!("--port 1 {line}"), content).expect(line);
             assert_eq!((found.name.as_str(), found.shards), (name, shards), "`{line}`, `{content}`");
         };
-        check("", "", "model", 1);
-        check("", "name = 'file'\nshards = 4", "model", 4);
+        check("", "", "engine", 1);
+        check("", "name = 'file'\nshards = 4", "engine", 4);
         check("--name flag", "name = 'file'\nshards = 4", "flag", 4);
         check("--name flag --shards 2", "name = 'file'\nshards = 4", "flag", 2);
-        check("", "# nothing", "model", 1);
+        check("", "# nothing", "engine", 1);
     }
 
     #[test]
     fn every_kind_of_value_reaches_its_flag() {
-        let content = "arch = 'conv'\nbatch-size = 64\nlearning-rate = 0.25\nno-shuffle = true\nnesterov = false\n\
-                       noise = 'gaussian:0.3'\nlog-format = 'json'\nport = 7\nmomentum = 0";
+        let content = "optimizer = 'adam'\nbatch-size = 64\nlearning-rate = 0.25\nno-shuffle = true\nnesterov = false\n\
+                       lr-schedule = 'step:0.5:3'\nlog-format = 'json'\nport = 7\nmomentum = 0";
         let found = flags("", content).expect("flags from a file alone");
-        let RecipeArgs { arch, batch_size, learning_rate, momentum, nesterov, noise, no_shuffle, seed, .. } =
-            found.recipe;
-        assert_eq!(
-            (arch.map(crate::arch::Architecture::name), batch_size, learning_rate),
-            (Some("conv"), Some(64), Some(0.25))
-        );
+        let RecipeArgs {
+            optimizer, batch_size, learning_rate, momentum, nesterov, lr_schedule, no_shuffle, seed, ..
+        } = found.recipe;
+        assert_eq!((optimizer, batch_size, learning_rate), (Some(RuleName::Adam), Some(64), Some(0.25)));
         assert_eq!((momentum, nesterov, no_shuffle, seed), (Some(0.0), false, true, None));
-        assert_eq!(noise.map(|noise| noise.to_string()), Some("gaussian:0.3".to_owned()));
+        assert_eq!(lr_schedule.map(|schedule| schedule.to_string()), Some("step:0.5:3".to_owned()));
         assert_eq!((found.port, found.log.log_format), (7, crate::report::LogFormat::Json));
         assert!(found.config.expect("the file's path").ends_with("telar.toml"));
     }
@@ -269,15 +287,15 @@ mod tests {
                 assert!(text.contains(part), "`{text}` does not say `{part}`");
             }
         };
-        check("batch_size = 64", &["expected the name of a flag", "found `batch_size`", "arch, batch-size, beta1"]);
+        check("batch_size = 64", &["expected the name of a flag", "found `batch_size`", "batch-size, beta1"]);
         check("config = 'other.toml'", &["found `config`"]);
         check("help = true", &["found `help`"]);
         check("batch-size = 'many'", &["--batch-size takes", "found `many`: invalid digit"]);
         check("batch-size = 6.4", &["found `6.4`"]);
         check("batch-size = -1", &["found `-1`"]);
         check("port = 0", &["--port takes", "found `0`: 0 is not in 1..=65535"]);
-        check("arch = 'konv'", &["found `konv`: [possible values: conv, recurrent, denoising]"]);
-        check("noise = 'gaussian'", &["expected noise as `none`"]);
+        check("optimizer = 'lion'", &["found `lion`: [possible values: sgd, adam, adamw]"]);
+        check("lr-schedule = 'square'", &["found `square`"]);
         check("nesterov = 1", &["--nesterov takes", "found `1`"]);
         check("batch-size = [64]", &["for `batch-size`", "found array"]);
         check("[batch-size]\nx = 1", &["found table"]);

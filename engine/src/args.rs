@@ -5,27 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::backend::{self, Backend, BackendError, ComputeDevice, DeviceChoice, Operations};
-use crate::data::{self, DataChoice, DataError, Dataset};
-use crate::report::{DownloadBar, LogFormat};
+use crate::data::DataSource;
+use crate::report::LogFormat;
 
 /// Which data set.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// A folder with the four IDX files, `fashion-mnist`, `synthetic`, or `auto`: Fashion-MNIST from data/, the user's cache
-    /// folder or the network, else synthetic garments
-    #[arg(long, env = "TELAR_DATA", value_name = "DATA", default_value = "auto")]
-    pub data: DataChoice,
-}
-
-impl DataArgs {
-    /// Opens the data set asked for, showing a download if one is needed.
-    ///
-    /// # Errors
-    /// As [`data::open`].
-    pub fn open(&self) -> Result<Dataset, DataError> {
-        data::open(&self.data, &mut DownloadBar::default())
-    }
+    /// Where the data set is
+    #[arg(long, env = "TELAR_DATA", value_name = "DATA", default_value = DataSource::AUTO)]
+    pub data: DataSource,
 }
 
 /// What computes.

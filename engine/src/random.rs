@@ -2,6 +2,9 @@
 //! its place (which tensor, which epoch, which shard of which step), never taken from a generator that others share.
 //! So the same shard gets the same noise on any worker, in any order, as often as it is computed.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -18,10 +21,16 @@ pub enum Stream {
         /// Epoch, counted from 0.
         epoch: u32,
     },
-    /// Noise on the input of one shard of one step.
-    Noise(ShardKey),
+    /// What the task draws for one shard of one step, such as noise on the input.
+    Shard(ShardKey),
     /// Noise on inputs that are only looked at: pictures.
     Picture,
+    /// What layers draw in one shard of one step, from Burn's own generator.
+    Layers(ShardKey),
+    /// What is drawn in one batch of an evaluation: the step is the batch, the shard the split.
+    Evaluation(ShardKey),
+    /// Initial values that layers draw from Burn's own generator.
+    Network,
 }
 
 /// Names one shard of one step of a run; with the seed, all that its samples and its noise depend on.
@@ -40,8 +49,11 @@ pub fn generator(seed: u64, stream: Stream) -> ChaCha8Rng {
     let (tag, epoch, step, place): (u32, u32, u64, u32) = match stream {
         Stream::InitialValues { tensor } => (1, 0, 0, tensor),
         Stream::Order { epoch } => (2, epoch, 0, 0),
-        Stream::Noise(key) => (3, key.epoch, key.step, key.shard),
+        Stream::Shard(key) => (3, key.epoch, key.step, key.shard),
         Stream::Picture => (4, 0, 0, 0),
+        Stream::Layers(key) => (5, key.epoch, key.step, key.shard),
+        Stream::Network => (6, 0, 0, 0),
+        Stream::Evaluation(key) => (7, key.epoch, key.step, key.shard),
     };
     let mut key = [0_u8; 32]; // 8 seed + 4 tag + 4 epoch + 8 step + 4 place + 4 zero
     key[0..8].copy_from_slice(&seed.to_le_bytes());
@@ -52,8 +64,19 @@ pub fn generator(seed: u64, stream: Stream) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
+/// Burn's generator, which a backend has one of for the whole process: whoever has this draws from it alone.
+pub fn lock_generator() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Seeds Burn's generator of a device with the first number of a stream. The backends have one for the whole process.
+pub fn seed_device(device: &Device, seed: u64, stream: Stream) {
+    device.seed(generator(seed, stream).next_u64());
+}
+
 /// A number drawn uniformly from [0, 1), a multiple of 2⁻²⁴, so that every value is exact in f32.
-pub(crate) fn unit_f32(generator: &mut impl Rng) -> f32 {
+pub fn unit_f32(generator: &mut impl Rng) -> f32 {
     const STEP: f32 = 1.0 / 16_777_216.0; // 2^-24
     #[expect(clippy::cast_precision_loss, reason = "24 bits fit f32 exactly")]
     let bits = (generator.next_u32() >> 8) as f32;
@@ -61,7 +84,7 @@ pub(crate) fn unit_f32(generator: &mut impl Rng) -> f32 {
 }
 
 /// A number drawn uniformly from 0..bound, without bias (Lemire, "Fast Random Integer Generation in an Interval", 2019).
-pub(crate) fn below(generator: &mut impl Rng, bound: u32) -> u32 {
+pub fn below(generator: &mut impl Rng, bound: u32) -> u32 {
     assert!(bound > 0, "a range to draw from holds at least one number");
     let threshold = bound.wrapping_neg() % bound;
     loop {
@@ -90,14 +113,17 @@ mod tests {
             Stream::InitialValues { tensor: 3 },
             Stream::Order { epoch: 1 },
             Stream::Picture,
-            Stream::Noise(key),
-            Stream::Noise(ShardKey { epoch: 2, ..key }),
-            Stream::Noise(ShardKey { step: 3, ..key }),
-            Stream::Noise(ShardKey { shard: 2, ..key }),
+            Stream::Network,
+            Stream::Layers(key),
+            Stream::Evaluation(key),
+            Stream::Shard(key),
+            Stream::Shard(ShardKey { epoch: 2, ..key }),
+            Stream::Shard(ShardKey { step: 3, ..key }),
+            Stream::Shard(ShardKey { shard: 2, ..key }),
         ];
         let mut seen: Vec<[u32; 4]> = streams.iter().map(|&stream| first_draws(7, stream)).collect();
-        seen.push(first_draws(8, Stream::Noise(key)));
-        assert_eq!(first_draws(7, Stream::Noise(key)), seen[3]);
+        seen.push(first_draws(8, Stream::Shard(key)));
+        assert_eq!(first_draws(7, Stream::Shard(key)), seen[6]);
         seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen.len(), streams.len() + 1);

@@ -1,0 +1,89 @@
+//! The program of a coordinator for any tasks: settings, log, runtime, exit code.
+
+use std::ffi::OsString;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use clap::{CommandFactory, FromArgMatches};
+use engine::args::AccessArgs;
+use engine::configuration::{exit_if_usage, matches_from};
+use engine::report::{LogGuard, check_output, init_log, write_stderr_line};
+use engine::say;
+use engine::task::Tasks;
+
+use crate::args::{Args, Command, after_help};
+use crate::certificates;
+use crate::config::{Config, WorkerProgram, check_target};
+use crate::health::check;
+use crate::{exit_code, run};
+
+/// Runs a coordinator for one of the tasks, as the command line says, whose first word is the program's name. Local workers are
+/// the program that `worker` gives.
+pub fn main(
+    tasks: &Tasks,
+    worker: impl FnOnce() -> WorkerProgram,
+    command_line: impl IntoIterator<Item = OsString>,
+) -> ExitCode {
+    // Kept until all is told.
+    let mut log = None;
+    match follow(tasks, worker, command_line, &mut log) {
+        Ok(code) => code,
+        Err(error) => {
+            write_stderr_line(&format!("error: {error}"));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn follow(
+    tasks: &Tasks,
+    worker: impl FnOnce() -> WorkerProgram,
+    command_line: impl IntoIterator<Item = OsString>,
+    log: &mut Option<LogGuard>,
+) -> anyhow::Result<ExitCode> {
+    let line: Vec<OsString> = command_line.into_iter().collect();
+    let name = line.first().map(PathBuf::from).and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name = name.unwrap_or_default();
+    let help = after_help(&name, &name.replace("coordinator", "worker"), &tasks.example());
+    let command = tasks.augment(Args::command()).after_help(help);
+    let matches = exit_if_usage(matches_from(command, line))?;
+    let args = Args::from_arg_matches(&matches)?;
+    let log_format = args.log.log_format;
+    // The mirror says itself, once, that a store does not answer.
+    *log = Some(init_log(log_format, "info,object_store=warn"));
+    if let Some(Command::Certificates(wanted)) = &args.command {
+        say!("{}", certificates::make(wanted)?);
+        check_output()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(address) = &args.check {
+        return check_coordinator(address, args.access, args.json);
+    }
+    let config = Config::new(args, tasks.choice(&matches)?, worker())?;
+    // Sessions and the driver wake one another in every step, which on one thread costs nothing, and one session has nothing
+    // to do beside itself; workers of this machine want its CPUs too.
+    let n_cpus = available_parallelism().map_or(1, NonZero::get);
+    let n_threads = (n_cpus / 2).min(config.n_workers.get() as usize).clamp(1, 3);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(n_threads).enable_all().build()?;
+    let ended = runtime.block_on(run(config, log_format));
+    // What still waits for a peer is not waited for.
+    runtime.shutdown_background();
+    let code = ended?;
+    check_output()?;
+    Ok(code)
+}
+
+fn check_coordinator(address: &str, access: AccessArgs, json: bool) -> anyhow::Result<ExitCode> {
+    let (address, tls) = check_target(address, access)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(check(&address, tls))?;
+    if json {
+        say!("{}", serde_json::json!({ "event": "check", "status": "serving" }));
+    } else {
+        say!("serving: workers can join at {address}");
+    }
+    check_output()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,75 @@
+//! `evaluate`: loss and metrics of trained weights.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::args::{BackendArgs, DataArgs};
+use crate::backend::ComputeDevice;
+use crate::data::Split;
+use crate::evaluation;
+use crate::say;
+use crate::sums::metrics;
+use crate::task::{OpenTask, TaskChoice};
+use crate::weights::Weights;
+
+/// The flags of `evaluate`, but for the task's own.
+#[derive(Args, Debug)]
+pub struct EvaluateArgs {
+    /// Split to evaluate
+    #[arg(long, value_enum, default_value_t = Split::Test)]
+    pub split: Split,
+    /// Trained weights (.safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Which data set.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// What computes.
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
+/// Evaluates the weights of a task.
+///
+/// # Errors
+/// If the flags cannot be followed, or the data set or the weights cannot be read.
+pub fn evaluate(args: &EvaluateArgs, choice: &TaskChoice) -> anyhow::Result<()> {
+    let device = args.backend.open()?.device;
+    let known = choice.build()?;
+    let weights = Weights::read_of(known.spec().name, &known.spec().layout, &args.weights)?;
+    let task = known.open(&args.data.data)?;
+    report_evaluation(&task, &weights, &device, args.split, args.json);
+    Ok(())
+}
+
+/// Evaluates weights on a split, and prints what comes out.
+pub fn report_evaluation(
+    task: &Arc<dyn OpenTask>,
+    weights: &Weights,
+    device: &ComputeDevice,
+    split: Split,
+    json: bool,
+) {
+    let evaluator = Arc::clone(task).evaluator(&weights.params, device);
+    let sums = evaluation::evaluate(&**task, &*evaluator, split);
+    let (spec, loss) = (task.spec(), sums.loss());
+    let named = || spec.metrics.iter().map(|metric| metric.name).zip(metrics(spec.metrics, &sums));
+    if json {
+        let line = json!({
+            "architecture": spec.name, "split": split, "data": task.data_name(), "n_samples": sums.n_samples, "loss": loss,
+        });
+        let Value::Object(mut line) = line else { unreachable!("it is written as an object") };
+        line.extend(named().map(|(name, value)| (name.to_owned(), json!(value))).collect::<Map<_, _>>());
+        say!("{}", Value::Object(line));
+    } else {
+        let words: String = named().map(|(name, value)| format!(", {} {value:.4}", name.replace('_', " "))).collect();
+        let (name, samples, data) = (spec.name, spec.samples, task.data_name());
+        say!("{name} on {} {samples} ({split}, {data}): loss {loss:.4}{words}", sums.n_samples);
+    }
+}

@@ -1,0 +1,15 @@
+//! What people and programs see of a run: the screen, the log, figures, the run folder.
+
+pub mod bar;
+mod log;
+mod log_limit;
+mod output;
+mod records;
+mod run_folder;
+mod screen;
+
+pub use log::{LogFormat, LogGuard, init_log, write_stderr_line};
+pub use output::{check_output, print_line};
+pub use records::{EpochRecord, Figures, StepRecord};
+pub use run_folder::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder, picture_name, picture_number};
+pub use screen::Screen;

@@ -1,0 +1,276 @@
+//! Parameters as `.safetensors` files in the published names and layouts, both ways.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::files::{WriteError, read_bounded, write_whole};
+use crate::params::{ParamEntry, ParamLayout, little_endian, params_blake3};
+use crate::task::TaskSpec;
+
+/// Parameters with the network they belong to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// The name of the task.
+    pub task: String,
+    /// Where each tensor lies.
+    pub layout: Arc<ParamLayout>,
+    /// In layout order.
+    pub params: Vec<f32>,
+}
+
+/// The name of the task, in a file's metadata.
+const TASK_KEY: &str = "architecture";
+const HASH_KEY: &str = "params_blake3";
+
+/// Four times the largest network that can be trained: more is a file of something else.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// A file of weights that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is no safetensors file, or a damaged one.
+    #[error("expected a safetensors file, found {reason} in {}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It belongs to none of the networks.
+    #[error("expected the tensors of {expected}, found {found} in {}", path.display())]
+    UnknownNetwork {
+        /// The file.
+        path: PathBuf,
+        /// The networks that it may belong to.
+        expected: String,
+        /// The first few names found.
+        found: String,
+    },
+    /// It belongs to another network than the one asked for.
+    #[error("expected weights of {expected}, found weights of {found} in {}", path.display())]
+    OtherNetwork {
+        /// The file.
+        path: PathBuf,
+        /// The network asked for.
+        expected: String,
+        /// The network found.
+        found: String,
+    },
+    /// The file says two things.
+    #[error("expected one network, found {tensors} by its tensors and `{metadata}` by its metadata in {}", path.display())]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+        /// The network of its tensors.
+        tensors: String,
+        /// The network of its metadata.
+        metadata: String,
+    },
+    /// A tensor is not as the network has it.
+    #[error("expected {name} as {expected}, found {found} in {}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Type and shape of the network's tensor.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// A value is NaN or infinite.
+    #[error("expected finite values, found {value} in {name}, value {position}, in {}", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Which value of the tensor, counted from 0.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The values are not those that were written.
+    #[error("expected parameters with blake3 {expected}, found {found} in {}: the file is damaged", path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// The hash in the file's metadata.
+        expected: String,
+        /// The hash of its values.
+        found: String,
+    },
+}
+
+impl Weights {
+    /// Parameters of a task.
+    pub fn new(spec: &TaskSpec, params: Vec<f32>) -> Self {
+        Self { task: spec.name.to_owned(), layout: Arc::clone(&spec.layout), params }
+    }
+
+    /// Writes a file that is whole or not there.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), WriteError> {
+        write_whole(path, &self.to_bytes())
+    }
+
+    /// The content of a file.
+    ///
+    /// # Panics
+    /// If there are not as many parameters as the network has.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let layout = &self.layout;
+        assert_eq!(self.params.len(), layout.n_params(), "weights have the length of their layout");
+        let bytes = little_endian(&self.params);
+        let tensors: BTreeMap<&str, TensorView> = layout
+            .entries()
+            .iter()
+            .map(|entry| {
+                let range = entry.range();
+                let data = &bytes[4 * range.start..4 * range.end];
+                let view = TensorView::new(Dtype::F32, entry.shape.clone(), data);
+                (entry.name.as_str(), view.expect("a range has as many values as its shape"))
+            })
+            .collect();
+        let metadata = HashMap::from([
+            ("format".to_owned(), "telar-weights-1".to_owned()),
+            (TASK_KEY.to_owned(), self.task.clone()),
+            ("layout_fingerprint".to_owned(), layout.fingerprint().to_string()),
+            (HASH_KEY.to_owned(), params_blake3(&self.params)),
+        ]);
+        safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written")
+    }
+
+    /// Reads a file of a task's network.
+    ///
+    /// # Errors
+    /// If the file is not there, damaged, of another network, or holds other shapes, other types, or values that are not finite.
+    pub fn read_of(task: &str, layout: &Arc<ParamLayout>, path: &Path) -> Result<Self, WeightsError> {
+        let file = WeightsFile::read(path)?;
+        match file.task() {
+            Some(found) if found != task => {
+                let (path, expected) = (path.to_owned(), task.to_owned());
+                Err(WeightsError::OtherNetwork { path, expected, found: found.to_owned() })
+            }
+            Some(_) | None => file.weights(task, layout),
+        }
+    }
+}
+
+/// A file of weights whose network is not known yet.
+#[derive(Clone, Debug)]
+pub struct WeightsFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    metadata: HashMap<String, String>,
+}
+
+impl WeightsFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it is not there, or no whole safetensors file.
+    pub fn read(path: &Path) -> Result<Self, WeightsError> {
+        let bytes = read_bounded(path, FILE_BYTES_MAX)
+            .map_err(|source| WeightsError::Read { path: path.to_owned(), source })?;
+        Self::from_bytes(path, bytes)
+    }
+
+    /// The file of this content.
+    ///
+    /// # Errors
+    /// If it is no whole safetensors file.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, WeightsError> {
+        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        SafeTensors::deserialize(&bytes).map_err(format)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.to_owned(), bytes, metadata })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn tensors(&self) -> SafeTensors<'_> {
+        SafeTensors::deserialize(&self.bytes).expect("it was read before")
+    }
+
+    /// The names of its tensors, in alphabetical order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.tensors().names().into_iter().map(str::to_owned).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The task named by its metadata, if it has any.
+    pub fn task(&self) -> Option<&str> {
+        self.metadata.get(TASK_KEY).map(String::as_str)
+    }
+
+    /// Its values as the weights of a network.
+    ///
+    /// # Errors
+    /// If it has other tensors, shapes or types, values that are not finite, or not those that were written.
+    pub fn weights(&self, task: &str, layout: &Arc<ParamLayout>) -> Result<Weights, WeightsError> {
+        let (path, tensors) = (&self.path, self.tensors());
+        let is_known = |name: &String| layout.entries().iter().any(|entry| entry.name == *name);
+        if let Some(name) = self.names().into_iter().find(|name| !is_known(name)) {
+            let expected = format!("no tensor of {task}");
+            return Err(WeightsError::Tensor { path: path.clone(), name, expected, found: "it".to_owned() });
+        }
+        let mut params = Vec::with_capacity(layout.n_params());
+        for entry in layout.entries() {
+            append_tensor(path, entry, &tensors, &mut params)?;
+        }
+        if let Some(expected) = self.metadata.get(HASH_KEY) {
+            let found = params_blake3(&params);
+            if *expected != found {
+                return Err(WeightsError::Hash { path: path.clone(), expected: expected.clone(), found });
+            }
+        }
+        Ok(Weights { task: task.to_owned(), layout: Arc::clone(layout), params })
+    }
+}
+
+fn append_tensor(
+    path: &Path,
+    entry: &ParamEntry,
+    tensors: &SafeTensors,
+    params: &mut Vec<f32>,
+) -> Result<(), WeightsError> {
+    let expected = || format!("F32 {:?}", entry.shape);
+    let other =
+        |found| WeightsError::Tensor { path: path.to_owned(), name: entry.name.clone(), expected: expected(), found };
+    let tensor = tensors.tensor(&entry.name).map_err(|_| other("no such tensor".to_owned()))?;
+    let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+    if found != expected() {
+        return Err(other(found));
+    }
+    for (position, bytes) in tensor.data().as_chunks::<4>().0.iter().enumerate() {
+        let value = f32::from_le_bytes(*bytes);
+        if !value.is_finite() {
+            return Err(WeightsError::NotFinite { path: path.to_owned(), name: entry.name.clone(), position, value });
+        }
+        params.push(value);
+    }
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! Programs of tasks that the engine does not know, as their users run them: many processes, the same bits.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Nothing that is waited for takes longer.
+const WAIT_MAX: Duration = Duration::from_mins(2);
+
+/// The program of several tasks in `examples/odd.rs`.
+fn program(folder: &Path, line: &str) -> Command {
+    let tests = std::env::current_exe().expect("a test is a program");
+    let built = tests.parent().and_then(Path::parent).expect("the folder of what is built").join("examples/odd");
+    let mut command = Command::new(built);
+    command.args(line.split_whitespace()).current_dir(folder);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TELAR_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn run(&self, line: &str) -> Output {
+        program(self.0.path(), line).output().expect("the program starts")
+    }
+
+    /// The last line of JSON of a run that ends well.
+    fn end(&self, line: &str) -> serde_json::Value {
+        let output = self.run(&format!("{line} --json"));
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "`{line}`: {out}{err}");
+        serde_json::from_str(out.lines().last().expect("a line")).expect("JSON")
+    }
+
+    /// What a run that fails says.
+    fn fail(&self, line: &str, exit_code: i32, part: &str) {
+        let output = self.run(line);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(exit_code), "`{line}`: {err}");
+        assert!(err.contains(part), "`{line}` does not say `{part}`: {err}");
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < WAIT_MAX, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process that is killed when it is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The goal: any network, any data: whatever a task has, workers of any number give the bits of one process.
+#[test]
+fn task_of_its_own_has_same_bits_on_any_number_of_workers() {
+    let place = Place::new();
+    let flags = "--task words --rate 0.3 --noise 0.5 --shards 6 --clip-norm 0.8 --lr-schedule cosine --warmup-steps 3";
+    let alone = place.end(&format!("train {flags} --run-dir alone"));
+    let other = place.end(&format!("train {flags} --run-dir other --noise 0.25").replace("--noise 0.5 ", ""));
+    assert_ne!(alone["params_blake3"], other["params_blake3"], "the task's own flag changes what is trained");
+    for n_workers in [1, 2, 5] {
+        let cluster = place.end(&format!("coordinator {flags} --workers {n_workers} --run-dir run-{n_workers}"));
+        assert_eq!(cluster["params_blake3"], alone["params_blake3"], "{n_workers} workers");
+        assert_eq!(cluster["last_epoch"]["val_loss"], alone["last_epoch"]["val_loss"]);
+        assert!(cluster["last_epoch"]["val_word_accuracy"].as_f64().expect("the task's metric") > 0.0);
+        assert!(cluster["last_epoch"]["sentences_per_second"].is_number());
+    }
+    let evaluated = place.end("evaluate --task words --split valid --weights alone/model.safetensors");
+    assert_eq!(evaluated["loss"], alone["last_epoch"]["val_loss"]);
+    // A run that is stopped and resumed, without its flags.
+    let stopped =
+        format!("coordinator {flags} --workers 2 --max-steps 5 --run-dir stopped").replace("--lr-schedule cosine ", "");
+    place.end(&stopped);
+    let resumed = place.end("coordinator --task words --workers 3 --resume stopped --max-steps 9");
+    let whole = place.end(&stopped.replace("--max-steps 5 --run-dir stopped", "--max-steps 9 --run-dir whole"));
+    assert_eq!(resumed["params_blake3"], whole["params_blake3"]);
+    place.fail("coordinator --task words --resume stopped --rate 0.5", 64, "expected --rate 0.3 as in the run");
+}
+
+/// The goal: a worker of another machine that is killed in the middle costs nothing but its work.
+#[test]
+fn worker_that_is_killed_changes_no_bit() {
+    let place = Place::new();
+    let flags = "--task words --shards 4 --epochs 60 --hash-steps";
+    let alone = place.end(&format!("train {flags} --run-dir alone"));
+    let listen = "--launch external --listen unix:socket --workers 2 --run-dir run --json";
+    let mut coordinator = program(place.0.path(), &format!("coordinator {flags} {listen}"));
+    let mut coordinator = Killed(coordinator.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a start"));
+    wait_until("the socket", || place.path("socket").exists());
+    let worker = || {
+        let mut worker = program(place.0.path(), "worker --coordinator unix:socket --threads 1");
+        Killed(worker.stderr(Stdio::null()).spawn().expect("a start"))
+    };
+    let (first, mut second) = (worker(), worker());
+    let n_steps = || std::fs::read_to_string(place.path("run/steps.jsonl")).map_or(0, |text| text.lines().count());
+    wait_until("some steps", || n_steps() > 30);
+    drop(first);
+    assert!(coordinator.0.wait().expect("it ends").success());
+    assert!(second.0.wait().expect("it ends").success());
+    let mut out = String::new();
+    std::io::Read::read_to_string(coordinator.0.stdout.as_mut().expect("a pipe"), &mut out).expect("text");
+    let end: serde_json::Value = serde_json::from_str(out.lines().last().expect("a line")).expect("JSON");
+    assert_eq!((end["step"].as_u64(), &end["params_blake3"]), (Some(60 * 8), &alone["params_blake3"]));
+}
+
+/// The goal: what a task does wrong gets a sentence.
+#[test]
+fn what_task_does_wrong_is_told() {
+    let place = Place::new();
+    place.fail("coordinator --workers 2", 64, "expected --task words, moody or broken, found none");
+    place.fail("train --task words --rate 1", 64, "expected --rate from 0 to below 1, found 1");
+    place.fail("train --task moody --rate 0.5", 64, "--rate is not a flag of the task moody");
+    place.fail("train --task words --data nowhere", 65, "expected no --data, found nowhere");
+    place.fail("train --task words --weight-decay 0.1", 64, "parameters that are not trained, such as frozen.weight");
+    place.fail("train --task broken --how shared", 64, "found one.weight in other.weight too");
+    place.fail("train --task broken --how nan", 74, "the loss of shard 0 is not finite");
+    place.fail("coordinator --task broken --how nan --workers 2", 74, "the run diverged: at step 1");
+    place.fail("coordinator --task broken --how sizes --workers 2", 64, "expected the parameter layout");
+    // Data that depends on who gathers it: each of two votes, and the coordinator's, is another one.
+    let output = place.run("coordinator --task moody --workers 2 --shards 4 --epochs 1 --audit 1 --run-dir moody");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("evicted") && err.contains("wrong"), "{err}");
+}
+
+/// The goal: a worker's program without the task of the run says which it has and which it lacks.
+#[test]
+fn worker_without_the_task_says_so() {
+    let place = Place::new();
+    let flags = "--task words --launch external --listen unix:socket --run-dir run";
+    let mut coordinator = program(place.0.path(), &format!("coordinator {flags}"));
+    let _coordinator = Killed(coordinator.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a start"));
+    wait_until("the socket", || place.path("socket").exists());
+    let tests = std::env::current_exe().expect("a test is a program");
+    let built = tests.parent().and_then(Path::parent).expect("the folder of what is built").join("examples/line");
+    let mut worker = Command::new(built);
+    worker.args(["worker", "--coordinator", "unix:socket"]).current_dir(place.0.path());
+    let output = worker.output().expect("a start");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{err}");
+    assert!(err.contains("expected the task fit, which this program knows, found the task `words`"), "{err}");
+}
