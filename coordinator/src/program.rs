@@ -26,7 +26,7 @@ pub fn main(
     worker: impl FnOnce() -> WorkerProgram,
     command_line: impl IntoIterator<Item = OsString>,
 ) -> ExitCode {
-    // Kept until all is told.
+    // Dropped last, so that every line is written.
     let mut log = None;
     match follow(tasks, worker, command_line, &mut log) {
         Ok(code) => code,

@@ -64,7 +64,7 @@ pub fn generator(seed: u64, stream: Stream) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Burn's generator, which a backend has one of for the whole process: whoever has this draws from it alone.
+/// Exclusive use of Burn's generator: a backend has one for the whole process.
 pub fn lock_generator() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)

@@ -35,7 +35,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 pub type BatchOf<T> = <<T as Task>::Data as Dataset>::Batch;
 
 /// A network, its data set and its loss. The type's fields are the task's settings: its flags on the command line of a
-/// coordinator ([`clap::Args`]), and what is stored in checkpoints and told to workers ([`serde`]).
+/// coordinator ([`clap::Args`]), and what is stored in checkpoints and sent to workers ([`serde`]).
 ///
 /// Everything that decides the bits has to come from the settings, the data set and the [`Context`]: a shard is computed by any
 /// worker, at any time, perhaps twice, and has to give the same bits each time.

@@ -18,7 +18,7 @@ use crate::{Config, Outcome, exit_code, run};
 
 /// Runs a worker that has these tasks, as the command line says, whose first word is the program's name.
 pub fn main(tasks: &Tasks, command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // Kept until all is told.
+    // Dropped last, so that every line is written.
     let mut log = None;
     match follow(tasks, command_line, &mut log) {
         Ok(code) => code,

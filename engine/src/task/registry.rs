@@ -281,7 +281,7 @@ impl Tasks {
         Ok(TaskChoice { tasks: self.clone(), name: entry.map(|entry| entry.name), matches: matches.clone(), given })
     }
 
-    /// A task as it was stored or told: its name, and its complete settings.
+    /// A task as it was stored or received: its name, and its complete settings.
     ///
     /// # Errors
     /// If this program does not know it, or its settings are another version's.
