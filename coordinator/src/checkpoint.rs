@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::early_stopping::BestEpoch;
 use engine::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
 use engine::params::{ParamLayout, little_endian, params_blake3};
 use engine::recipe::Recipe;
@@ -23,6 +24,8 @@ const OLDER_FORMATS: [&str; 2] = ["telar-checkpoint-1", "telar-checkpoint-2"];
 pub(crate) const FILE_BYTES_MAX: u64 = (2 + OPTIMIZER_SLOTS_MAX as u64) * 4 * PARAMS_MAX as u64 + (1 << 20);
 const HASH_KEY: &str = "blake3";
 const NUMERICS_KEY: &str = "numerics";
+/// The best epoch, counted from 0, and the bits of its validation loss.
+const BEST_KEY: &str = "best_epoch";
 
 /// A state of a run, with what it is a state of.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,7 +126,7 @@ impl Checkpoint {
     }
 
     fn metadata(&self, params_blake3: &str) -> BTreeMap<String, String> {
-        let State { step, epoch_sums, epoch_time, .. } = &self.state;
+        let State { step, epoch_sums, epoch_time, best, .. } = &self.state;
         let recipe = serde_json::to_string(&self.recipe).expect("a recipe is numbers and words");
         let numerics = self.numerics.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let entries = [
@@ -143,7 +146,8 @@ impl Checkpoint {
             ("params_blake3", params_blake3.to_owned()),
         ];
         let secret = self.audit_secret.map(|secret| ("audit_secret", secret.to_hex()));
-        entries.into_iter().chain(secret).map(|(key, value)| (key.to_owned(), value)).collect()
+        let best = best.map(|best| (BEST_KEY, format!("{},{:016x}", best.epoch, best.val_loss.to_bits())));
+        entries.into_iter().chain(secret).chain(best).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Reads a file and checks every bit of it.
@@ -201,6 +205,7 @@ impl Checkpoint {
                 n_samples: number("epoch_n_samples")?,
             },
             epoch_time: Duration::from_nanos(number("epoch_nanoseconds")?),
+            best: metadata.get(BEST_KEY).map(|text| best_of(text)).transpose()?,
         };
         let audit_secret = match metadata.get("audit_secret") {
             Some(text) => Some(AuditSecret::from_hex(text).ok_or("an audit_secret that is not 64 hexadecimal digits")?),
@@ -277,6 +282,15 @@ fn counts(metadata: &BTreeMap<String, String>) -> Result<[u64; COUNTS_MAX], Stri
     let mut counts = [0; COUNTS_MAX];
     counts[..found.len()].copy_from_slice(&found);
     Ok(counts)
+}
+
+/// The best epoch of a file's metadata.
+fn best_of(text: &str) -> Result<BestEpoch, String> {
+    let found = text.split_once(',').and_then(|(epoch, bits)| {
+        let val_loss = f64::from_bits(u64::from_str_radix(bits, 16).ok()?);
+        (!val_loss.is_nan()).then_some(BestEpoch { epoch: epoch.parse().ok()?, val_loss })
+    });
+    found.ok_or_else(|| format!("`{text}` as {BEST_KEY}"))
 }
 
 /// The vector of a group; empty if there is none of its tensors.
@@ -428,6 +442,7 @@ pub(crate) mod tests {
         let params = initial_params(Architecture::Denoising, step);
         let mut state = State::new(&recipe, Rounding::Bf16, params);
         (state.step, state.epoch_time) = (step, Duration::from_nanos(12_345_678_901));
+        state.best = Some(BestEpoch { epoch: 3, val_loss: 0.1 + 0.2 });
         state.epoch_sums = Sums { loss_sum: 0.1 + 0.2, counts: counts(&[7, 0, 1]), n_samples: 3 };
         let mut value = 0.1_f32;
         for place in state.slots.iter_mut().flatten().chain(&mut state.residual) {

@@ -2,7 +2,7 @@
 
 use engine::files::WriteError;
 use engine::params::params_blake3;
-use engine::report::RunFolder;
+use engine::report::{RunFolder, best_json, best_lines};
 use engine::task::OpenTask;
 use engine::training::TrainingError;
 use engine::weights::Weights;
@@ -85,7 +85,8 @@ impl Description {
     ) -> anyhow::Result<()> {
         let Told { history, saver, costs, last_epoch, failure, view, .. } = told;
         let saved = saver.finish();
-        let State { step, params, .. } = training.state();
+        let State { step, params, best, .. } = training.state();
+        let has_stopped_early = training.has_stopped_early();
         let hash = params_blake3(params);
         let History { folder, recipe, task, .. } = history;
         let classes = training.compute_classes();
@@ -101,7 +102,8 @@ impl Description {
         let error = diverged.or(failed).or(failure.map(Into::into));
         self.json["compute_classes"] = json!(classes);
         self.json["result"] = json!({
-            "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch, "params_blake3": hash,
+            "outcome": outcome.to_string(), "step": step, "stopped_early": has_stopped_early, "last_epoch": last_epoch,
+            "best_epoch": best_json(*best), "params_blake3": hash,
             "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
         let has_weights = error.is_none() && *step > 0;
@@ -120,8 +122,8 @@ impl Description {
         screen.finish();
         let weights = folder.weights_path();
         screen.json_line(&json!({
-            "event": "end", "outcome": outcome.to_string(), "step": step, "last_epoch": last_epoch,
-            "weights": weights.display().to_string(), "params_blake3": hash,
+            "event": "end", "outcome": outcome.to_string(), "step": step, "stopped_early": has_stopped_early,
+            "last_epoch": last_epoch, "best_epoch": best_json(*best), "weights": weights.display().to_string(), "params_blake3": hash,
             "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()), "faults": training.tally(),
             "milliseconds_per_step": costs.means(), "mirror": mirrored.as_ref().map(MirrorReport::json),
         }));
@@ -138,7 +140,7 @@ impl Description {
         if classes.len() > 1 {
             screen.tell("workers of several compute classes took part: another run may differ in bits");
         }
-        if let Some(record) = last_epoch.filter(|_| *outcome == Outcome::Completed) {
+        if let Some(record) = last_epoch.as_ref().filter(|_| *outcome == Outcome::Completed) {
             screen.tell(&format!(
                 "val loss {:.4}{} after {} epochs, {} steps",
                 record.val_loss,
@@ -146,6 +148,9 @@ impl Description {
                 record.epoch,
                 record.step
             ));
+        }
+        for line in best_lines(*best, last_epoch.as_ref(), has_stopped_early, &folder) {
+            screen.tell(&line);
         }
         if *step > 0 {
             screen.tell(&format!("weights: {}", weights.display()));

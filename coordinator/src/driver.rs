@@ -370,14 +370,17 @@ impl Running {
                 // What the validation cost is no part of the next step.
                 self.costs = StepCosts::default();
                 Happening::Epoch {
-                    record: EpochRecord::new(
-                        &self.spec,
-                        report.step,
-                        report.epoch + 1,
-                        &report.training,
-                        &report.validation,
-                        report.duration,
-                    ),
+                    record: EpochRecord {
+                        is_best: report.is_best,
+                        ..EpochRecord::new(
+                            &self.spec,
+                            report.step,
+                            report.epoch + 1,
+                            &report.training,
+                            &report.validation,
+                            report.duration,
+                        )
+                    },
                     weights: Weights::new(&self.spec, self.training.state().params.clone()),
                 }
             }
@@ -452,11 +455,11 @@ async fn next_input(
 
 /// Copies a state to where another one lies.
 fn copy_state(into: &mut State, from: &State) {
-    let State { step, params, slots, residual, epoch_sums, epoch_time } = from;
+    let State { step, params, slots, residual, epoch_sums, epoch_time, best } = from;
     into.params.clone_from(params);
     into.slots.clone_from(slots);
     into.residual.clone_from(residual);
-    (into.step, into.epoch_sums, into.epoch_time) = (*step, *epoch_sums, *epoch_time);
+    (into.step, into.epoch_sums, into.epoch_time, into.best) = (*step, *epoch_sums, *epoch_time, *best);
 }
 
 fn message_of(work: Work) -> v1::Work {

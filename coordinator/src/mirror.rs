@@ -19,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use engine::report::EpochRecord;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -216,10 +217,11 @@ impl MirrorHandle {
     }
 
     /// An epoch's weights and lines, and its picture, if it has one, are on the disk.
-    pub fn epoch_written(&self, epoch: u32, has_picture: bool) {
-        let picture = has_picture.then_some(RunFile::Picture(epoch));
+    pub fn epoch_written(&self, record: &EpochRecord, has_picture: bool) {
+        let picture = has_picture.then_some(RunFile::Picture(record.epoch));
+        let best = record.is_best.then_some(RunFile::BestWeights);
         self.change(|state| {
-            for file in picture.into_iter().chain([RunFile::Weights, RunFile::History, RunFile::Steps]) {
+            for file in picture.into_iter().chain(best).chain([RunFile::Weights, RunFile::History, RunFile::Steps]) {
                 state.pending.add(file);
             }
         });
@@ -312,7 +314,7 @@ impl State {
     /// Adds the files that are in the run folder. A damaged checkpoint stays here, and does not take the place of a whole
     /// one there.
     fn add_all(&mut self, run: &MirroredRun) {
-        for file in [RunFile::Description, RunFile::Weights, RunFile::History, RunFile::Steps] {
+        for file in RunFile::SINGLE {
             if run.folder.join(file.path()).is_file() {
                 self.pending.add(file);
             }

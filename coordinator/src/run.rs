@@ -247,7 +247,9 @@ fn open_task(plan: &RunPlan, config: &Config) -> anyhow::Result<(Arc<dyn OpenTas
         return Err(ClusterError::TooManyParams { task, found }.into());
     }
     let source = plan.data_source(config);
-    Ok((plan.task.open(&source)?, source))
+    let task = plan.task.open(&source)?;
+    plan.recipe.check_validation(task.n_samples(Split::Valid))?;
+    Ok((task, source))
 }
 
 /// The vectors of a run: one for each shard's result, each one's message in decoding, and the averaged gradient.
@@ -524,6 +526,7 @@ fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn Open
     let n_steps = recipe.n_steps(n_samples.into());
     let mut screen = Screen::new(samples, n_steps, recipe.epochs.get(), config.output == Output::Json);
     let mut lines = vec![recipe.words(n_samples, samples, task.data_name())];
+    lines.extend(start.initial_text.clone());
     let wire = match start.wire {
         Wire::GrpcBf16 => "gradients as bf16",
         Wire::Auto if is_shared => "gradients as f32, through shared memory on this machine",

@@ -47,6 +47,8 @@ pub struct Start {
     pub audit_secret: AuditSecret,
     /// The checkpoint that it goes on from, if it does.
     pub resumed_from: Option<PathBuf>,
+    /// What came from the file of initial weights, if not all did.
+    pub initial_text: Option<String>,
     /// Held as long as this process is at work in the folder.
     pub lock: File,
 }
@@ -127,7 +129,8 @@ pub enum ResumeError {
 pub struct RunPlan {
     /// What is trained.
     pub task: Arc<dyn AnyTask>,
-    recipe: Recipe,
+    /// How.
+    pub recipe: Recipe,
     begins: Begins,
 }
 
@@ -244,7 +247,7 @@ impl Start {
     }
 
     fn new(config: &Config, recipe: Recipe, task: &dyn AnyTask, folder: RunFolder, lock: File) -> anyhow::Result<Self> {
-        let weights = initial_weights(&recipe, task)?;
+        let (weights, initial_text) = initial_weights(&recipe, task)?;
         let wire = config.wire.unwrap_or(Wire::Auto);
         let state = State::new(&recipe, rounding(wire.encoding()), weights.params);
         Ok(Self {
@@ -258,6 +261,7 @@ impl Start {
             audit_secret: new_audit_secret()?,
             numerics: vec![numerics::REVISION],
             resumed_from: None,
+            initial_text,
             lock,
         })
     }
@@ -298,6 +302,7 @@ impl Start {
             numerics,
             audit_secret: audit_secret.map_or_else(new_audit_secret, Ok)?,
             resumed_from: Some(from),
+            initial_text: None,
             lock,
         })
     }

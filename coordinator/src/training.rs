@@ -25,6 +25,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use engine::early_stopping::BestEpoch;
 use engine::gradients::ShardResult;
 use engine::optimizer::{LearningRates, clip_norm};
 use engine::params::params_fingerprint;
@@ -134,7 +135,7 @@ impl Training {
             rules,
             state,
         };
-        if training.schedule.next(training.state.step, &training.state.epoch_sums) == Next::End {
+        if training.next() == Next::End {
             training.conclude(Outcome::Completed);
         } else {
             // From here on there is something to resume from, whatever happens.
@@ -151,6 +152,18 @@ impl Training {
     /// Where steps lie.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// Whether the run has ended before its last step, since the best epoch is too long ago.
+    pub fn has_stopped_early(&self) -> bool {
+        let State { step, epoch_sums, best, .. } = &self.state;
+        let is_validated = epoch_sums.n_samples == 0;
+        *step < self.schedule.n_steps() && is_validated && self.schedule.is_exhausted(*step, *best)
+    }
+
+    fn next(&self) -> Next {
+        let State { step, epoch_sums, best, .. } = &self.state;
+        self.schedule.next(*step, epoch_sums, *best)
     }
 
     /// The compute classes of all workers that took part.
@@ -361,7 +374,7 @@ impl Training {
     /// Begins what comes next, without dealing it.
     fn begin_round(&mut self, now: Duration) {
         let step = self.state.step;
-        let mut round = match self.schedule.next(step, &self.state.epoch_sums) {
+        let mut round = match self.next() {
             Next::Step => {
                 let place = self.schedule.place(step);
                 let Rules { audit, audit_secret, .. } = &self.rules;
@@ -511,13 +524,17 @@ impl Training {
         for &sums in results {
             validation.add(sums);
         }
+        let epoch = self.schedule.trained_epoch(self.state.step);
+        let best = BestEpoch::after(self.state.best, epoch, validation.loss());
         let report = EpochReport {
             step: self.state.step,
-            epoch: self.schedule.trained_epoch(self.state.step),
+            epoch,
             training: std::mem::take(&mut self.state.epoch_sums),
             validation,
             duration: std::mem::take(&mut self.state.epoch_time),
+            is_best: best != self.state.best,
         };
+        self.state.best = best;
         self.report(Report::Epoch(report));
         // The state is another one now, without sums that wait for their validation.
         self.saved_at = None;

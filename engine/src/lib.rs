@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod commands;
 pub mod configuration;
 pub mod data;
+pub mod early_stopping;
 pub mod evaluation;
 pub mod exit;
 pub mod files;

@@ -70,9 +70,15 @@ pub struct RecipeArgs {
     /// Stop after so many optimiser steps
     #[arg(long, env = "TELAR_MAX_STEPS", value_name = "N")]
     pub max_steps: Option<u64>,
+    /// Stop when the validation loss has not become lower for so many epochs in a row; 0 for never [default: 0]
+    #[arg(long, env = "TELAR_PATIENCE", value_name = "EPOCHS")]
+    pub patience: Option<u32>,
     /// Start from the weights in a .safetensors file instead of drawing them
     #[arg(long, env = "TELAR_INIT_FROM", value_name = "FILE")]
     pub init_from: Option<PathBuf>,
+    /// Take from the file of --init-from the tensors that the network has too, by their names, and draw the others
+    #[arg(long, env = "TELAR_INIT_PARTIAL", requires = "init_from")]
+    pub init_partial: bool,
 }
 
 /// A recipe whose values make sense together.
@@ -104,9 +110,15 @@ pub struct Recipe {
     pub seed: u64,
     /// Steps after which the run ends, if that is before the epochs do.
     pub max_steps: Option<u64>,
+    /// Epochs without a lower validation loss after which the run ends, if it does.
+    #[serde(default)]
+    pub patience: Option<NonZeroU32>,
     /// Where the initial weights come from, if they are not drawn.
     #[serde(serialize_with = "as_text")]
     pub init_from: Option<PathBuf>,
+    /// Whether only some of them come from there.
+    #[serde(default)]
+    pub init_partial: bool,
 }
 
 /// A recipe that cannot be followed.
@@ -184,6 +196,14 @@ pub enum RecipeError {
         /// The weight decay.
         found: f64,
     },
+    /// Early stopping without anything to stop by.
+    #[error(
+        "expected no --patience with a data set without validation samples, found {found}; leave it out, or give the data set some"
+    )]
+    PatienceWithoutValidation {
+        /// The epochs asked for.
+        found: NonZeroU32,
+    },
     /// A flag that says something else than the run that is resumed.
     #[error("expected {expected} as in the run that is resumed, found {found}; leave it out, or start a new run")]
     NotAsBefore {
@@ -216,7 +236,9 @@ impl Recipe {
             shuffle: !args.no_shuffle,
             seed: args.seed.unwrap_or(42),
             max_steps: args.max_steps,
+            patience: args.patience.and_then(NonZeroU32::new),
             init_from: args.init_from,
+            init_partial: args.init_partial,
         }
         .checked()?;
         recipe.check_layout(&spec.layout)?;
@@ -236,8 +258,19 @@ impl Recipe {
         }
     }
 
+    /// Whether it can be followed on a data set with so many validation samples.
+    ///
+    /// # Errors
+    /// If it is to stop by a validation loss that there is not.
+    pub fn check_validation(&self, n_valid: u32) -> Result<(), RecipeError> {
+        match self.patience {
+            Some(found) if n_valid == 0 => Err(RecipeError::PatienceWithoutValidation { found }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// The recipe of a run that goes on, from that of the run so far. Where the run ends may be given anew: `--epochs`
-    /// replaces both limits unless `--max-steps` is given too, which alone replaces its own. What else is given has to be
+    /// replaces both limits unless `--max-steps` is given too, which alone replaces its own, as `--patience` does. What else is given has to be
     /// as it was, since other bits would come out.
     ///
     /// # Errors
@@ -285,6 +318,9 @@ impl Recipe {
         }
         if args.epochs.is_some() || args.max_steps.is_some() {
             self.max_steps = args.max_steps;
+        }
+        if let Some(patience) = args.patience {
+            self.patience = NonZeroU32::new(patience);
         }
         let schedule = self.lr_schedule.decay;
         if schedule.follows_length() && (self.epochs, self.max_steps) != before {
@@ -394,7 +430,8 @@ impl Recipe {
             schedule => format!(" ({schedule})"),
         };
         let clip = self.clip_norm.map_or(String::new(), |norm| format!(", gradients up to a norm of {norm}"));
-        format!("{name}learning rate {}{schedule}{clip}", self.optimizer.learning_rate)
+        let patience = self.patience.map_or(String::new(), |epochs| format!(", patience {epochs}"));
+        format!("{name}learning rate {}{schedule}{clip}{patience}", self.optimizer.learning_rate)
     }
 
     /// How a step is cut, in words: `4 shards x 8`, or `3 shards of 10 or 11`.
@@ -638,6 +675,22 @@ mod tests {
         check_resumed("--epochs 5", None, Ok((5, None)));
         check_resumed("--max-steps 120", None, Ok((3, Some(120))));
         check_resumed("--epochs 5 --max-steps 120", None, Ok((5, Some(120))));
+    }
+
+    #[test]
+    fn patience_may_change_when_run_is_resumed() {
+        let before = recipe("--patience 3", 4).expect("a recipe");
+        let patience = |flags| before.clone().resumed(&args(flags), None).expect(flags).patience.map(NonZeroU32::get);
+        assert_eq!(patience(""), Some(3));
+        assert_eq!(patience("--patience 7"), Some(7));
+        assert_eq!(patience("--patience 0"), None);
+        assert_eq!(recipe("--patience 0", 4).expect("a recipe").patience, None);
+        assert_eq!(before.check_validation(1), Ok(()));
+        let error = before.check_validation(0).expect_err("nothing to validate").to_string();
+        assert!(
+            error.contains("expected no --patience with a data set without validation samples, found 3"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::backend::ComputeDevice;
 use crate::data::Split;
+use crate::early_stopping::BestEpoch;
 use crate::evaluation::evaluate;
 use crate::files::WriteError;
 use crate::gradients::ShardResult;
@@ -17,7 +18,7 @@ use crate::reduce::{average, reduce};
 use crate::report::{EpochRecord, StepRecord};
 use crate::sums::Sums;
 use crate::task::{AnyTask, Evaluator, OpenTask};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsError, WeightsFile};
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
@@ -83,19 +84,40 @@ pub enum InitialWeightsError {
     Layout(#[from] LayoutError),
 }
 
-/// The weights that a recipe starts from: read from its file, or drawn from its seed.
+/// The weights that a recipe starts from: read from its file, or drawn from its seed, or some of both. The text says what came
+/// from the file if not all did.
 ///
 /// # Errors
 /// If the file cannot be read, is damaged, or holds another network's weights.
-pub fn initial_weights(recipe: &Recipe, task: &dyn AnyTask) -> Result<Weights, InitialWeightsError> {
+pub fn initial_weights(recipe: &Recipe, task: &dyn AnyTask) -> Result<(Weights, Option<String>), InitialWeightsError> {
     let spec = task.spec();
+    let drawn = || Ok::<_, InitialWeightsError>(Weights::new(spec, task.initial_params(recipe.seed)?));
     match &recipe.init_from {
-        Some(path) => Ok(Weights::read_of(spec.name, &spec.layout, path)?),
-        None => Ok(Weights::new(spec, task.initial_params(recipe.seed)?)),
+        None => Ok((drawn()?, None)),
+        Some(path) if recipe.init_partial => {
+            let mut weights = drawn()?;
+            let n_copied = WeightsFile::read(path)?.copy_known(&spec.layout, &mut weights.params)?;
+            let n_tensors = spec.layout.entries().len();
+            let text =
+                format!("initial values: {n_copied} of {n_tensors} tensors from {}, others drawn", path.display());
+            Ok((weights, Some(text)))
+        }
+        Some(path) => Ok((Weights::read_of(spec.name, &spec.layout, path)?, None)),
     }
 }
 
-/// Trains along the recipe from the weights given, and gives those at the end. `device` is without autodiff. Every event
+/// What a run has come to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trained {
+    /// The weights after its last step.
+    pub weights: Weights,
+    /// The epoch with the lowest validation loss.
+    pub best: Option<BestEpoch>,
+    /// Whether it ended since that epoch was too long ago.
+    pub has_stopped_early: bool,
+}
+
+/// Trains along the recipe from the weights given, and gives what comes out. `device` is without autodiff. Every event
 /// goes to `listen`, which may end the run.
 ///
 /// # Errors
@@ -106,7 +128,7 @@ pub fn train(
     device: &ComputeDevice,
     weights: Weights,
     listen: &mut dyn FnMut(Event) -> Result<Next, TrainingError>,
-) -> Result<Weights, TrainingError> {
+) -> Result<Trained, TrainingError> {
     let (spec, n_samples) = (task.spec(), task.n_samples(Split::Train));
     let n_params = weights.params.len();
     let (mut slots, rates) = (recipe.optimizer.slots(n_params), recipe.learning_rates(n_samples.into()));
@@ -114,6 +136,7 @@ pub fn train(
     replica.params_mut().copy_from_slice(&weights.params);
     let mut buffers: Vec<Vec<f32>> = (0..recipe.shards.get()).map(|_| vec![0.0; n_params]).collect();
     let mut n_steps: u64 = 0;
+    let (mut best, mut has_stopped_early) = (None, false);
 
     for epoch in 0..recipe.epochs.get() {
         let epoch_begun = Instant::now();
@@ -163,13 +186,24 @@ pub fn train(
         if !validation.loss_sum.is_finite() {
             return Err(diverged(n_steps, epoch, "validation loss".to_owned(), recipe));
         }
-        let record = EpochRecord::new(spec, n_steps, epoch + 1, &epoch_sums, &validation, seconds_training);
+        let before = best;
+        best = BestEpoch::after(before, epoch, validation.loss());
+        let record = EpochRecord {
+            is_best: best != before,
+            ..EpochRecord::new(spec, n_steps, epoch + 1, &epoch_sums, &validation, seconds_training)
+        };
         let after_epoch = listen(Event::Epoch { record, weights: &weights, evaluator: &*evaluator })?;
         if next == Next::Stop || after_epoch == Next::Stop {
             break;
         }
+        let is_exhausted = |patience| best.is_some_and(|best: BestEpoch| best.exhausts(patience, epoch));
+        if epoch + 1 < recipe.epochs.get() && recipe.patience.is_some_and(is_exhausted) {
+            has_stopped_early = true;
+            break;
+        }
     }
-    Ok(Weights::new(spec, replica.params().to_vec()))
+    let weights = Weights::new(spec, replica.params().to_vec());
+    Ok(Trained { weights, best, has_stopped_early })
 }
 
 fn check_finite(result: &ShardResult, key: ShardKey, recipe: &Recipe) -> Result<(), TrainingError> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 
 use crate::files::{WriteError, read_bounded, write_whole};
 use crate::params::{ParamEntry, ParamLayout, little_endian, params_blake3};
@@ -66,6 +67,16 @@ pub enum WeightsError {
         /// The network asked for.
         expected: String,
         /// The network found.
+        found: String,
+    },
+    /// It has no tensor of the network.
+    #[error("expected some of the tensors {expected}, found only {found} in {}; use the same names", path.display())]
+    NothingKnown {
+        /// The file.
+        path: PathBuf,
+        /// The first few names of the network.
+        expected: String,
+        /// The first few names found.
         found: String,
     },
     /// The file says two things.
@@ -152,7 +163,7 @@ impl Weights {
             ("layout_fingerprint".to_owned(), layout.fingerprint().to_string()),
             (HASH_KEY.to_owned(), params_blake3(&self.params)),
         ]);
-        safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written")
+        with_sorted_header(safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written"))
     }
 
     /// Reads a file of a task's network.
@@ -226,6 +237,30 @@ impl WeightsFile {
         self.metadata.get(TASK_KEY).map(String::as_str)
     }
 
+    /// Copies the tensors that a layout has too, by their names, over those of `params`, which are in layout order, and says how
+    /// many they are. The file may be of another network, and hold others.
+    ///
+    /// # Errors
+    /// If there is none of them, or one has another shape or type, or values that are not finite.
+    pub fn copy_known(&self, layout: &ParamLayout, params: &mut [f32]) -> Result<usize, WeightsError> {
+        let (tensors, names) = (self.tensors(), self.names());
+        let mut n_copied = 0;
+        for entry in layout.entries().iter().filter(|entry| names.contains(&entry.name)) {
+            let mut values = Vec::new();
+            append_tensor(&self.path, entry, &tensors, &mut values)?;
+            params[entry.range()].copy_from_slice(&values);
+            n_copied += 1;
+        }
+        if n_copied == 0 {
+            return Err(WeightsError::NothingKnown {
+                path: self.path.clone(),
+                expected: first_names(layout.entries().iter().map(|entry| entry.name.clone())),
+                found: first_names(names.into_iter()),
+            });
+        }
+        Ok(n_copied)
+    }
+
     /// Its values as the weights of a network.
     ///
     /// # Errors
@@ -251,6 +286,24 @@ impl WeightsFile {
     }
 }
 
+/// A file with the keys of its header in alphabetical order, so that equal weights give equal files.
+fn with_sorted_header(mut file: Vec<u8>) -> Vec<u8> {
+    let (length, rest) = file.split_first_chunk_mut::<8>().expect("a header begins with its length");
+    let length = usize::try_from(u64::from_le_bytes(*length)).expect("a header is in memory");
+    let header: BTreeMap<String, BTreeMap<String, Value>> =
+        serde_json::from_slice(&rest[..length]).expect("a header is an object of objects");
+    let mut sorted = serde_json::to_vec(&header).expect("a header has only text keys");
+    sorted.resize(length, b' ');
+    rest[..length].copy_from_slice(&sorted);
+    file
+}
+
+/// The first few names, and that there are more.
+fn first_names(mut names: impl Iterator<Item = String>) -> String {
+    let first: Vec<String> = names.by_ref().take(3).collect();
+    format!("{}{}", first.join(", "), if names.next().is_some() { ", …" } else { "" })
+}
+
 fn append_tensor(
     path: &Path,
     entry: &ParamEntry,
@@ -273,4 +326,34 @@ fn append_tensor(
         params.push(value);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(tensors: &[(&str, &[usize])]) -> Arc<ParamLayout> {
+        Arc::new(ParamLayout::of_tensors(tensors.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec()))))
+    }
+
+    #[test]
+    fn tensors_of_known_names_are_copied_from_other_network() {
+        let encoder_and_decoder = layout(&[("encoder.weight", &[2, 2]), ("decoder.weight", &[3])]);
+        let params = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+        let weights = Weights { task: "pair".to_owned(), layout: encoder_and_decoder, params };
+        let file = WeightsFile::from_bytes(Path::new("w.safetensors"), weights.to_bytes()).expect("a whole file");
+        let copied = |tensors| {
+            let layout = layout(tensors);
+            let mut params = vec![0.0; layout.n_params()];
+            let copied = file.copy_known(&layout, &mut params).map_err(|error| error.to_string());
+            copied.map(|n_copied| (n_copied, params))
+        };
+        assert_eq!(weights.to_bytes(), weights.to_bytes(), "equal weights give equal files");
+        let found = copied(&[("head.weight", &[2]), ("encoder.weight", &[2, 2])]);
+        assert_eq!(found, Ok((1, vec![0.0, 0.0, 1.0, 2.0, 3.0, 4.0])));
+        let error = copied(&[("encoder.weight", &[4])]).expect_err("another shape");
+        assert!(error.contains("expected encoder.weight as F32 [4], found F32 [2, 2]"), "{error}");
+        let error = copied(&[("head.weight", &[2])]).expect_err("no tensor of the network");
+        assert!(error.contains("tensors head.weight, found only decoder.weight, encoder.weight in w.saf"), "{error}");
+    }
 }

@@ -82,7 +82,9 @@ impl Golden {
             shuffle: false,
             seed: 0,
             max_steps: Some(25),
+            patience: None,
             init_from: None,
+            init_partial: false,
         }
     }
 }
@@ -214,7 +216,7 @@ fn train_like_keras(golden: &Golden, data: &Arc<Garments>, device: &ComputeDevic
         }
         Ok(Next::GoOn)
     });
-    let trained = trained.expect("the run does not diverge").params;
+    let trained = trained.expect("the run does not diverge").weights.params;
 
     let bounds = Bounds::of(golden.architecture);
     let expected_losses = &golden.tensors["sgd_losses"];

@@ -125,6 +125,44 @@ fn worker_that_is_killed_changes_no_bit() {
     assert_eq!((end["step"].as_u64(), &end["params_blake3"]), (Some(60 * 8), &alone["params_blake3"]));
 }
 
+/// The goal: a run ends when it no longer improves, after the same step for any number of workers, and its best weights are kept.
+#[test]
+fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
+    let place = Place::new();
+    let flags = "--task words --shards 3 --epochs 60 --learning-rate 0.1 --patience 3";
+    let alone = place.end(&format!("train {flags} --run-dir alone"));
+    let (best, last) = (&alone["best_epoch"], alone["last_epoch"]["epoch"].as_u64().expect("an epoch"));
+    let best_epoch = best["epoch"].as_u64().expect("an epoch");
+    assert_eq!((alone["stopped_early"].as_bool(), alone["interrupted"].as_bool()), (Some(true), Some(false)));
+    assert!(last < 60 && last == best_epoch + 3, "{alone}");
+    let best_weights = |run: &str| std::fs::read(place.path(run).join("best.safetensors")).expect("the best weights");
+    let evaluated = place.end("evaluate --task words --split valid --weights alone/best.safetensors");
+    assert_eq!(evaluated["loss"], best["val_loss"]);
+    let check = |found: serde_json::Value, run: &str| {
+        assert_eq!(found["params_blake3"], alone["params_blake3"], "{run}");
+        assert_eq!((&found["step"], &found["best_epoch"]), (&alone["step"], best), "{run}");
+        assert_eq!((found["stopped_early"].as_bool(), found["outcome"].as_str()), (Some(true), Some("completed")));
+        assert!(best_weights(run) == best_weights("alone"), "{run}");
+    };
+    check(place.end(&format!("coordinator {flags} --workers 3 --run-dir three")), "three");
+    // A run that is stopped after its best epoch knows it when it is resumed; 8 steps are an epoch.
+    let stopped =
+        place.end(&format!("coordinator {flags} --run-dir two --workers 2 --max-steps {}", 8 * best_epoch + 8));
+    assert_eq!((stopped["stopped_early"].as_bool(), &stopped["best_epoch"]), (Some(false), best));
+    check(place.end("coordinator --task words --workers 2 --resume two --epochs 60"), "two");
+    // It is complete, unless more patience is asked for.
+    let resumed = place.end("coordinator --task words --workers 1 --resume two");
+    assert_eq!(resumed["step"], alone["step"]);
+    let resumed = place.end("coordinator --task words --workers 1 --resume two --patience 5");
+    assert!(resumed["step"].as_u64() > alone["step"].as_u64(), "{resumed}");
+    place.fail("train --task words --init-from alone/best.safetensors --init-partial --epochs 0", 64, "--epochs");
+    place.fail(
+        "train --task broken --init-from alone/best.safetensors --init-partial",
+        65,
+        "tensors one.weight, one.bias",
+    );
+}
+
 /// The goal: what a task does wrong gets a sentence.
 #[test]
 fn what_task_does_wrong_is_told() {

@@ -31,7 +31,9 @@ pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
         shuffle: true,
         seed: 1,
         max_steps: None,
+        patience: None,
         init_from: None,
+        init_partial: false,
     };
     let state = State::new(&recipe, Rounding::None, params);
     let rules = Rules {

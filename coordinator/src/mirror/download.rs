@@ -73,7 +73,7 @@ impl Download<'_> {
                 Err(StoreError::NotFound(reason)) => warn!(reason, "file skipped"),
                 // Pictures and weights are not needed to go on.
                 Err(StoreError::TooLarge(reason) | StoreError::Denied(reason))
-                    if matches!(file, RunFile::Picture(_) | RunFile::Weights) =>
+                    if matches!(file, RunFile::Picture(_) | RunFile::Weights | RunFile::BestWeights) =>
                 {
                     warn!(reason, "file skipped");
                 }
@@ -208,7 +208,7 @@ fn n_bytes_max(file: RunFile) -> u64 {
     match file {
         RunFile::Description => DESCRIPTION_BYTES_MAX,
         RunFile::Picture(_) => PICTURE_BYTES_MAX,
-        RunFile::Weights => 4 * PARAMS_MAX as u64 + (1 << 20),
+        RunFile::Weights | RunFile::BestWeights => 4 * PARAMS_MAX as u64 + (1 << 20),
         RunFile::History | RunFile::Steps => LINES_BYTES_MAX,
         RunFile::Checkpoint(_) => FILE_BYTES_MAX,
     }

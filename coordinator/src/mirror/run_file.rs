@@ -17,6 +17,8 @@ pub enum RunFile {
     Picture(u32),
     /// `model.safetensors`.
     Weights,
+    /// `best.safetensors`.
+    BestWeights,
     /// `history.jsonl`.
     History,
     /// `steps.jsonl`.
@@ -26,6 +28,9 @@ pub enum RunFile {
 }
 
 impl RunFile {
+    /// Those of which a run has one.
+    pub const SINGLE: [Self; 5] = [Self::Description, Self::Weights, Self::BestWeights, Self::History, Self::Steps];
+
     /// The checkpoint of a step.
     pub fn checkpoint(step: u64) -> Self {
         Self::Checkpoint(Reverse(step))
@@ -45,6 +50,7 @@ impl RunFile {
             Self::Description => "run.json".to_owned(),
             Self::Picture(epoch) => format!("reconstructions/{}", picture_name(epoch)),
             Self::Weights => "model.safetensors".to_owned(),
+            Self::BestWeights => "best.safetensors".to_owned(),
             Self::History => "history.jsonl".to_owned(),
             Self::Steps => "steps.jsonl".to_owned(),
             Self::Checkpoint(Reverse(step)) => format!("checkpoints/{}", checkpoint::file_name(step)),
@@ -54,9 +60,7 @@ impl RunFile {
     /// The file of a path in the run folder; None if it is not mirrored.
     pub fn parse(path: &str) -> Option<Self> {
         let file = match path.split_once('/') {
-            None => {
-                [Self::Description, Self::Weights, Self::History, Self::Steps].into_iter().find(|f| f.path() == path)
-            }
+            None => Self::SINGLE.into_iter().find(|file| file.path() == path),
             Some(("reconstructions", name)) => picture_number(name).map(Self::Picture),
             Some(("checkpoints", name)) => checkpoint::step_of(name).map(Self::checkpoint),
             Some(_) => None,
@@ -82,6 +86,7 @@ mod tests {
             (RunFile::Picture(7), "reconstructions/epoch-07.png"),
             (RunFile::Picture(107), "reconstructions/epoch-107.png"),
             (RunFile::Weights, "model.safetensors"),
+            (RunFile::BestWeights, "best.safetensors"),
             (RunFile::History, "history.jsonl"),
             (RunFile::Steps, "steps.jsonl"),
             (RunFile::checkpoint(12), "checkpoints/step-00000012.safetensors"),
@@ -119,6 +124,7 @@ mod tests {
             RunFile::Picture(1),
             RunFile::Picture(2),
             RunFile::Weights,
+            RunFile::BestWeights,
             RunFile::History,
             RunFile::Steps,
             RunFile::checkpoint(20),

@@ -59,7 +59,7 @@ impl History {
         let evaluator = Arc::clone(&self.task).evaluator(&weights.params, &self.device);
         let picture = evaluator.picture(self.recipe.seed);
         self.folder.add_epoch(record, weights, picture.as_deref())?;
-        self.mirror.epoch_written(record.epoch, picture.is_some());
+        self.mirror.epoch_written(record, picture.is_some());
         Ok(())
     }
 }

@@ -111,6 +111,8 @@ pub struct EpochReport {
     pub validation: Sums,
     /// How long its steps took.
     pub duration: Duration,
+    /// Whether its validation loss is below those of all epochs before.
+    pub is_best: bool,
 }
 
 /// What a run went through.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use engine::early_stopping::BestEpoch;
 use engine::recipe::Recipe;
 use engine::sums::{Metric, Sums};
 
@@ -80,6 +81,8 @@ pub struct State {
     pub epoch_sums: Sums,
     /// How long these steps took.
     pub epoch_time: Duration,
+    /// The epoch with the lowest validation loss.
+    pub best: Option<BestEpoch>,
 }
 
 impl State {
@@ -91,6 +94,6 @@ impl State {
         };
         let slots = recipe.optimizer.slots(params.len());
         let (epoch_sums, epoch_time) = (Sums::default(), Duration::ZERO);
-        Self { step: 0, params, slots, residual, epoch_sums, epoch_time }
+        Self { step: 0, params, slots, residual, epoch_sums, epoch_time, best: None }
     }
 }

@@ -1,7 +1,9 @@
 //! Where in a run a step lies, and what the run does next. Arithmetic over counts; knows neither workers nor time.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 
+use engine::early_stopping::BestEpoch;
 use engine::evaluation::n_batches;
 use engine::recipe::Recipe;
 use engine::sums::Sums;
@@ -16,6 +18,7 @@ pub struct Schedule {
     n_shards: u32,
     steps_per_epoch: u64,
     n_steps: u64,
+    patience: Option<NonZeroU32>,
 }
 
 /// Where a step lies.
@@ -50,6 +53,7 @@ impl Schedule {
             n_shards: recipe.shards.get(),
             steps_per_epoch: u64::from(n_train).div_ceil(batch_size),
             n_steps: recipe.n_steps(n_train.into()),
+            patience: recipe.patience,
         }
     }
 
@@ -87,15 +91,23 @@ impl Schedule {
         evaluation_batch.min(n_valid.saturating_sub(u64::from(batch) * evaluation_batch))
     }
 
-    /// What comes after `step` updates, the last of which gave the sums that are not validated yet.
-    pub fn next(&self, step: u64, unvalidated: &Sums) -> Next {
-        let is_end = step >= self.n_steps;
+    /// What comes after `step` updates, the last of which gave the sums that are not validated yet, where `best` is the best
+    /// epoch so far.
+    pub fn next(&self, step: u64, unvalidated: &Sums, best: Option<BestEpoch>) -> Next {
+        let is_end = step >= self.n_steps || self.is_exhausted(step, best);
         let is_epoch_end = step.is_multiple_of(self.steps_per_epoch);
         match (unvalidated.n_samples > 0, is_end, is_epoch_end) {
             (true, true, _) | (true, _, true) => Next::Validate,
             (false, true, _) => Next::End,
             (_, false, _) => Next::Step,
         }
+    }
+
+    /// Whether the best epoch is too long ago for the run to go on after `step` updates, at the end of an epoch.
+    pub fn is_exhausted(&self, step: u64, best: Option<BestEpoch>) -> bool {
+        let is_epoch_end = step > 0 && step.is_multiple_of(self.steps_per_epoch);
+        let found = self.patience.zip(best).filter(|_| is_epoch_end);
+        found.is_some_and(|(patience, best)| best.exhausts(patience, self.trained_epoch(step)))
     }
 
     /// The epoch, counted from 0, that the last of `step` updates was of.
@@ -131,7 +143,11 @@ mod tests {
         let sums = |n_samples| Sums { n_samples, ..Sums::default() };
         let check = |max_steps, step, n_unvalidated, expected| {
             let recipe = Recipe { max_steps, ..recipe("2 epochs of 10 images in batches of 4, 2 shards") };
-            assert_eq!(Schedule::new(&recipe, 10, 3, 500).next(step, &sums(n_unvalidated)), expected, "step {step}");
+            assert_eq!(
+                Schedule::new(&recipe, 10, 3, 500).next(step, &sums(n_unvalidated), None),
+                expected,
+                "step {step}"
+            );
         };
         check(None, 0, 0, Next::Step);
         check(None, 1, 4, Next::Step);
@@ -142,6 +158,25 @@ mod tests {
         check(Some(5), 5, 8, Next::Validate);
         check(Some(5), 5, 0, Next::End);
         check(Some(5), 7, 0, Next::End); // a resumed run that is asked for fewer steps than it has
+    }
+
+    #[test]
+    fn run_ends_when_best_epoch_is_too_long_ago() {
+        let recipe =
+            Recipe { patience: NonZeroU32::new(2), ..recipe("9 epochs of 10 images in batches of 4, 2 shards") };
+        let schedule = Schedule::new(&recipe, 10, 3, 500);
+        let check = |step, n_samples, expected| {
+            let best = Some(BestEpoch { epoch: 1, val_loss: 0.5 });
+            let found = schedule.next(step, &Sums { n_samples, ..Sums::default() }, best);
+            assert_eq!(found, expected, "step {step}");
+        };
+        check(9, 0, Next::Step); // one epoch after the best
+        check(11, 8, Next::Step);
+        check(12, 10, Next::Validate);
+        check(12, 0, Next::End); // two
+        check(27, 0, Next::End);
+        assert_eq!(schedule.next(27, &Sums::default(), None), Next::End);
+        assert_eq!(schedule.next(12, &Sums::default(), None), Next::Step);
     }
 
     proptest! {

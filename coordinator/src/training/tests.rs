@@ -30,7 +30,9 @@ pub(crate) fn recipe(text: &str) -> Recipe {
         shuffle: false,
         seed: 1,
         max_steps: None,
+        patience: None,
         init_from: None,
+        init_partial: false,
     }
 }
 

@@ -166,6 +166,8 @@ fn draw_recipe(chance: &mut Chance) -> Recipe {
         shuffle,
         seed,
         max_steps: chance.is_one_in(4).then(|| chance.number(1..=20)),
+        patience: None,
         init_from: None,
+        init_partial: false,
     }
 }

@@ -14,9 +14,9 @@ use crate::data::Split;
 use crate::exit;
 use crate::params::params_blake3;
 use crate::recipe::{Recipe, RecipeArgs};
-use crate::report::{EpochRecord, RunFolder, Screen};
+use crate::report::{EpochRecord, RunFolder, Screen, best_json, best_lines};
 use crate::task::{OpenTask, TaskChoice};
-use crate::training::{self, Event, Next, TrainingError, initial_weights};
+use crate::training::{self, Event, Next, Trained, TrainingError, initial_weights};
 
 /// The flags of `train`, but for the task's own.
 #[derive(Args, Debug)]
@@ -57,8 +57,9 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
     let backend = args.backend.open()?;
     let known = choice.build()?;
     let recipe = Recipe::new(args.recipe, known.spec(), args.shards)?;
-    let initial = initial_weights(&recipe, &*known)?;
+    let (initial, initial_text) = initial_weights(&recipe, &*known)?;
     let task = known.open(&args.data.data)?;
+    recipe.check_validation(task.n_samples(Split::Valid))?;
     let mut description = describe(program, &recipe, &backend, &*task);
     let mut folder = RunFolder::create(args.run_dir.as_deref(), &recipe.task)?;
     folder.write_description(&description)?;
@@ -67,10 +68,10 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
     let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
     let n_steps_max = recipe.n_steps(n_samples.into());
     let mut screen = Screen::new(samples, n_steps_max, recipe.epochs.get(), args.json);
-    screen.begin(&[
-        recipe.words(n_samples, samples, task.data_name()),
-        format!("run folder: {}", folder.path().display()),
-    ]);
+    let mut lines = vec![recipe.words(n_samples, samples, task.data_name())];
+    lines.extend(initial_text);
+    lines.push(format!("run folder: {}", folder.path().display()));
+    screen.begin(&lines);
     let mut last_epoch = None;
     let mut n_steps = 0;
     let trained = training::train(&recipe, &task, &backend.device, initial, &mut |event| {
@@ -97,14 +98,15 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
         let _ = folder.write_description(&description);
     })?;
 
-    let hash = params_blake3(&trained.params);
-    let is_interrupted = n_steps < n_steps_max;
+    let hash = params_blake3(&trained.weights.params);
+    let is_interrupted = n_steps < n_steps_max && !trained.has_stopped_early;
     description["result"] = json!({
-        "step": n_steps, "interrupted": is_interrupted, "last_epoch": last_epoch, "params_blake3": hash,
+        "step": n_steps, "interrupted": is_interrupted, "stopped_early": trained.has_stopped_early, "last_epoch": last_epoch,
+        "best_epoch": best_json(trained.best), "params_blake3": hash,
     });
     folder.write_description(&description)?;
     screen.finish();
-    tell_end(&screen, &folder, n_steps, is_interrupted, last_epoch.as_ref(), &hash);
+    tell_end(&screen, &folder, &trained, n_steps, is_interrupted, last_epoch.as_ref());
     let is_terminated = is_interrupted && signals.is_terminated.load(Ordering::Relaxed);
     Ok(if is_terminated { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
 }
@@ -112,18 +114,22 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
 fn tell_end(
     screen: &Screen,
     folder: &RunFolder,
+    trained: &Trained,
     n_steps: u64,
     is_interrupted: bool,
     last_epoch: Option<&EpochRecord>,
-    hash: &str,
 ) {
-    let weights = folder.weights_path();
+    let (weights, hash) = (folder.weights_path(), params_blake3(&trained.weights.params));
+    let Trained { best, has_stopped_early, .. } = trained;
     screen.json_line(&json!({
-        "event": "end", "step": n_steps, "interrupted": is_interrupted, "last_epoch": last_epoch,
-        "weights": weights.display().to_string(), "params_blake3": hash,
+        "event": "end", "step": n_steps, "interrupted": is_interrupted, "stopped_early": has_stopped_early,
+        "last_epoch": last_epoch, "best_epoch": best_json(*best), "weights": weights.display().to_string(), "params_blake3": hash,
     }));
     if is_interrupted {
         screen.tell(&format!("stopped by a signal after step {n_steps}; what was trained until then is kept"));
+    }
+    for line in best_lines(*best, last_epoch, *has_stopped_early, folder) {
+        screen.tell(&line);
     }
     screen.tell(&format!("weights: {}", weights.display()));
     screen.tell(&format!("parameters blake3: {hash}"));

@@ -95,6 +95,8 @@ pub struct EpochRecord {
     pub samples_per_second: f64,
     /// What samples are called.
     pub samples: &'static str,
+    /// Whether the validation loss is below those of all epochs before.
+    pub is_best: bool,
 }
 
 impl EpochRecord {
@@ -112,6 +114,7 @@ impl EpochRecord {
             seconds,
             samples_per_second: training.n_samples as f64 / seconds,
             samples: spec.samples,
+            is_best: false,
         }
     }
 
@@ -136,6 +139,7 @@ impl Serialize for EpochRecord {
         }
         map.serialize_entry("seconds", &self.seconds)?;
         map.serialize_entry(&self.pace_name(), &self.samples_per_second)?;
+        map.serialize_entry("best", &self.is_best)?;
         map.end()
     }
 }

@@ -1,13 +1,15 @@
-//! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `model.safetensors`, `reconstructions/`.
+//! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `model.safetensors`, `best.safetensors`,
+//! `reconstructions/`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::records::EpochRecord;
+use crate::early_stopping::BestEpoch;
 use crate::files::{WriteError, create_folder, read_bounded, remove_unfinished, sync_folder, write_whole};
 use crate::weights::Weights;
 
@@ -35,7 +37,7 @@ impl RunFolder {
 
     /// Whether a folder holds any file of a run.
     pub fn holds_run(path: &Path) -> bool {
-        let names = ["run.json", "history.jsonl", "steps.jsonl", "model.safetensors"];
+        let names = ["run.json", "history.jsonl", "steps.jsonl", "model.safetensors", "best.safetensors"];
         names.iter().any(|name| path.join(name).exists())
     }
 
@@ -95,6 +97,11 @@ impl RunFolder {
         self.path.join("model.safetensors")
     }
 
+    /// Where the weights of the epoch with the lowest validation loss are.
+    pub fn best_weights_path(&self) -> PathBuf {
+        self.path.join("best.safetensors")
+    }
+
     /// Writes what the run is, or is by now.
     ///
     /// # Errors
@@ -123,6 +130,9 @@ impl RunFolder {
         picture: Option<&[u8]>,
     ) -> Result<(), WriteError> {
         self.write_weights(weights)?;
+        if record.is_best {
+            weights.write(&self.best_weights_path())?;
+        }
         if let Some(picture) = picture {
             write_whole(&self.path.join("reconstructions").join(picture_name(record.epoch)), picture)?;
         }
@@ -156,6 +166,30 @@ impl RunFolder {
         bring_to_disk(&mut self.history).map_err(WriteError::at(&self.path.join("history.jsonl")))?;
         bring_to_disk(&mut self.steps).map_err(WriteError::at(&self.path.join("steps.jsonl")))
     }
+}
+
+/// The best epoch as files and programs have it: counted from 1.
+pub fn best_json(best: Option<BestEpoch>) -> Option<Value> {
+    best.map(|BestEpoch { epoch, val_loss }| json!({ "epoch": epoch + 1, "val_loss": val_loss }))
+}
+
+/// What people are told of the best epoch at the end of a run, unless it is the last one.
+pub fn best_lines(
+    best: Option<BestEpoch>,
+    last_epoch: Option<&EpochRecord>,
+    has_stopped_early: bool,
+    folder: &RunFolder,
+) -> Vec<String> {
+    let Some((best, last)) = best.zip(last_epoch).filter(|(best, last)| best.epoch + 1 < last.epoch) else {
+        return Vec::new();
+    };
+    let early = format!(
+        "stopped early after epoch {}: {} epochs without a lower val loss",
+        last.epoch,
+        last.epoch - best.epoch - 1
+    );
+    let path = format!("best weights: {} ({best})", folder.best_weights_path().display());
+    has_stopped_early.then_some(early).into_iter().chain([path]).collect()
 }
 
 /// The name of an epoch's picture in its folder.

@@ -363,7 +363,7 @@ pub fn zeros(worker: &Worker, state: &State) -> ShardDone {
 /// The name of the parameters that one process gives alone.
 pub fn name_alone(recipe: &Recipe, task: &Arc<dyn OpenTask>) -> String {
     let known = tasks().build(&recipe.task, &recipe.settings).expect("a task of this program");
-    let weights = initial_weights(recipe, &*known).expect("weights");
+    let (weights, _) = initial_weights(recipe, &*known).expect("weights");
     let alone = train(recipe, task, &reference_device(), weights, &mut |_| Ok(Next::GoOn));
-    params_blake3(&alone.expect("a run to the end").params)
+    params_blake3(&alone.expect("a run to the end").weights.params)
 }

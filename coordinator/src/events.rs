@@ -1,0 +1,114 @@
+//! What happens in a run, as everyone outside the training core gets it: files, screen, log and programs.
+
+use engine::report::{EpochRecord, StepRecord};
+use serde::Serialize;
+
+use crate::costs::StepCosts;
+use crate::mirror::MirrorEvent;
+
+/// Something that happened in a run. As JSON it is an object whose key `event` names the variant. Workers are numbered from 1 in the
+/// life of a coordinator's process; 0 is the coordinator itself.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum RunEvent {
+    /// An update was applied.
+    Step(StepEvent),
+    /// An epoch, or what was trained of it, was validated.
+    Epoch(EpochRecord),
+    /// A worker takes part.
+    WorkerJoined {
+        /// Which.
+        worker: u64,
+        /// Its connection, as the system names it.
+        identity: String,
+        /// Its machine.
+        host: String,
+        /// Its process there.
+        process: u32,
+        /// What computes.
+        backend: String,
+        /// Threads that it computes with.
+        n_threads: u32,
+        /// Workers that take part.
+        n_active: usize,
+    },
+    /// A worker has left.
+    WorkerLeft {
+        /// Which.
+        worker: u64,
+        /// Why.
+        reason: String,
+        /// Workers that take part.
+        n_active: usize,
+        /// Tasks that it had and that others compute now.
+        n_reassigned: usize,
+    },
+    /// A worker is evicted, since what it computes is wrong; that it has left is told as well.
+    WorkerEvicted {
+        /// Which.
+        worker: u64,
+        /// Its connection, as the system names it.
+        identity: String,
+        /// Its machine.
+        host: String,
+        /// Its process there.
+        process: u32,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A task is assigned to one more worker, since the one that has it is late.
+    TaskLate {
+        /// Updates applied.
+        step: u64,
+        /// The shard, or the batch.
+        task: u32,
+        /// The worker that has not answered.
+        worker: u64,
+        /// The worker that computes it too.
+        helper: u64,
+        /// How long the first one was waited for.
+        milliseconds: u64,
+    },
+    /// A worker's replica is sent again.
+    ReplicaResent {
+        /// Which.
+        worker: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A message of a worker was not used.
+    ResultRefused {
+        /// Which.
+        worker: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Another compute class takes part, so that bits may depend on who computes what.
+    ComputeClassAdded {
+        /// The new one.
+        class: String,
+        /// How many take part.
+        n_classes: usize,
+    },
+    /// No worker is there.
+    Waiting,
+    /// A worker is there again.
+    #[serde(rename = "going on")]
+    Continuing,
+    /// Something about the mirror.
+    Mirror(MirrorEvent),
+}
+
+/// An update: a line of `steps.jsonl`.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepEvent {
+    /// Its figures.
+    #[serde(flatten)]
+    pub record: StepRecord,
+    /// The worker that computed each shard.
+    pub workers: Vec<u64>,
+    /// Workers that take part.
+    pub n_active: usize,
+    /// Where its time went, in milliseconds.
+    pub costs: StepCosts,
+}
