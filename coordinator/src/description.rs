@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::args::Wire;
 use crate::config::{Access, Config, JournalSteps, Reach, Workers};
 use crate::mirror::{Mirror, MirrorReport, RunFile};
-use crate::observe::{History, Told};
+use crate::observe::{History, Recorder};
 use crate::place::Place;
 use crate::start::Start;
 use crate::training::{Outcome, State, Training};
@@ -80,10 +80,10 @@ impl Description {
         place: &Place,
         outcome: &Outcome,
         training: &Training,
-        told: Told,
+        recorder: Recorder,
         failed: Option<anyhow::Error>,
     ) -> anyhow::Result<()> {
-        let Told { history, saver, costs, last_epoch, failure, view, .. } = told;
+        let Recorder { history, saver, costs, last_epoch, failure, view, .. } = recorder;
         let saved = saver.finish();
         let State { step, params, best, .. } = training.state();
         let has_stopped_early = training.has_stopped_early();

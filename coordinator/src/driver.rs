@@ -26,14 +26,17 @@ use tracing::info;
 
 use crate::clock::Clock;
 use crate::config::{HashSteps, JournalSteps};
+use crate::costs::StepCosts;
 use crate::dismissal::OpenSessions;
-use crate::observe::{Happening, Observer, StepCosts};
+use crate::events::{RunEvent, StepEvent};
+use crate::observe::{Entry, Observer};
 use crate::outbox::{GradientPath, Outbox};
 use crate::recompute::Recomputer;
 use crate::saver::Desk;
 use crate::server::Facts;
 use crate::training::{
-    Action, Event, Farewell, Outcome, Profile, Report, ShardDone, State, StepReport, Training, Work, WorkerId,
+    Action, EpochReport, Event, Farewell, Outcome, Profile, Report, ShardDone, State, StepReport, Training, Work,
+    WorkerId,
 };
 
 /// Inputs that wait for the driver: some of each worker at most.
@@ -296,7 +299,7 @@ impl Running {
                 Action::ComputeTask(work) => self.recomputer.compute(work, self.training.state()),
                 Action::Checkpoint => {
                     let offer = self.desk.offer(self.training.state().clone());
-                    self.tell(Happening::Checkpoint(offer));
+                    self.record(Entry::Checkpoint(offer));
                 }
                 Action::Report(report) => self.report(report),
                 Action::Finish(outcome) => return Some(Pause::End(outcome)),
@@ -364,29 +367,19 @@ impl Running {
     }
 
     fn report(&mut self, report: Report) {
-        let happening = match report {
-            Report::Step(report) => self.step_happening(report),
+        let entry = match report {
+            Report::Step(report) => Entry::Event(RunEvent::Step(self.step_event(report))),
             Report::Epoch(report) => {
                 // What the validation cost is no part of the next step.
                 self.costs = StepCosts::default();
-                Happening::Epoch {
-                    record: EpochRecord {
-                        is_best: report.is_best,
-                        ..EpochRecord::new(
-                            &self.spec,
-                            report.step,
-                            report.epoch + 1,
-                            &report.training,
-                            &report.validation,
-                            report.duration,
-                        )
-                    },
-                    weights: Weights::new(&self.spec, self.training.state().params.clone()),
-                }
+                let EpochReport { step, epoch, training, validation, duration, is_best } = report;
+                let record = EpochRecord::new(&self.spec, step, epoch + 1, &training, &validation, duration);
+                let weights = Weights::new(&self.spec, self.training.state().params.clone());
+                Entry::Epoch { record: EpochRecord { is_best, ..record }, weights }
             }
-            other => Happening::Told(other),
+            Report::Event(event) => Entry::Event(event),
         };
-        self.tell(happening);
+        self.record(entry);
     }
 
     /// Waits until a state that is new outlives this process.
@@ -406,20 +399,20 @@ impl Running {
             None => Box::new(state.clone()),
         };
         let (done, written) = sync_channel(1);
-        self.tell(Happening::Journal(copy, done));
+        self.record(Entry::Journal(copy, done));
         // Others go on meanwhile. An observer that is gone has been noticed by now.
         self.spare_state = block_in_place(|| written.recv()).ok();
         self.costs.journal += begun.elapsed();
     }
 
-    fn tell(&mut self, happening: Happening) {
-        if self.observer.tell(happening).is_err() {
+    fn record(&mut self, entry: Entry) {
+        if self.observer.record(entry).is_err() {
             // Nothing would be kept of what is trained from here on.
             self.training.handle_event(self.clock.now(), Event::Stop);
         }
     }
 
-    fn step_happening(&mut self, report: StepReport) -> Happening {
+    fn step_event(&mut self, report: StepReport) -> StepEvent {
         let StepReport { step, epoch, sums, duration, workers, compute, n_active } = report;
         let mut record = StepRecord::new(&self.spec, step, epoch + 1, &sums, duration);
         if self.hash_steps == HashSteps::Yes {
@@ -428,7 +421,8 @@ impl Running {
         let costs = std::mem::take(&mut self.costs);
         // The first step begins with the first worker, the waiting before.
         let costs = StepCosts { compute, wait: costs.wait.min(duration), ..costs };
-        Happening::Step { record, costs, workers, n_active }
+        let workers = workers.into_iter().map(|WorkerId(worker)| worker).collect();
+        StepEvent { record, workers, n_active, costs }
     }
 }
 

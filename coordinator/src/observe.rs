@@ -2,7 +2,6 @@
 //! screen and the log come after them, on another, and may miss something where nobody reads them; what is posted to
 //! Kubeflow Trainer leaves on a third. None can slow a step.
 
-mod costs;
 mod history;
 mod view;
 
@@ -11,38 +10,29 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use engine::files::WriteError;
-use engine::report::{EpochRecord, StepRecord};
+use engine::report::EpochRecord;
 use engine::weights::Weights;
 use tokio::task::block_in_place;
 use tracing::Span;
 
-pub use costs::{CostTotals, StepCosts};
-pub use history::{ClusterStepRecord, History};
+pub use history::History;
 pub use view::{Teller, View};
 
+use crate::costs::CostTotals;
+use crate::events::RunEvent;
 use crate::journal::Journal;
 use crate::saver::{Offer, RunFacts, Saver};
-use crate::training::{Report, State, WorkerId};
+use crate::training::State;
 use crate::trainjob::Latest;
-use view::Sight;
 
-/// Happenings that wait to be written: a minute of the shortest steps.
-const HAPPENINGS_MAX: usize = 1 << 16;
+/// Entries that wait to be written: a minute of the shortest steps.
+const ENTRIES_MAX: usize = 1 << 16;
 
-/// Something to tell.
+/// Something to record.
 #[derive(Debug)]
-pub enum Happening {
-    /// An update was applied.
-    Step {
-        /// Its figures.
-        record: StepRecord,
-        /// Where its time went.
-        costs: StepCosts,
-        /// Who computed each shard.
-        workers: Vec<WorkerId>,
-        /// Workers that take part.
-        n_active: usize,
-    },
+pub enum Entry {
+    /// An event; epochs are an entry of their own.
+    Event(RunEvent),
     /// An epoch, or what was trained of it, was validated.
     Epoch {
         /// Its figures.
@@ -54,24 +44,22 @@ pub enum Happening {
     Checkpoint(Offer),
     /// A state that is to be in the journal, and who waits for that and takes it back.
     Journal(Box<State>, SyncSender<Box<State>>),
-    /// Something about the workers.
-    Told(Report),
 }
 
 /// The thread that writes, and what it passes on to the view.
 #[derive(Debug)]
 pub struct Observer {
-    happenings: SyncSender<Happening>,
-    thread: JoinHandle<Told>,
+    entries: SyncSender<Entry>,
+    thread: JoinHandle<Recorder>,
 }
 
 /// The thread that wrote is no more, which only a panic can bring about.
 #[derive(Debug)]
 pub struct Gone;
 
-/// What is left when all is told.
+/// What records: the state of the thread, which is left when all is recorded.
 #[derive(Debug)]
-pub struct Told {
+pub struct Recorder {
     /// The files.
     pub history: History,
     /// The checkpoints.
@@ -101,39 +89,39 @@ impl Observer {
         span: Span,
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
-        let (happenings, inbox) = sync_channel(HAPPENINGS_MAX);
+        let (entries, inbox) = sync_channel(ENTRIES_MAX);
         let costs = CostTotals::default();
-        let told = Told { history, saver, journal, costs, last_epoch: None, failure: None, view, latest };
+        let recorder = Recorder { history, saver, journal, costs, last_epoch: None, failure: None, view, latest };
         let thread = std::thread::Builder::new().name("observer".to_owned());
-        let thread = thread.spawn(move || span.in_scope(|| told.tell_all(&inbox, give_up)));
-        Self { happenings, thread: thread.expect("the system has a thread to give") }
+        let thread = thread.spawn(move || span.in_scope(|| recorder.record_all(&inbox, give_up)));
+        Self { entries, thread: thread.expect("the system has a thread to give") }
     }
 
-    /// Tells something.
+    /// Has something recorded.
     ///
     /// # Errors
-    /// If nobody is there to hear it.
-    pub fn tell(&self, happening: Happening) -> Result<(), Gone> {
-        match self.happenings.try_send(happening) {
+    /// If the thread is gone.
+    pub fn record(&self, entry: Entry) -> Result<(), Gone> {
+        match self.entries.try_send(entry) {
             Ok(()) => Ok(()),
             // A disk that hangs holds up the run, but not those who look after the connections.
-            Err(TrySendError::Full(happening)) => block_in_place(|| self.happenings.send(happening).map_err(|_| Gone)),
+            Err(TrySendError::Full(entry)) => block_in_place(|| self.entries.send(entry).map_err(|_| Gone)),
             Err(TrySendError::Disconnected(_)) => Err(Gone),
         }
     }
 
     /// Waits until all is written.
-    pub fn finish(self) -> Told {
-        drop(self.happenings);
+    pub fn finish(self) -> Recorder {
+        drop(self.entries);
         self.thread.join().expect("the observer's thread writes, or keeps what it could not write")
     }
 }
 
-impl Told {
-    fn tell_all(mut self, inbox: &Receiver<Happening>, give_up: impl FnOnce()) -> Self {
+impl Recorder {
+    fn record_all(mut self, inbox: &Receiver<Entry>, give_up: impl FnOnce()) -> Self {
         let mut give_up = Some(give_up);
-        while let Ok(happening) = inbox.recv() {
-            if let Err(error) = self.tell(happening)
+        while let Ok(entry) = inbox.recv() {
+            if let Err(error) = self.record(entry)
                 && let Some(give_up) = give_up.take()
             {
                 self.failure = Some(error);
@@ -143,18 +131,23 @@ impl Told {
         self
     }
 
-    fn tell(&mut self, happening: Happening) -> Result<(), WriteError> {
-        match happening {
-            Happening::Step { record, costs, workers, n_active } => {
-                self.costs.add(&record, &costs);
+    fn record(&mut self, entry: Entry) -> Result<(), WriteError> {
+        match entry {
+            Entry::Event(RunEvent::Step(step)) => {
+                self.costs.add(&step.record, &step.costs);
                 if let Some(latest) = &self.latest {
-                    latest.add_step(&record);
+                    latest.add_step(&step.record);
                 }
-                self.view.show(Sight::Step(record.clone(), n_active));
-                self.history.add_step(record, costs, workers)
+                let written = self.history.add_step(&step);
+                self.view.show(RunEvent::Step(step));
+                written
             }
-            Happening::Epoch { record, weights } => {
-                self.view.show(Sight::Epoch(record.clone()));
+            Entry::Event(event) => {
+                self.view.show(event);
+                Ok(())
+            }
+            Entry::Epoch { record, weights } => {
+                self.view.show(RunEvent::Epoch(record.clone()));
                 if let Some(latest) = &self.latest {
                     latest.add_epoch(&record);
                 }
@@ -162,13 +155,13 @@ impl Told {
                 self.last_epoch = Some(record);
                 written
             }
-            Happening::Checkpoint(offer) => {
+            Entry::Checkpoint(offer) => {
                 // A run that goes on from it has all its lines up to there.
                 let synced = self.history.folder.sync_lines();
                 self.saver.release(offer);
                 synced
             }
-            Happening::Journal(state, waiting) => {
+            Entry::Journal(state, waiting) => {
                 let Some((journal, run)) = &mut self.journal else { return Ok(()) };
                 // The lines first, as for a checkpoint.
                 let flushed = self.history.folder.flush_lines();
@@ -177,10 +170,6 @@ impl Told {
                 // The run goes on as soon as this process may die; that the machine may follows while others compute.
                 let _ = waiting.try_send(Box::new(checkpoint.state));
                 written.and_then(|()| self.history.folder.sync_lines()).and_then(|()| journal.sync())
-            }
-            Happening::Told(report) => {
-                self.view.show(Sight::Told(report));
-                Ok(())
             }
         }
     }

@@ -304,7 +304,7 @@ async fn conclude(
         dismissal.decide(EndNotice::of_local_workers());
     }
     local.cancel();
-    let told = tokio::task::spawn_blocking(move || observer.finish()).await?;
+    let recorder = tokio::task::spawn_blocking(move || observer.finish()).await?;
     let kept = match launched {
         Some(keeper) => keeper.await?,
         None => Ok(()),
@@ -315,7 +315,7 @@ async fn conclude(
         let (address, waited) = (place.words.clone(), config.join_wait_max);
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
     });
-    let written = described.end(config, place, &outcome, &training, told, failed);
+    let written = described.end(config, place, &outcome, &training, recorder, failed);
     // While the folder is locked, so that the process that resumes the run posts later than this one.
     let is_completed = outcome == Outcome::Completed && written.is_ok();
     post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;

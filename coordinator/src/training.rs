@@ -53,6 +53,8 @@ use round::{Kind, Round};
 use schedule::Next;
 use size::Sizes;
 
+use crate::events::RunEvent;
+
 /// Compute classes that one identity may bring: nobody else's place is taken by names that it makes up.
 const CLASSES_OF_IDENTITY_MAX: usize = 4;
 /// Compute classes that take part in a run at most: their names are kept to its end, and a peer can make up any number.
@@ -333,10 +335,12 @@ impl Training {
             *self.n_classes_of.entry(profile.identity.clone()).or_default() += 1;
         }
         let n_active = self.roster.n_active();
-        self.report(Report::Joined { worker_id, profile, n_active });
+        let Profile { identity, host, process, backend, n_threads, .. } = profile;
+        let (worker, identity) = (worker_id.0, identity.to_string());
+        self.tell(RunEvent::WorkerJoined { worker, identity, host, process, backend, n_threads, n_active });
         self.add_class(class);
         if std::mem::take(&mut self.is_waiting) {
-            self.report(Report::GoingOn);
+            self.tell(RunEvent::Continuing);
         }
         if matches!(self.phase, Phase::Gathering { .. }) {
             self.begin_round(now);
@@ -351,7 +355,7 @@ impl Training {
         let is_new = self.classes.insert(class.clone());
         let n_classes = self.classes.len();
         if is_new && n_classes > 1 {
-            self.report(Report::MixedClasses { class, n_classes });
+            self.tell(RunEvent::ComputeClassAdded { class, n_classes });
         }
     }
 
@@ -421,11 +425,11 @@ impl Training {
             if let Some(straggler) = self.roster.member_mut(late.straggler) {
                 straggler.note_late(step);
             }
-            self.report(Report::Late { step, late });
+            self.tell(late.event(step));
         }
         let is_waiting = self.roster.n_active() == 0 && !self.phase.round().is_some_and(Round::is_awaited);
         if is_waiting && !std::mem::replace(&mut self.is_waiting, true) {
-            self.report(Report::Waiting);
+            self.tell(RunEvent::Waiting);
         }
         work
     }
@@ -535,7 +539,7 @@ impl Training {
             is_best: best != self.state.best,
         };
         self.state.best = best;
-        self.report(Report::Epoch(report));
+        self.actions.push_back(Action::Report(Report::Epoch(report)));
         // The state is another one now, without sums that wait for their validation.
         self.saved_at = None;
         self.begin_round(now);
@@ -600,7 +604,7 @@ impl Training {
         let n_handed_on = self.phase.round_mut().map_or(0, |round| round.tasks.take_back(worker_id));
         self.tally.n_handed_on += n_handed_on as u64;
         let n_active = self.roster.n_active();
-        self.report(Report::Left { worker_id, reason, n_active, n_handed_on });
+        self.tell(RunEvent::WorkerLeft { worker: worker_id.0, reason, n_active, n_reassigned: n_handed_on });
         // Who was to give a second opinion may have been the last one who could.
         self.decide(now);
         self.deal_more(now);
@@ -637,7 +641,7 @@ impl Training {
                 return self.dismiss(now, worker_id, Farewell::ComeBack, reason);
             }
         }
-        self.report(Report::Lagging { worker_id, reason });
+        self.tell(RunEvent::ReplicaResent { worker: worker_id.0, reason });
         let work = self.phase.round().map(|round| round.work(step, round.tasks.of(worker_id).collect()));
         self.actions.push_back(Action::SendState(worker_id, work.unwrap_or(Work::Nothing)));
     }
@@ -646,7 +650,7 @@ impl Training {
     fn refuse(&mut self, now: Duration, worker_id: WorkerId, refusal: Refusal) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         let is_useless = member.note_refused();
-        self.report(Report::Refused { worker_id, refusal: refusal.clone() });
+        self.tell(RunEvent::ResultRefused { worker: worker_id.0, reason: refusal.to_string() });
         if is_useless {
             let reason = format!("{REFUSALS_MAX} results in a row were not used, the last one since: {refusal}");
             return self.dismiss(now, worker_id, Farewell::Refused, reason);
@@ -654,7 +658,7 @@ impl Training {
         self.actions.push_back(Action::Refuse(worker_id, refusal));
     }
 
-    fn report(&mut self, report: Report) {
-        self.actions.push_back(Action::Report(report));
+    fn tell(&mut self, event: RunEvent) {
+        self.actions.push_back(Action::Report(Report::Event(event)));
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 /// How long a checkpoint may be missing at the mirror before the mirror is called late.
 pub const LAG_MAX: Duration = Duration::from_mins(1);
@@ -28,7 +28,8 @@ enum State {
 }
 
 /// A message about the mirror.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
 pub enum MirrorEvent {
     /// An upload has failed, and is tried again until it succeeds.
     Failing {
@@ -38,21 +39,27 @@ pub enum MirrorEvent {
     /// The newest checkpoint has been missing at the mirror for too long.
     Behind {
         /// The step of the newest checkpoint in the run folder.
+        #[serde(rename = "local_step")]
         local: Option<u64>,
         /// The step of the newest one at the mirror.
+        #[serde(rename = "step")]
         mirrored: Option<u64>,
     },
     /// After one of the former: the mirror is in time again.
+    #[serde(rename = "caught up")]
     CaughtUp {
         /// The step of its newest checkpoint.
+        #[serde(rename = "step")]
         mirrored: Option<u64>,
     },
     /// The mirror has a later checkpoint of this run than the run folder.
     Ahead {
         /// Its step.
+        #[serde(rename = "step")]
         mirrored: u64,
     },
     /// Nothing is uploaded any more.
+    #[serde(rename = "given up")]
     GivenUp {
         /// Why.
         reason: String,
@@ -86,25 +93,6 @@ impl fmt::Display for MirrorEvent {
             Self::GivenUp { reason } => write!(out, "mirror: nothing more is uploaded: {reason}"),
             Self::Finishing { n_files } => write!(out, "mirror: {n_files} files to upload; Ctrl-C ends the wait"),
         }
-    }
-}
-
-impl MirrorEvent {
-    /// As programs read it.
-    pub fn json(&self) -> Value {
-        let (state, fields) = match self {
-            Self::Failing { reason } => ("failing", json!({ "reason": reason })),
-            Self::Behind { local, mirrored } => ("behind", json!({ "step": mirrored, "local_step": local })),
-            Self::CaughtUp { mirrored } => ("caught up", json!({ "step": mirrored })),
-            Self::Ahead { mirrored } => ("ahead", json!({ "step": mirrored })),
-            Self::GivenUp { reason } => ("given up", json!({ "reason": reason })),
-            Self::Finishing { n_files } => ("finishing", json!({ "n_files": n_files })),
-        };
-        let mut event = json!({ "event": "mirror", "state": state });
-        for (key, value) in fields.as_object().into_iter().flatten() {
-            event[key] = value.clone();
-        }
-        event
     }
 }
 

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use engine::backend::ComputeDevice;
 use engine::files::WriteError;
 use engine::recipe::Recipe;
-use engine::report::{EpochRecord, RunFolder, StepRecord};
+use engine::report::{EpochRecord, RunFolder};
 use engine::task::OpenTask;
 use engine::weights::Weights;
-use serde::Serialize;
 
-use super::StepCosts;
+use crate::events::StepEvent;
 use crate::mirror::MirrorHandle;
-use crate::training::WorkerId;
 
 /// The files of a run.
 #[derive(Debug)]
@@ -29,26 +27,13 @@ pub struct History {
     pub mirror: MirrorHandle,
 }
 
-/// A line of `steps.jsonl`.
-#[derive(Debug, Serialize)]
-pub struct ClusterStepRecord {
-    /// The step's figures.
-    #[serde(flatten)]
-    pub step: StepRecord,
-    /// The number of the worker that computed each shard.
-    pub workers: Vec<u64>,
-    /// Where its time went, in milliseconds.
-    pub costs: StepCosts,
-}
-
 impl History {
     /// Adds a step.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn add_step(&mut self, step: StepRecord, costs: StepCosts, workers: Vec<WorkerId>) -> Result<(), WriteError> {
-        let workers = workers.into_iter().map(|WorkerId(worker_id)| worker_id).collect();
-        self.folder.add_step(&ClusterStepRecord { step, workers, costs })
+    pub fn add_step(&mut self, step: &StepEvent) -> Result<(), WriteError> {
+        self.folder.add_step(step)
     }
 
     /// Adds an epoch with its weights and its picture, if the task makes one.

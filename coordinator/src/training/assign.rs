@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::opinion::{Answer, Opinion, Verdict, Votes};
 use super::roster::{Identity, Member, Profile, Roster, WorkerId};
+use crate::events::RunEvent;
 
 /// The tasks of a round, by number.
 #[derive(Debug)]
@@ -78,6 +79,15 @@ pub struct Late {
     pub helper: WorkerId,
     /// For how long the straggler was waited for.
     pub waited: Duration,
+}
+
+impl Late {
+    /// What is told of it, after `step` updates.
+    pub fn event(&self, step: u64) -> RunEvent {
+        let Self { task, straggler, helper, waited } = *self;
+        let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        RunEvent::TaskLate { step, task, worker: straggler.0, helper: helper.0, milliseconds }
+    }
 }
 
 /// One who may be dealt tasks.

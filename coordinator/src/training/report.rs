@@ -1,82 +1,22 @@
-//! What the core tells those who watch.
+//! What the core reports.
 
 use std::time::Duration;
 
 use engine::sums::Sums;
 use serde::Serialize;
 
-use super::action::Refusal;
-use super::assign::Late;
-use super::roster::{Profile, WorkerId};
+use super::roster::WorkerId;
+use crate::events::RunEvent;
 
-/// What those who watch are told.
+/// What the core reports. Steps and epochs are sums, which the driver makes records of.
 #[derive(Clone, Debug)]
 pub enum Report {
-    /// A worker takes part.
-    Joined {
-        /// Which.
-        worker_id: WorkerId,
-        /// What it is.
-        profile: Profile,
-        /// Workers that take part.
-        n_active: usize,
-    },
-    /// A worker is out.
-    Left {
-        /// Which.
-        worker_id: WorkerId,
-        /// Why.
-        reason: String,
-        /// Workers that take part.
-        n_active: usize,
-        /// Shards or batches that it had and that others compute now.
-        n_handed_on: usize,
-    },
-    /// A worker is evicted, since what it computes is wrong; that it is out is told as well.
-    Evicted {
-        /// Which.
-        worker_id: WorkerId,
-        /// What it is.
-        profile: Profile,
-        /// What was wrong.
-        reason: String,
-    },
-    /// A task is dealt once more, since who has it is late.
-    Late {
-        /// Updates applied.
-        step: u64,
-        /// Which.
-        late: Late,
-    },
-    /// A worker's replica is sent anew.
-    Lagging {
-        /// Which.
-        worker_id: WorkerId,
-        /// Why.
-        reason: String,
-    },
-    /// Something a worker sent was not used.
-    Refused {
-        /// Which.
-        worker_id: WorkerId,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// One more compute class takes part, so that bits may depend on who computes what.
-    MixedClasses {
-        /// The one that is new.
-        class: String,
-        /// How many take part.
-        n_classes: usize,
-    },
-    /// Nobody is there to compute.
-    Waiting,
-    /// Somebody is there again.
-    GoingOn,
     /// An update was applied.
     Step(StepReport),
     /// An epoch, or what was trained of it, was validated.
     Epoch(EpochReport),
+    /// Anything else.
+    Event(RunEvent),
 }
 
 /// An update.

@@ -10,10 +10,10 @@ use super::action::{Action, Farewell, Refusal};
 use super::assign::Standing;
 use super::event::{Computed, OwnTaskDone};
 use super::opinion::{Answer, By, Opinion, Verdict};
-use super::report::Report;
 use super::roster::{Identity, Profile, WorkerId};
 use super::round::TaskKind;
 use super::size::Size;
+use crate::events::RunEvent;
 
 /// Vectors of results that were not used, kept for the next update to give back.
 const SPENT_MAX: usize = 64;
@@ -285,7 +285,9 @@ impl Training {
             profile.host,
             self.state.step + 1
         ));
-        self.report(Report::Evicted { worker_id, profile, reason: reason.clone() });
+        let Profile { identity, host, process, .. } = profile;
+        let (worker, identity) = (worker_id.0, identity.to_string());
+        self.tell(RunEvent::WorkerEvicted { worker, identity, host, process, reason: reason.clone() });
         if let Some(round) = self.phase.round_mut() {
             round.tasks.disbelieve(worker_id);
             if round.tasks.counts(worker_id) {

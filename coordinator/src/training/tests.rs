@@ -241,22 +241,24 @@ fn words_of(action: &Action) -> String {
         }
         Action::Finish(outcome) => outcome.to_string(),
         Action::Report(report) => match report {
-            Report::Waiting => "waiting".to_owned(),
-            Report::GoingOn => "going on".to_owned(),
-            Report::Left { worker_id, n_handed_on, .. } => format!("left {worker_id}, {n_handed_on} handed on"),
-            Report::Lagging { worker_id, .. } => format!("lagging {worker_id}"),
+            Report::Event(event) => describe_event(event),
             Report::Epoch(report) => format!("epoch {} at {}: {}", report.epoch, report.step, report.validation.loss()),
             Report::Step(report) => {
                 let workers: Vec<String> = report.workers.iter().map(ToString::to_string).collect();
                 format!("step {} by {}", report.step, workers.join("+"))
             }
-            Report::Late { late, .. } => {
-                format!("late {} of {} for {} too", late.task, late.straggler, late.helper)
-            }
-            Report::Joined { .. } | Report::Evicted { .. } | Report::Refused { .. } | Report::MixedClasses { .. } => {
-                String::new()
-            }
         },
+    }
+}
+
+fn describe_event(event: &RunEvent) -> String {
+    match event {
+        RunEvent::Waiting => "waiting".to_owned(),
+        RunEvent::Continuing => "going on".to_owned(),
+        RunEvent::WorkerLeft { worker, n_reassigned, .. } => format!("left {worker}, {n_reassigned} handed on"),
+        RunEvent::ReplicaResent { worker, .. } => format!("lagging {worker}"),
+        RunEvent::TaskLate { task, worker, helper, .. } => format!("late {task} of {worker} for {helper} too"),
+        _ => String::new(),
     }
 }
 

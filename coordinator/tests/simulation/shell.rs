@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use coordinator::events::RunEvent;
 use coordinator::training::{
-    Action, BatchDone, Computed, Event, Farewell, Identity, Late, Outcome, OwnTaskDone, Profile, Refusal, Report,
-    Rules, ShardDone, State, TaskKind, Training, Work, WorkerId,
+    Action, BatchDone, Computed, Event, Farewell, Identity, Outcome, OwnTaskDone, Profile, Refusal, Report, Rules,
+    ShardDone, State, TaskKind, Training, Work, WorkerId,
 };
 use engine::gradients::ShardResult;
 
@@ -34,7 +35,7 @@ pub struct Shell {
     is_waiting: bool,
     last_deadline: Option<Duration>,
     /// Who helps whom with a late task of this round.
-    late: Vec<Late>,
+    late: Vec<LateTask>,
     /// Who was evicted, and at which step.
     evicted: BTreeSet<(WorkerId, u64)>,
     /// Identities of whom somebody was evicted.
@@ -43,6 +44,13 @@ pub struct Shell {
     kept: (u64, usize),
     /// Who was dealt which shard of which step.
     dealt: BTreeSet<(WorkerId, u64, u32)>,
+}
+
+/// A task that two workers compute.
+struct LateTask {
+    task: u32,
+    straggler: WorkerId,
+    helper: WorkerId,
 }
 
 /// A worker that is in.
@@ -310,8 +318,8 @@ impl Shell {
                 turn.wishes.push(Wish::Save(self.save()));
             }
             Action::Report(report) => {
-                if let Report::Lagging { worker_id, .. } = &report {
-                    turn.lagging.insert(*worker_id);
+                if let Report::Event(RunEvent::ReplicaResent { worker, .. }) = &report {
+                    turn.lagging.insert(WorkerId(*worker));
                 }
                 self.hear(run, report, notes);
             }

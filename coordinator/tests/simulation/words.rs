@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use coordinator::events::RunEvent;
 use coordinator::training::{Action, Event, Report, ShardDone, Work};
 
 use super::network::{ShardAnswer, ToCoordinator};
@@ -60,9 +61,11 @@ pub fn of_action(action: &Action) -> String {
         Action::Finish(outcome) => format!("finish: {outcome:?}"),
         Action::Report(Report::Step(report)) => format!("step {} by {:?}", report.step, report.workers),
         Action::Report(Report::Epoch(report)) => format!("epoch {} at {}", report.epoch, report.step),
-        Action::Report(Report::Joined { worker_id, n_active, .. }) => format!("joined {worker_id}, {n_active} active"),
-        Action::Report(Report::Left { worker_id, n_handed_on, .. }) => {
-            format!("left {worker_id}, {n_handed_on} handed on")
+        Action::Report(Report::Event(RunEvent::WorkerJoined { worker, n_active, .. })) => {
+            format!("joined {worker}, {n_active} active")
+        }
+        Action::Report(Report::Event(RunEvent::WorkerLeft { worker, n_reassigned, .. })) => {
+            format!("left {worker}, {n_reassigned} handed on")
         }
         Action::Report(report) => format!("{report:?}"),
     }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use coordinator::training::{CheckpointEvery, EpochReport, Outcome, Report, State, StepReport, Tally, Work, WorkerId};
+use coordinator::events::RunEvent;
+use coordinator::training::{
+    CheckpointEvery, EpochReport, Identity, Outcome, Report, State, StepReport, Tally, Work, WorkerId,
+};
 use engine::sums::Sums;
 
 use super::super::reference::{all_bits, bits};
 use super::super::seen::{Counts, Seen};
-use super::{Notes, Run, Session, Shell};
+use super::{LateTask, Notes, Run, Session, Shell};
 
 impl Shell {
     /// That work is of what is to be done now.
@@ -81,30 +84,35 @@ impl Shell {
                 self.check_epoch(run, &report);
                 self.late.clear();
             }
-            Report::Left { n_handed_on, .. } => seen.add(Seen::HandedOn, n_handed_on as u64),
-            Report::Lagging { worker_id, reason } => {
+            Report::Event(event) => self.hear_event(run, event, notes),
+        }
+    }
+
+    fn hear_event(&mut self, run: &Run, event: RunEvent, notes: &mut Notes) {
+        let seen = &mut notes.seen;
+        match event {
+            RunEvent::WorkerLeft { n_reassigned, .. } => seen.add(Seen::HandedOn, n_reassigned as u64),
+            RunEvent::ReplicaResent { worker, reason } => {
                 seen.add(Seen::Lagging, 1);
                 let is_honest = |session: &Session| !notes.liars.contains_key(&session.process);
-                let is_expected = run.is_rough || !self.sessions.get(&worker_id).is_some_and(is_honest);
-                assert!(
-                    is_expected,
-                    "worker {worker_id}, whose letters all came in their turn, is sent anew: {reason}"
-                );
+                let is_expected = run.is_rough || !self.sessions.get(&WorkerId(worker)).is_some_and(is_honest);
+                assert!(is_expected, "worker {worker}, whose letters all came in their turn, is sent anew: {reason}");
             }
-            Report::Waiting => {
+            RunEvent::Waiting => {
                 assert!(!std::mem::replace(&mut self.is_waiting, true), "it waits already");
                 assert!(!self.sessions.values().any(Session::is_active), "it waits, and somebody is there");
                 seen.add(Seen::Waiting, 1);
             }
-            Report::GoingOn => assert!(std::mem::take(&mut self.is_waiting), "who goes on has waited"),
-            Report::Late { late, .. } => {
-                assert_ne!(late.straggler, late.helper, "who is late helps nobody");
+            RunEvent::Continuing => assert!(std::mem::take(&mut self.is_waiting), "who goes on has waited"),
+            RunEvent::TaskLate { task, worker, helper, .. } => {
+                assert_ne!(worker, helper, "who is late helps nobody");
                 seen.add(Seen::Late, 1);
-                self.late.push(late);
+                self.late.push(LateTask { task, straggler: WorkerId(worker), helper: WorkerId(helper) });
             }
-            Report::MixedClasses { .. } => seen.add(Seen::MixedClasses, 1),
-            Report::Evicted { profile, .. } => drop(self.evicted_identities.insert(profile.identity)),
-            Report::Joined { .. } | Report::Refused { .. } => {}
+            RunEvent::ComputeClassAdded { .. } => seen.add(Seen::MixedClasses, 1),
+            RunEvent::WorkerEvicted { identity, .. } => drop(self.evicted_identities.insert(Identity::new(identity))),
+            RunEvent::WorkerJoined { .. } | RunEvent::ResultRefused { .. } => {}
+            RunEvent::Step(_) | RunEvent::Epoch(_) | RunEvent::Mirror(_) => panic!("no event of the core: {event:?}"),
         }
     }
 
