@@ -11,7 +11,7 @@ mod table;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::Place;
+use crate::harness::TestDir;
 use plan::Plan;
 use round::Round;
 use table::Table;
@@ -39,14 +39,14 @@ fn play(seed: u64, time: Duration, data: &str) {
         let _replay = Replay(seed);
         let plan = Plan::drawn(seed);
         eprintln!("round of seed {seed}: {plan}");
-        let place = Place::new();
+        let dir = TestDir::new();
         let flags = plan.recipe_flags(data);
-        let expected = place.reference(&flags);
-        let mut round = Round::begin(&place, &plan, data);
+        let expected = dir.reference(&flags);
+        let mut round = Round::begin(&dir, &plan, data);
         let run = round.play();
         run.assert_same_bits(&expected);
         round.check_workers();
-        let words = table.add(&round.told(), &run, &expected, plan.n_steps);
+        let words = table.add(&round.log(), &run, &expected, plan.n_steps);
         eprintln!("   same bits after {:.1} s: {words}", round.duration().as_secs_f64());
         if begun.elapsed() >= time {
             break;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Compose, Place, Process, Stream, TERMINATED, docker, field, inspect, signal, wait_until};
+use crate::harness::{Compose, Process, Stream, TERMINATED, TestDir, docker, field, inspect, signal, wait_until};
 
 const WORKERS: usize = 3;
 /// How long a worker is paused: longer than the 2 s after which its silence is noticed.
@@ -31,11 +31,11 @@ struct Coordinator {
 }
 
 impl Coordinator {
-    fn follow(place: &Place, compose: &Compose, incarnation: u32) -> Self {
+    fn follow(dir: &TestDir, compose: &Compose, incarnation: u32) -> Self {
         let [container] = compose.containers("coordinator").try_into().expect("one coordinator");
         let mut command = Command::new("docker");
         command.args(["logs", "--follow", &container]);
-        let log = place.start(&format!("coordinator {incarnation}"), command);
+        let log = dir.start(&format!("coordinator {incarnation}"), command);
         Self { container, incarnation, log }
     }
 
@@ -98,20 +98,20 @@ fn exit_code(container: &str) -> i32 {
 
 #[test]
 fn faults_of_containers_change_no_bit() {
-    let place = Place::new();
-    let small = place.path("small");
+    let dir = TestDir::new();
+    let small = dir.path("small");
     let folder = [
         ("DATASET", small.to_str().expect("a path in UTF-8")),
         ("TELAR_DATA", "/data"),
         ("RUST_LOG", "info,coordinator::observe::view=debug"),
     ];
     let Some(compose) = Compose::if_any(&[&RUN[..], &folder].concat()) else { return };
-    let expected = place.reference(REFERENCE);
+    let expected = dir.reference(REFERENCE);
     eprintln!("{:<36} {:>9} {:>10} {:>6}", "fault", "noticed", "recovered", "steps");
     eprintln!("{:<36} {:>9} {:>10} {:>6}", "", "ms", "ms", "again");
 
     compose.run(&format!("up --detach --build --scale worker={WORKERS}"));
-    let first = Coordinator::follow(&place, &compose, 1);
+    let first = Coordinator::follow(&dir, &compose, 1);
     first.wait_for("worker joined", WORKERS);
     first.settle();
     let workers: [String; WORKERS] = compose.containers("worker").try_into().expect("as many as asked for");
@@ -141,7 +141,7 @@ fn faults_of_containers_change_no_bit() {
     first.log.wait_exit();
     let ended = Instant::now();
     wait_until("the engine has restarted it", ENGINE_WAIT_MAX, || inspect(&first.container, ".RestartCount") == "1");
-    let second = Coordinator::follow(&place, &compose, 2);
+    let second = Coordinator::follow(&dir, &compose, 2);
     let recovered = second.wait_for("step done", 1);
     let resumed = second.log.wait_for_line(Stream::Err, "run resumed");
     let from: u64 = field(&resumed, "step").parse().expect("a number");
@@ -155,7 +155,7 @@ fn faults_of_containers_change_no_bit() {
     second.log.wait_exit();
     let stopped = Instant::now();
     compose.run(&format!("up --detach --scale worker={WORKERS}"));
-    let third = Coordinator::follow(&place, &compose, 3);
+    let third = Coordinator::follow(&dir, &compose, 3);
     let recovered = third.wait_for("step done", 1);
     let resumed = third.log.line_if_any(Stream::Err, "run resumed", 2).expect("it was resumed twice");
     let from: u64 = field(&resumed, "step").parse().expect("a number");
@@ -165,11 +165,11 @@ fn faults_of_containers_change_no_bit() {
     for worker in &compose.containers("worker") {
         assert_eq!(docker(&["wait", worker]), "0");
     }
-    docker(&["cp", &format!("{}:/runs/run", third.container), place.path("run").to_str().expect("a path in UTF-8")]);
-    let description = std::fs::read(place.path("run/run.json")).expect("a file");
+    docker(&["cp", &format!("{}:/runs/run", third.container), dir.path("run").to_str().expect("a path in UTF-8")]);
+    let description = std::fs::read(dir.path("run/run.json")).expect("a file");
     let description: Value = serde_json::from_slice(&description).expect("JSON");
     // All of it with certificates and a token, which compose has made by itself.
     let security = json!({ "tls": true, "token": true, "insecure": false, "reflection": false });
     assert_eq!(description["security"], security);
-    place.run("run", &description["result"]).assert_same_bits(&expected);
+    dir.run("run", &description["result"]).assert_same_bits(&expected);
 }

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use safetensors::SafeTensors;
 
-use crate::harness::{Place, Process, SHORT_RUN, SmallDisk, Stream, field, is_alive, signal, wait_until};
+use crate::harness::{Process, SHORT_RUN, SmallDisk, Stream, TestDir, field, is_alive, signal, wait_until};
 
 /// Of the instants at which coordinators die.
 const SEED: u64 = 20;
@@ -79,26 +79,26 @@ fn unfinished(run: &Path) -> Vec<String> {
 fn twenty_deaths_of_the_coordinator_change_no_bit_and_end_no_worker() {
     eprintln!("the instants of seed {SEED}");
     let mut plan = ChaCha8Rng::seed_from_u64(SEED);
-    let place = Place::new();
+    let dir = TestDir::new();
     let others = "--checkpoint-every 5 --hash-steps --launch external --listen unix:socket";
-    let mut coordinator = place.coordinator(&format!("{ENDLESS_RUN} --run-dir run {others}"));
-    let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
+    let mut coordinator = dir.coordinator(&format!("{ENDLESS_RUN} --run-dir run {others}"));
+    let workers = ["worker 1", "worker 2"].map(|name| dir.worker(name, "unix:socket"));
     // Before it there is nothing to resume.
     coordinator.wait_for_checkpoint(0);
     for death in 1..=20 {
         kill(&coordinator, &mut plan, &[0, 0, 0, 0, 1, 2, 4, 8], Duration::from_millis(200));
-        check_checkpoints(&place.path("run"));
+        check_checkpoints(&dir.path("run"));
         if death < 20 {
-            coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+            coordinator = dir.coordinator(&format!("--resume run --data small {others}"));
         }
     }
-    let n_epochs = n_epochs_to_end(&place.path("run"));
-    coordinator = place.coordinator(&format!("--resume run --data small --epochs {n_epochs} {others}"));
+    let n_epochs = n_epochs_to_end(&dir.path("run"));
+    coordinator = dir.coordinator(&format!("--resume run --data small --epochs {n_epochs} {others}"));
     coordinator.begin();
     assert!(workers.iter().all(Process::is_running));
-    let run = place.run("run", &coordinator.end());
+    let run = dir.run("run", &coordinator.end());
     check_nothing_skipped(&coordinator);
-    run.assert_same_bits(&place.reference(&ENDLESS_RUN.replace("1000000", &n_epochs.to_string())));
+    run.assert_same_bits(&dir.reference(&ENDLESS_RUN.replace("1000000", &n_epochs.to_string())));
     assert_eq!(run.description["incarnation"], 21);
     for worker in workers {
         worker.succeed();
@@ -110,85 +110,85 @@ fn twenty_deaths_of_the_coordinator_change_no_bit_and_end_no_worker() {
 fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
     eprintln!("the instants of seed {SEED}");
     let mut plan = ChaCha8Rng::seed_from_u64(SEED);
-    let place = Place::new();
+    let dir = TestDir::new();
     let others = "--checkpoint-every 1 --workers 1 --hash-steps";
-    let mut coordinator = place.coordinator(&format!("{ENDLESS_RUN} --run-dir run {others}"));
+    let mut coordinator = dir.coordinator(&format!("{ENDLESS_RUN} --run-dir run {others}"));
     coordinator.wait_for_checkpoint(0);
     let mut n_torn = 0;
     for death in 1..=50 {
         kill(&coordinator, &mut plan, &[1, 2, 3], Duration::from_millis(20));
-        let n_unfinished = check_checkpoints(&place.path("run"));
+        let n_unfinished = check_checkpoints(&dir.path("run"));
         assert!(n_unfinished <= 1, "{n_unfinished} unfinished files after death {death}");
         n_torn += n_unfinished;
         if death < 50 {
-            coordinator = place.coordinator(&format!("--resume run --data small {others}"));
+            coordinator = dir.coordinator(&format!("--resume run --data small {others}"));
         }
     }
     eprintln!("{n_torn} of 50 deaths were in the middle of a file");
     assert!(n_torn > 0, "no death was in the middle of a file: this shows nothing");
-    let n_epochs = n_epochs_to_end(&place.path("run"));
-    coordinator = place.coordinator(&format!("--resume run --data small --epochs {n_epochs} {others}"));
-    let run = place.run("run", &coordinator.end());
+    let n_epochs = n_epochs_to_end(&dir.path("run"));
+    coordinator = dir.coordinator(&format!("--resume run --data small --epochs {n_epochs} {others}"));
+    let run = dir.run("run", &coordinator.end());
     check_nothing_skipped(&coordinator);
-    run.assert_same_bits(&place.reference(&ENDLESS_RUN.replace("1000000", &n_epochs.to_string())));
-    assert_eq!(unfinished(&place.path("run")), [""; 0]);
+    run.assert_same_bits(&dir.reference(&ENDLESS_RUN.replace("1000000", &n_epochs.to_string())));
+    assert_eq!(unfinished(&dir.path("run")), [""; 0]);
 }
 
 /// The goal: whatever becomes of the files that `--data` names, they were read, and nobody is killed for it.
 #[test]
 fn data_set_cut_off_in_place_ends_no_process() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (coordinator, address) = place.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
-    let worker = place.worker("worker", &address);
+    let expected = dir.reference(&flags);
+    let (coordinator, address) = dir.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
+    let worker = dir.worker("worker", &address);
     coordinator.wait_for_checkpoint(20);
-    for entry in fs::read_dir(place.path("small")).expect("a folder") {
+    for entry in fs::read_dir(dir.path("small")).expect("a folder") {
         let path = entry.expect("a file").path();
         fs::File::options().write(true).open(path).and_then(|file| file.set_len(0)).expect("a file");
     }
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     worker.succeed();
 }
 
 /// The newest checkpoint is that of an epoch's last step, from before its validation, and the epoch has its line already.
 #[test]
 fn an_epoch_has_one_line_whatever_dies_after_its_validation() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let coordinator = place.coordinator(&format!("{flags} --workers 2 --checkpoint-every 138 --run-dir run"));
+    let expected = dir.reference(&flags);
+    let coordinator = dir.coordinator(&format!("{flags} --workers 2 --checkpoint-every 138 --run-dir run"));
     coordinator.wait_for_checkpoint(138);
-    let history = place.path("run/history.jsonl");
+    let history = dir.path("run/history.jsonl");
     wait_until("the first epoch has its line", END_MAX, || fs::metadata(&history).is_ok_and(|file| file.len() > 0));
     coordinator.kill();
-    let next = place.coordinator("--resume run --data small --workers 2");
+    let next = dir.coordinator("--resume run --data small --workers 2");
     let end = next.end();
     assert_eq!(next.begin()["step"], 138);
-    place.run("run", &end).assert_same_bits(&expected);
+    dir.run("run", &end).assert_same_bits(&expected);
 }
 
 /// A run on a disk of its own that fails it after its second checkpoint: it ends with what is wrong, and the run goes on
 /// where there is room.
 fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk, &Process), told: &[&str]) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let Some(disk) = SmallDisk::new(&place, n_kibibytes) else { return };
+    let expected = dir.reference(&flags);
+    let Some(disk) = SmallDisk::new(&dir, n_kibibytes) else { return };
     let flags = format!("{flags} --workers 2 --checkpoint-every 20 --hash-steps --run-dir disk/run --json");
-    let coordinator = place.start("coordinator", disk.inside(&place.command("coordinator", &flags)));
+    let coordinator = dir.start("coordinator", disk.inside(&dir.command("coordinator", &flags)));
     coordinator.wait_for_checkpoint(20);
     spoil(&disk, &coordinator);
     coordinator.check_end(73, told);
     assert_eq!(check_checkpoints(&disk.path("run")), 0, "unfinished files");
 
-    disk.copy("run", &place.path("run"));
-    let next = place.coordinator("--resume run --data small --workers 2 --hash-steps");
+    disk.copy("run", &dir.path("run"));
+    let next = dir.coordinator("--resume run --data small --workers 2 --hash-steps");
     let end = next.end();
     check_nothing_skipped(&next);
     let from = next.begin()["step"].as_u64().expect("a step");
     assert!(from >= 20, "resumed at step {from}");
-    place.run("run", &end).assert_same_bits(&expected);
+    dir.run("run", &end).assert_same_bits(&expected);
 }
 
 /// Three checkpoints of 642 KiB fit, and a fourth one does not.
@@ -234,30 +234,30 @@ fn a_folder_that_becomes_read_only_is_told_and_loses_nothing() {
 /// The goal: what is lost with the disk at the very end is computed again by the workers that are there.
 #[test]
 fn workers_of_run_without_its_last_files_look_for_the_next_coordinator() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let recipe = "--arch denoising --shards 4 --batch-size 16 --epochs 1 --data small --max-steps 60";
-    let expected = place.reference(recipe);
-    let Some(disk) = SmallDisk::new(&place, 2_050) else { return };
+    let expected = dir.reference(recipe);
+    let Some(disk) = SmallDisk::new(&dir, 2_050) else { return };
     let external = "--launch external --listen unix:socket";
     let flags = format!("{recipe} --checkpoint-every 20 --run-dir disk/run --json {external}");
-    let coordinator = place.start("coordinator", disk.inside(&place.command("coordinator", &flags)));
-    let worker = place.worker("worker", "unix:socket");
+    let coordinator = dir.start("coordinator", disk.inside(&dir.command("coordinator", &flags)));
+    let worker = dir.worker("worker", "unix:socket");
     coordinator.check_end(73, &["error: cannot write disk/run/model.safetensors"]);
     worker.wait_for_line(Stream::Err, "could not write the run's last files");
 
-    disk.copy("run", &place.path("run"));
-    let end = place.coordinator(&format!("--resume run --data small {external}")).end();
-    place.run("run", &end).assert_same_bits(&expected);
+    disk.copy("run", &dir.path("run"));
+    let end = dir.coordinator(&format!("--resume run --data small {external}")).end();
+    dir.run("run", &end).assert_same_bits(&expected);
     worker.succeed();
 }
 
 /// Asks a run of two workers to end when both have gone silent. Local ones are gone when it has ended.
 fn check_silent(launch: &str) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let is_external = !launch.is_empty();
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 20 --data small --run-dir run";
-    let coordinator = place.coordinator(&format!("{flags} --workers 2 {launch}"));
-    let workers = ["worker 1", "worker 2"].map(|name| is_external.then(|| place.worker(name, "unix:socket")));
+    let coordinator = dir.coordinator(&format!("{flags} --workers 2 {launch}"));
+    let workers = ["worker 1", "worker 2"].map(|name| is_external.then(|| dir.worker(name, "unix:socket")));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.wait_for_checkpoint(20);
     let joined = coordinator.lines(Stream::Err, "worker joined");
@@ -270,10 +270,10 @@ fn check_silent(launch: &str) {
     let waited = asked.elapsed();
     assert!(waited < END_MAX, "it took {waited:?} to end");
     assert_eq!(end["outcome"], "stopped");
-    check_checkpoints(&place.path("run"));
+    check_checkpoints(&dir.path("run"));
     let checkpoint = format!("run/checkpoints/step-{:08}.safetensors", end["step"].as_u64().expect("a step"));
     assert_eq!(end["checkpoint"], checkpoint);
-    assert!(place.path(&checkpoint).is_file(), "no {checkpoint}");
+    assert!(dir.path(&checkpoint).is_file(), "no {checkpoint}");
     assert!(processes.iter().all(|&process| is_alive(process) == is_external), "{processes:?}");
     for worker in workers.iter().flatten() {
         worker.signal("CONT");

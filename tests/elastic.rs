@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::harness::{LONG_RUN, Place, Process, SHORT_RUN, Stream, wait_until};
+use crate::harness::{LONG_RUN, Process, SHORT_RUN, Stream, TestDir, wait_until};
 
 /// Workers at most.
 const N_WORKERS_MAX: usize = 6;
@@ -25,7 +25,7 @@ enum Move {
 
 /// The workers of a run, as the plan has them.
 struct Workers<'a> {
-    place: &'a Place,
+    dir: &'a TestDir,
     address: String,
     running: Vec<Process>,
     n_started: usize,
@@ -34,12 +34,12 @@ struct Workers<'a> {
 impl Workers<'_> {
     fn start(&mut self) {
         self.n_started += 1;
-        self.running.push(self.place.worker(&format!("worker {}", self.n_started), &self.address));
+        self.running.push(self.dir.worker(&format!("worker {}", self.n_started), &self.address));
     }
 
     /// One of them has to go. One that has not joined yet may not have its signals in place, and cannot be asked to.
-    fn end(&mut self, place: usize, how: Move) {
-        let worker = self.running.swap_remove(place);
+    fn end(&mut self, index: usize, how: Move) {
+        let worker = self.running.swap_remove(index);
         if matches!(how, Move::Dismiss) && !worker.lines(Stream::Err, "joined the run").is_empty() {
             worker.terminate();
         } else {
@@ -64,8 +64,8 @@ impl Workers<'_> {
 
     /// All go, each in its own way, and the run waits.
     fn leave(&mut self, coordinator: &Process) {
-        while let Some(place) = self.running.len().checked_sub(1) {
-            self.end(place, if place % 2 == 0 { Move::Kill } else { Move::Dismiss });
+        while let Some(index) = self.running.len().checked_sub(1) {
+            self.end(index, if index % 2 == 0 { Move::Kill } else { Move::Dismiss });
         }
         coordinator.wait_for_line(Stream::Err, "n_active=0");
     }
@@ -74,13 +74,13 @@ impl Workers<'_> {
 /// Follows the plan of a seed through a run.
 fn check(arch: &str, seed: u64) {
     eprintln!("the plan of seed {seed}");
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch {arch} {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let (coordinator, address) =
-        place.external(&format!("{flags} --workers 4 --checkpoint-every 20 --hash-steps --run-dir run"));
+        dir.external(&format!("{flags} --workers 4 --checkpoint-every 20 --hash-steps --run-dir run"));
     let mut plan = ChaCha8Rng::seed_from_u64(seed);
-    let mut workers = Workers { place: &place, address, running: Vec::new(), n_started: 0 };
+    let mut workers = Workers { dir: &dir, address, running: Vec::new(), n_started: 0 };
     workers.start();
     workers.start();
     let (mut step, mut has_waited) = (0, false);
@@ -99,7 +99,7 @@ fn check(arch: &str, seed: u64) {
     }
     let end = coordinator.end();
     assert_eq!(end["outcome"], "completed");
-    let run = place.run("run", &end);
+    let run = dir.run("run", &end);
     run.assert_same_bits(&expected);
     let computing: BTreeSet<u64> = run.workers().concat().into_iter().collect();
     assert!(computing.len() >= 3, "only the workers {computing:?} took part");
@@ -128,51 +128,51 @@ fn denoising_has_the_same_bits_whoever_comes_and_goes() {
 /// The goal: a worker that hangs, and does not even close its connection, holds up a run for no longer than was said.
 #[test]
 fn shards_of_a_silent_worker_go_to_the_others() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch conv {LONG_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let (coordinator, address) =
-        place.external(&format!("{flags} --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));
-    let [hung, other] = ["hung", "other"].map(|name| place.worker(name, &address));
+        dir.external(&format!("{flags} --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));
+    let [hung, other] = ["hung", "other"].map(|name| dir.worker(name, &address));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.wait_for_checkpoint(20);
     hung.signal("STOP");
     // The other one did its work in the meantime, and it has not taken the updates of that.
     let left = coordinator.wait_for_line(Stream::Err, "worker left");
     assert!(left.contains("silent for 1000 ms") || left.contains("does not take its messages"), "{left}");
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     other.succeed();
 }
 
 #[test]
 fn a_worker_that_was_held_up_comes_back() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let (coordinator, address) =
-        place.external(&format!("{flags} --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));
-    let worker = place.worker("worker", &address);
+        dir.external(&format!("{flags} --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));
+    let worker = dir.worker("worker", &address);
     coordinator.wait_for_checkpoint(20);
     worker.signal("STOP");
     coordinator.wait_for_line(Stream::Err, "silent for 1000 ms");
     worker.signal("CONT");
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     assert_eq!(coordinator.lines(Stream::Err, "worker joined").len(), 2, "it joined anew");
     worker.succeed();
 }
 
 #[test]
 fn a_run_that_nobody_computes_says_that_it_waits() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --checkpoint-every 20 --run-dir run");
     let flags = format!("{flags} --launch external --listen unix:socket");
-    let coordinator = place.start("coordinator", place.command("coordinator", &flags));
+    let coordinator = dir.start("coordinator", dir.command("coordinator", &flags));
     coordinator.wait_for_line(Stream::Out, "start each with: worker --coordinator unix:socket");
-    let first = place.worker("first", "unix:socket");
+    let first = dir.worker("first", "unix:socket");
     coordinator.wait_for_checkpoint(20);
     first.kill();
     coordinator.wait_for_line(Stream::Out, "waiting: no worker is there");
-    let second = place.worker("second", "unix:socket");
+    let second = dir.worker("second", "unix:socket");
     coordinator.wait_for_line(Stream::Out, "going on: a worker is there");
     coordinator.succeed();
     second.succeed();
@@ -181,12 +181,12 @@ fn a_run_that_nobody_computes_says_that_it_waits() {
 /// The goal: workers are not to blame for a coordinator that was held up.
 #[test]
 fn a_coordinator_that_was_held_up_keeps_its_workers() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let (coordinator, address) =
-        place.external(&format!("{flags} --hash-steps --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));
-    let workers = ["first", "second"].map(|name| place.worker(name, &address));
+        dir.external(&format!("{flags} --hash-steps --checkpoint-every 20 --heartbeat-timeout 1 --run-dir run"));
+    let workers = ["first", "second"].map(|name| dir.worker(name, &address));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.signal("STOP");
     let stopped = std::time::Instant::now();
@@ -194,7 +194,7 @@ fn a_coordinator_that_was_held_up_keeps_its_workers() {
         stopped.elapsed() > std::time::Duration::from_millis(1_600)
     });
     coordinator.signal("CONT");
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     assert!(coordinator.lines(Stream::Err, "worker left").iter().all(|line| !line.contains("silent")));
     for worker in workers {
         worker.succeed();

@@ -3,7 +3,7 @@
 use engine::recipe::Recipe;
 use serde_json::Value;
 
-use crate::harness::{Place, Run, SHORT_RUN, Stream};
+use crate::harness::{Run, SHORT_RUN, Stream, TestDir};
 
 /// Images for training: 2,400 without a twelfth.
 const N_TRAIN: u32 = 2_200;
@@ -28,19 +28,19 @@ fn images_of_epoch(run: &Run, recipe: &Recipe, epoch: u32) -> Vec<u32> {
 
 #[test]
 fn every_image_is_computed_once_in_an_epoch_by_one_worker() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN} --checkpoint-every 20 --run-dir run");
-    let (coordinator, address) = place.external(&flags);
-    let mut workers: Vec<_> = (1..=3).map(|nth| place.worker(&format!("worker {nth}"), &address)).collect();
+    let (coordinator, address) = dir.external(&flags);
+    let mut workers: Vec<_> = (1..=3).map(|nth| dir.worker(&format!("worker {nth}"), &address)).collect();
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 3);
     coordinator.wait_for_checkpoint(40);
     workers.remove(0).kill();
     coordinator.wait_for_checkpoint(80);
-    workers.push(place.worker("worker 4", &address));
+    workers.push(dir.worker("worker 4", &address));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 4);
     coordinator.wait_for_checkpoint(180);
     workers.remove(0).kill();
-    let run = place.run("run", &coordinator.end());
+    let run = dir.run("run", &coordinator.end());
 
     let recipe = run.recipe();
     let steps: Vec<u64> = run.steps.iter().map(|step| step["step"].as_u64().expect("a step")).collect();

@@ -6,44 +6,44 @@ use std::process::Command;
 
 use model::data::PLAIN_NAMES;
 
-use crate::harness::{Place, Process, SHORT_RUN, Stream};
+use crate::harness::{Process, SHORT_RUN, Stream, TestDir};
 
 const FETCHING: &str = "fetching it from the coordinator";
 
 /// A worker that has no data set, and keeps what it fetches.
-fn bare_worker(place: &Place, name: &str, address: &str) -> Process {
-    let elsewhere = place.path("elsewhere");
+fn bare_worker(dir: &TestDir, name: &str, address: &str) -> Process {
+    let elsewhere = dir.path("elsewhere");
     std::fs::create_dir_all(&elsewhere).expect("a folder");
-    let mut command: Command = place.command("worker", &format!("--coordinator {address} --threads 1"));
+    let mut command: Command = dir.command("worker", &format!("--coordinator {address} --threads 1"));
     command.current_dir(&elsewhere).env("XDG_CACHE_HOME", elsewhere.join("cache"));
-    place.start(name, command)
+    dir.start(name, command)
 }
 
 #[test]
 fn workers_without_the_data_set_fetch_it_once() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (coordinator, address) = place.external(&format!("{flags} --run-dir first"));
-    let workers = ["worker 1", "worker 2"].map(|name| bare_worker(&place, name, &address));
-    place.run("first", &coordinator.end()).assert_same_bits(&expected);
+    let expected = dir.reference(&flags);
+    let (coordinator, address) = dir.external(&format!("{flags} --run-dir first"));
+    let workers = ["worker 1", "worker 2"].map(|name| bare_worker(&dir, name, &address));
+    dir.run("first", &coordinator.end()).assert_same_bits(&expected);
     for worker in &workers {
         worker.succeed();
     }
     let n_fetched: usize = workers.iter().map(|worker| worker.lines(Stream::Err, FETCHING).len()).sum();
     assert!((1..=2).contains(&n_fetched), "fetched {n_fetched} times");
 
-    let kept = place.path("elsewhere/cache/telar/datasets");
+    let kept = dir.path("elsewhere/cache/telar/datasets");
     let folders: Vec<_> =
         std::fs::read_dir(kept).expect("a folder").map(|entry| entry.expect("a file").path()).collect();
     let [folder] = folders.as_slice() else { panic!("one data set is kept, and nothing else: {folders:?}") };
     for name in PLAIN_NAMES {
         let read = |path| std::fs::read(path).expect("a file");
-        assert!(read(folder.join(name)) == read(place.path("small").join(name)), "{name} is another file");
+        assert!(read(folder.join(name)) == read(dir.path("small").join(name)), "{name} is another file");
     }
 
-    let (coordinator, address) = place.external(&format!("{flags} --max-steps 5 --run-dir second"));
-    let worker = bare_worker(&place, "worker 3", &address);
+    let (coordinator, address) = dir.external(&format!("{flags} --max-steps 5 --run-dir second"));
+    let worker = bare_worker(&dir, "worker 3", &address);
     coordinator.succeed();
     worker.succeed();
     assert!(worker.lines(Stream::Err, FETCHING).is_empty(), "it was fetched again");
@@ -51,50 +51,50 @@ fn workers_without_the_data_set_fetch_it_once() {
 
 #[test]
 fn workers_join_through_a_socket_in_the_file_system() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let coordinator = place.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir run"));
+    let expected = dir.reference(&flags);
+    let coordinator = dir.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir run"));
     assert_eq!(coordinator.begin()["address"], "unix:socket");
-    let worker = place.worker("worker", "unix:socket");
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    let worker = dir.worker("worker", "unix:socket");
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     worker.succeed();
 }
 
 #[test]
 fn a_run_that_nobody_joins_ends_after_the_time_given() {
-    let place = Place::new();
-    let (coordinator, address) = place.external(&format!("--arch conv {SHORT_RUN} --join-timeout 1 --run-dir run"));
+    let dir = TestDir::new();
+    let (coordinator, address) = dir.external(&format!("--arch conv {SHORT_RUN} --join-timeout 1 --run-dir run"));
     let told = format!("none came; start one with `worker --coordinator {address}`");
     coordinator.check_end(69, &["expected a worker within 1 seconds", &told, "--join-timeout"]);
 }
 
 #[test]
 fn a_worker_that_is_asked_to_end_does_and_the_others_go_on() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (coordinator, address) = place.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
-    let [leaver, other] = ["leaver", "other"].map(|name| place.worker(name, &address));
+    let expected = dir.reference(&flags);
+    let (coordinator, address) = dir.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
+    let [leaver, other] = ["leaver", "other"].map(|name| dir.worker(name, &address));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.wait_for_checkpoint(20);
     leaver.terminate();
     let left = coordinator.wait_for_line(Stream::Err, "worker left");
-    assert!(left.contains("it wanted to leave") && left.contains("n_handed_on=0"), "{left}");
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    assert!(left.contains("it wanted to leave") && left.contains("n_reassigned=0"), "{left}");
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     other.succeed();
 }
 
 #[test]
 fn a_worker_joins_a_run_that_goes_on_already() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (coordinator, address) = place.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
-    let first = place.worker("first", &address);
+    let expected = dir.reference(&flags);
+    let (coordinator, address) = dir.external(&format!("{flags} --checkpoint-every 20 --run-dir run"));
+    let first = dir.worker("first", &address);
     coordinator.wait_for_checkpoint(20);
-    let second = place.worker("second", &address);
-    let run = place.run("run", &coordinator.end());
+    let second = dir.worker("second", &address);
+    let run = dir.run("run", &coordinator.end());
     run.assert_same_bits(&expected);
     let workers = run.workers();
     assert_eq!(workers[0], [1, 1, 1, 1]);
@@ -106,25 +106,25 @@ fn a_worker_joins_a_run_that_goes_on_already() {
 
 #[test]
 fn a_worker_that_is_there_first_waits_for_the_coordinator() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 20 --run-dir run");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     drop(listener);
-    let worker = place.worker("worker", &address.to_string());
+    let worker = dir.worker("worker", &address.to_string());
     worker.wait_for_line(Stream::Err, "trying again");
-    let coordinator = place.coordinator(&format!("{flags} --launch external --listen {address}"));
+    let coordinator = dir.coordinator(&format!("{flags} --launch external --listen {address}"));
     coordinator.succeed();
     worker.succeed();
 }
 
 #[test]
 fn an_address_in_use_is_told() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     let flags = format!("--arch conv {SHORT_RUN} --launch external --listen {address} --run-dir run");
-    place.fail(
+    dir.fail(
         "coordinator",
         &flags,
         69,
@@ -135,10 +135,10 @@ fn an_address_in_use_is_told() {
 /// The goal: whoever finds the port cannot disturb a run, nor keep it from ending.
 #[test]
 fn what_is_no_worker_does_not_disturb_a_run() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (coordinator, address) = place.external(&format!("{flags} --run-dir run"));
+    let expected = dir.reference(&flags);
+    let (coordinator, address) = dir.external(&format!("{flags} --run-dir run"));
     let port = address.strip_prefix("http://").expect("an address of the web");
     let garbage = vec![0xa5; 100_000];
     let first_words: [&[u8]; 6] = [
@@ -156,21 +156,21 @@ fn what_is_no_worker_does_not_disturb_a_run() {
         let _ = connection.write_all(words);
         connection
     });
-    let worker = place.worker("worker", &address);
+    let worker = dir.worker("worker", &address);
     coordinator.wait_for_line(Stream::Out, r#""epoch":2"#);
     // Connections that are open keep it from nothing.
     let end = coordinator.end();
     drop(connections);
-    place.run("run", &end).assert_same_bits(&expected);
+    dir.run("run", &end).assert_same_bits(&expected);
     worker.succeed();
 }
 
 #[test]
 fn a_file_that_is_no_socket_is_left_as_it_is() {
-    let place = Place::new();
-    std::fs::write(place.path("precious"), "words").expect("a file");
+    let dir = TestDir::new();
+    std::fs::write(dir.path("precious"), "words").expect("a file");
     let flags = "--launch external --listen unix:precious --arch conv --data small --run-dir run";
-    place.fail("coordinator", flags, 69, &["cannot listen at unix:precious"]);
-    assert_eq!(std::fs::read_to_string(place.path("precious")).expect("a file"), "words");
-    assert!(!place.path("run").exists(), "a run that never began has no folder");
+    dir.fail("coordinator", flags, 69, &["cannot listen at unix:precious"]);
+    assert_eq!(std::fs::read_to_string(dir.path("precious")).expect("a file"), "words");
+    assert!(!dir.path("run").exists(), "a run that never began has no folder");
 }

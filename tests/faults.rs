@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::harness::{Byte, Held, Message, Place, Process, Proxy, Stream, field};
+use crate::harness::{Blocked, Byte, Message, Process, Proxy, Stream, TestDir, field};
 
 /// Epochs of 69 steps: 2,200 images in batches of 32, a shard for each worker.
 const RUN: &str = "--arch denoising --shards 3 --batch-size 32 --data small";
@@ -84,7 +84,7 @@ impl Moment {
         // The validation split is one batch.
         let nth = if self == Self::DuringValidation { 1 } else { step as usize };
         eprintln!("{self:?}: in {message:?} {nth}");
-        proxy.stop_at(message, nth, byte, Held::BothWays);
+        proxy.stop_at(message, nth, byte, Blocked::BothWays);
     }
 
     /// Whether the worker then has a task.
@@ -108,7 +108,7 @@ impl Fault {
     }
 
     /// The silence after which the coordinator takes the worker for dead.
-    fn silence_max(self) -> Duration {
+    fn heartbeat_timeout(self) -> Duration {
         if self.is_told() { SILENCE_MAX_OF_TOLD } else { SILENCE_MAX }
     }
 
@@ -117,13 +117,13 @@ impl Fault {
         if self.is_told() { 2 } else { 6 }
     }
 
-    fn start(self, place: &Place, address: &str) -> Process {
-        let mut command = place.worker_command(address);
+    fn start(self, dir: &TestDir, address: &str) -> Process {
+        let mut command = dir.worker_command(address);
         if self != Self::Ended {
-            return place.start("faulty", command);
+            return dir.start("faulty", command);
         }
         command.arg("--supervised");
-        place.start_with_input("faulty", command, Stdio::piped())
+        dir.start_with_input("faulty", command, Stdio::piped())
     }
 
     /// Does it, while the proxy holds all that the worker says and hears.
@@ -148,22 +148,22 @@ impl Fault {
 /// One fault at one moment, with gradients that travel in one way; how long it took to be noticed.
 fn check_at(fault: Fault, moment: Moment, wire: &str, draw: &mut ChaCha8Rng) -> Duration {
     eprintln!("--wire {wire}");
-    let place = Place::new();
+    let dir = TestDir::new();
     let run = format!("{RUN} --epochs {}", fault.n_epochs());
-    let expected = place.reference(&run);
-    let silence_max = fault.silence_max().as_secs();
+    let expected = dir.reference(&run);
+    let heartbeat_timeout = fault.heartbeat_timeout().as_secs();
     let every = if moment == Moment::DuringCheckpoint { "1" } else { "epoch" };
     let flags = format!(
-        "{run} --hash-steps --checkpoint-every {every} --heartbeat-timeout {silence_max} --wire {wire} --run-dir run"
+        "{run} --hash-steps --checkpoint-every {every} --heartbeat-timeout {heartbeat_timeout} --wire {wire} --run-dir run"
     );
-    let (coordinator, address) = place.external(&flags);
+    let (coordinator, address) = dir.external(&flags);
     let proxy = Proxy::start(&address);
 
     // It joins first, so that the batch of the validation is its; and gets its state when the others are there.
-    proxy.stop_at(Message::State, 1, Byte::Middle, Held::OneWay);
-    let worker = fault.start(&place, &proxy.address());
+    proxy.stop_at(Message::State, 1, Byte::Middle, Blocked::OneWay);
+    let worker = fault.start(&dir, &proxy.address());
     proxy.wait_until_stopped();
-    let others = ["first other", "second other"].map(|name| place.worker(name, &address));
+    let others = ["first other", "second other"].map(|name| dir.worker(name, &address));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 3);
     moment.set(&proxy, draw);
     proxy.go_on();
@@ -182,14 +182,14 @@ fn check_at(fault: Fault, moment: Moment, wire: &str, draw: &mut ChaCha8Rng) -> 
 
     let end = coordinator.end();
     assert_eq!(end["outcome"], "completed");
-    place.run("run", &end).assert_same_bits(&expected);
+    dir.run("run", &end).assert_same_bits(&expected);
     // While others compute what is its, a run can end before a silent worker is given up.
     let is_over = !fault.is_told() && line.contains(&last_one);
     if !is_over {
         assert!(fault.reasons().iter().any(|reason| line.contains(reason)), "{line}");
         assert_eq!(field(&line, "worker"), coordinator.numbers_of(&worker)[0], "{line}");
         let is_helped = !coordinator.lines(Stream::Err, "worker is late").is_empty();
-        assert!(field(&line, "n_handed_on") == "1" || is_helped || !moment.has_work(), "{line}");
+        assert!(field(&line, "n_reassigned") == "1" || is_helped || !moment.has_work(), "{line}");
     }
     assert!(coordinator.lines(Stream::Err, "worker left").len() <= 1, "nobody else was lost");
     for other in &others {

@@ -11,7 +11,7 @@ use model::task::book_task;
 use model::weights::read_any;
 use safetensors::SafeTensors;
 
-use crate::harness::{Place, SMALL_DATA};
+use crate::harness::{SMALL_DATA, TestDir};
 
 /// A file of golden vectors.
 struct Golden {
@@ -57,14 +57,14 @@ impl Golden {
 }
 
 /// Trains with so many workers, checks the loss of every step, and gives how far the weights are from Keras'.
-fn train_like_keras(place: &Place, golden: &Golden, n_workers: u32) -> f64 {
+fn train_like_keras(dir: &TestDir, golden: &Golden, n_workers: u32) -> f64 {
     let Golden { architecture, learning_rate, tensors, .. } = golden;
     let run = format!("run-{n_workers}");
     let flags = format!(
         "--arch {architecture} --init-from initial.safetensors --learning-rate {learning_rate} --no-shuffle \
          --noise none --batch-size 32 --max-steps 25 --data small --workers {n_workers}"
     );
-    let steps = place.train(&flags, &run).steps;
+    let steps = dir.train(&flags, &run).steps;
     let expected = &tensors["sgd_losses"];
     assert_eq!(steps.len(), expected.len());
     for (step, &expected) in steps.iter().zip(expected) {
@@ -72,21 +72,21 @@ fn train_like_keras(place: &Place, golden: &Golden, n_workers: u32) -> f64 {
         let apart = (found / f64::from(expected) - 1.0).abs();
         assert!(apart <= 2e-4, "{architecture}, {n_workers} workers: {expected} expected, found {step}");
     }
-    let weights = read_any(&place.path(&run).join("model.safetensors")).expect("whole weights").1;
+    let weights = read_any(&dir.path(&run).join("model.safetensors")).expect("whole weights").1;
     golden.distance(&weights.params)
 }
 
 /// As many shards as workers: each number of workers cuts the steps in its own way. Why `conv` may go one of several
 /// ways, each as good as Keras' own, is told beside the golden vectors' other tests.
 fn check(architecture: Architecture, nearest: f64, farthest: f64) {
-    let place = Place::new();
+    let dir = TestDir::new();
     if !SMALL_DATA.is_real {
         return; // said aloud by whoever looked for it
     }
     let golden = Golden::read(architecture);
     let initial = Weights::new(book_task(architecture).spec(), golden.params("weights"));
-    initial.write(&place.path("initial.safetensors")).expect("the folder can be written");
-    let apart = [1, 2, 3, 4].map(|n_workers| train_like_keras(&place, &golden, n_workers));
+    initial.write(&dir.path("initial.safetensors")).expect("the folder can be written");
+    let apart = [1, 2, 3, 4].map(|n_workers| train_like_keras(&dir, &golden, n_workers));
     let is_near = apart.iter().any(|&apart| apart <= nearest) && apart.iter().all(|&apart| apart <= farthest);
     assert!(is_near, "{apart:?} from Keras with 1, 2, 3 and 4 workers, {farthest} expected, and {nearest} once");
 }

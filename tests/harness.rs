@@ -25,7 +25,7 @@ pub use bucket::{Bucket, Passage};
 pub use compose::{Compose, docker, inspect};
 pub use network::{COORDINATOR, Network};
 pub use process::{Line, Process, Stream, TERMINATED, field};
-pub use proxy::{Byte, Held, Message, Proxy};
+pub use proxy::{Blocked, Byte, Message, Proxy};
 pub use run::Run;
 pub use small_data::SMALL_DATA;
 pub use small_disk::SmallDisk;
@@ -43,23 +43,23 @@ pub const N_SHORT_STEPS: u64 = 276;
 /// Thirty epochs: with `conv`, six seconds on a fast machine. A worker is missed after one, and back after two more.
 pub const LONG_RUN: &str = "--shards 4 --batch-size 16 --epochs 30 --data small";
 
-/// A test's folder, in which its programs are started, and its turn: this machine runs one cluster at a time.
-pub struct Place {
+/// A test's folder, in which its programs are started, and the lock that has this machine run one cluster at a time.
+pub struct TestDir {
     started: Mutex<Vec<Arc<Watched>>>,
     folder: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
-impl Place {
+impl TestDir {
     /// A folder with the small data set in `small`.
     pub fn new() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         // A test that failed has left nothing behind that the next one could stumble over.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let place =
+        let dir =
             Self { started: Mutex::default(), folder: tempfile::tempdir().expect("a temporary folder"), _turn: turn };
-        SMALL_DATA.write(&place.path("small"));
-        place
+        SMALL_DATA.write(&dir.path("small"));
+        dir
     }
 
     /// A path in the folder.
@@ -88,7 +88,7 @@ impl Place {
         self.start_with_input(name, command, Stdio::null())
     }
 
-    /// As [`Place::start`], with something as its standard input.
+    /// As [`TestDir::start`], with something as its standard input.
     pub fn start_with_input(&self, name: &str, command: Command, input: Stdio) -> Process {
         let process = Process::start(name, command, input);
         self.started.lock().unwrap_or_else(PoisonError::into_inner).push(process.watched());
@@ -151,7 +151,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TestDir {
     fn drop(&mut self) {
         if thread::panicking() {
             let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use crate::harness::{Place, SHORT_RUN, Stream, wait_until};
+use crate::harness::{SHORT_RUN, Stream, TestDir, wait_until};
 
 fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -12,35 +12,34 @@ fn free_address() -> String {
 
 #[test]
 fn coordinator_is_serving_at_both_ports_until_its_end() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let health = free_address();
-    let (coordinator, address) =
-        place.external(&format!("--arch denoising {SHORT_RUN} --run-dir run --health {health}"));
+    let (coordinator, address) = dir.external(&format!("--arch denoising {SHORT_RUN} --run-dir run --health {health}"));
     for asked in [address.as_str(), &health] {
-        let check = place.start("check", place.command("coordinator", &format!("--check {asked}")));
+        let check = dir.start("check", dir.command("coordinator", &format!("--check {asked}")));
         check.succeed();
         assert!(!check.lines(Stream::Out, "serving").is_empty());
     }
-    let json = place.start("check", place.command("coordinator", &format!("--check {health} --json")));
+    let json = dir.start("check", dir.command("coordinator", &format!("--check {health} --json")));
     assert_eq!(json.end()["status"], "serving");
     coordinator.terminate();
-    place.fail("coordinator", &format!("--check {health}"), 69, &["expected a coordinator", &health]);
+    dir.fail("coordinator", &format!("--check {health}"), 69, &["expected a coordinator", &health]);
 }
 
 /// A data set can take minutes to come: until it is there, workers cannot join, and the process is no dead one.
 #[test]
 fn coordinator_without_its_data_set_is_alive_and_not_ready() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let health = free_address();
     // A proxy that takes connections and says nothing holds the download up.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let proxy = format!("http://{}", listener.local_addr().expect("an address"));
     let flags = format!("--arch denoising --data fashion-mnist --run-dir run --launch external --health {health}");
-    let mut command = place.command("coordinator", &flags);
+    let mut command = dir.command("coordinator", &flags);
     command.env("HTTPS_PROXY", &proxy).env("https_proxy", &proxy).env_remove("NO_PROXY").env_remove("no_proxy");
-    let coordinator = place.start("coordinator", command);
+    let coordinator = dir.start("coordinator", command);
     wait_until("it answers probes", Duration::from_mins(1), || {
-        let check = place.start("check", place.command("coordinator", &format!("--check {health}")));
+        let check = dir.start("check", dir.command("coordinator", &format!("--check {health}")));
         check.wait_exit();
         !check.lines(Stream::Err, "not ready yet").is_empty()
     });
@@ -49,9 +48,9 @@ fn coordinator_without_its_data_set_is_alive_and_not_ready() {
 
 #[test]
 fn check_says_what_it_found_instead_of_a_coordinator() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let check = |address: &str, exit_code, parts: &[&str]| {
-        place.fail("coordinator", &format!("--check {address}"), exit_code, parts);
+        dir.fail("coordinator", &format!("--check {address}"), exit_code, parts);
     };
     check("7187", 64, &["expected --check as HOST:PORT or unix:PATH", "127.0.0.1:7187"]);
     check(&free_address(), 69, &["expected a coordinator", "refused"]);

@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::harness::{Byte, Held, Message, Place, Process, Proxy, Stream, wait_until};
+use crate::harness::{Blocked, Byte, Message, Process, Proxy, Stream, TestDir, wait_until};
 
 /// What is trained under attack.
 const RUN: &str = "--arch denoising --shards 4 --batch-size 16 --data small";
@@ -28,18 +28,18 @@ fn reference_flags() -> String {
 
 /// A coordinator under attack, and who attacks it.
 struct Siege<'a> {
-    place: &'a Place,
+    dir: &'a TestDir,
     coordinator: Process,
     address: String,
 }
 
 impl<'a> Siege<'a> {
-    fn begin(place: &'a Place, n_epochs: u32, flags: &str) -> Self {
+    fn begin(dir: &'a TestDir, n_epochs: u32, flags: &str) -> Self {
         // Attackers and the test are one process.
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("the hard limit is allowed");
-        let (coordinator, address) = place.external(&format!("{RUN} --run-dir run --epochs {n_epochs} {flags}"));
-        Self { place, coordinator, address }
+        let (coordinator, address) = dir.external(&format!("{RUN} --run-dir run --epochs {n_epochs} {flags}"));
+        Self { dir, coordinator, address }
     }
 
     fn attack(&self, harms: &[(Harm, usize)]) -> Attack {
@@ -52,9 +52,9 @@ impl<'a> Siege<'a> {
 
     /// An honest worker is let in, and the run ends with the bits of one process.
     fn check_end(&self) {
-        let worker = self.place.worker("honest", &self.address);
+        let worker = self.dir.worker("honest", &self.address);
         let end = self.coordinator.end();
-        self.place.run("run", &end).assert_same_bits(&self.place.reference(&reference_flags()));
+        self.dir.run("run", &end).assert_same_bits(&self.dir.reference(&reference_flags()));
         worker.succeed();
     }
 
@@ -80,11 +80,11 @@ impl<'a> Siege<'a> {
 /// While peers keep the coordinator busy, the clock goes on for one that is silent.
 #[test]
 fn silent_worker_is_dismissed_while_others_flood() {
-    let place = Place::new();
-    let siege = Siege::begin(&place, 4, "--heartbeat-timeout 1");
+    let dir = TestDir::new();
+    let siege = Siege::begin(&dir, 4, "--heartbeat-timeout 1");
     let attack = siege.attack(&[(Harm::Heartbeats, 3)]);
     siege.coordinator.wait_for_line(Stream::Err, "a session ended");
-    let silent = place.worker("silent", &siege.address);
+    let silent = dir.worker("silent", &siege.address);
     let line = siege.coordinator.wait_for_line(Stream::Err, &format!("process={}", silent.id()));
     let number = crate::harness::field(&line, "worker");
     silent.signal("STOP");
@@ -96,9 +96,9 @@ fn silent_worker_is_dismissed_while_others_flood() {
 
 #[test]
 fn peers_that_read_nothing_cost_bounded_memory() {
-    let place = Place::new();
-    let siege = Siege::begin(&place, 200, "");
-    let honest = place.worker("honest", &siege.address);
+    let dir = TestDir::new();
+    let siege = Siege::begin(&dir, 200, "");
+    let honest = dir.worker("honest", &siege.address);
     // What a run needs by itself it has by then.
     siege.coordinator.wait_for_checkpoint(500);
     let before = siege.resident();
@@ -118,18 +118,18 @@ fn peers_that_read_nothing_cost_bounded_memory() {
 #[test]
 fn connection_whose_socket_is_not_read_is_closed() {
     const N_PEERS: u32 = 8;
-    let place = Place::new();
-    let siege = Siege::begin(&place, 1_000_000, "");
-    let honest = place.worker("honest", &siege.address);
+    let dir = TestDir::new();
+    let siege = Siege::begin(&dir, 1_000_000, "");
+    let honest = dir.worker("honest", &siege.address);
     // What a run needs by itself it has by then.
     siege.coordinator.wait_for_checkpoint(500);
     let (resident, n_sockets) = (siege.resident(), siege.n_sockets());
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a thread");
     let proxies: Vec<Proxy> = (0..N_PEERS).map(|_| Proxy::start(&siege.address)).collect();
     for (process, proxy) in (1..).zip(&proxies) {
-        proxy.stop_at(Message::State, 1, Byte::Last, Held::OneWay);
+        proxy.stop_at(Message::State, 1, Byte::Last, Blocked::OneWay);
         let route = Route::to(&proxy.address());
-        // Gives signs of life, and closes nothing by itself.
+        // Sends heartbeats, and closes nothing by itself.
         runtime.spawn(async move {
             let (worker, _) = Worker::enter(&route, process).await;
             loop {
@@ -151,23 +151,23 @@ fn connection_whose_socket_is_not_read_is_closed() {
 /// More connections than there are file descriptors, where the system allows no more.
 #[test]
 fn connections_beyond_the_descriptor_limit_end_nothing() {
-    let place = Place::new();
-    let command = place.command(
+    let dir = TestDir::new();
+    let command = dir.command(
         "coordinator",
         &format!("{RUN} --epochs 4 --run-dir run --launch external --listen 127.0.0.1:0 --json"),
     );
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    limited.current_dir(place.path("."));
+    limited.current_dir(dir.path("."));
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => limited.env(name, value),
             None => limited.env_remove(name),
         };
     }
-    let coordinator = place.start("coordinator", limited);
+    let coordinator = dir.start("coordinator", limited);
     let address = coordinator.begin()["address"].as_str().expect("an address").to_owned();
-    let siege = Siege { place: &place, coordinator, address };
+    let siege = Siege { dir: &dir, coordinator, address };
     let attack = siege.attack(&[(Harm::SilentTcp, 300), (Harm::JoinedSilent, 100)]);
     siege.wait_for_sockets(40);
     siege.check_end();
@@ -182,9 +182,9 @@ fn run_under_siege_has_the_bits_of_one_process() {
     let minutes =
         std::env::var("TELAR_SIEGE_MINUTES").ok().map(|text| text.parse::<f64>().expect("a number of minutes"));
     let time = minutes.map_or(SHORT_TIME, |minutes| Duration::from_secs_f64(60.0 * minutes));
-    let place = Place::new();
-    let siege = Siege::begin(&place, 1_000_000, "--audit 1 --checkpoint-every 1000");
-    let workers = ["first", "second"].map(|name| place.worker(name, &siege.address));
+    let dir = TestDir::new();
+    let siege = Siege::begin(&dir, 1_000_000, "--audit 1 --checkpoint-every 1000");
+    let workers = ["first", "second"].map(|name| dir.worker(name, &siege.address));
     siege.coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     let attack = siege.attack(&[
         (Harm::SilentTcp, 1_000),
@@ -208,8 +208,8 @@ fn run_under_siege_has_the_bits_of_one_process() {
     let end = siege.coordinator.terminated();
     let n_steps = end["step"].as_u64().expect("a step");
     assert!(n_steps > 0, "the run has come to something");
-    let run = place.run("run", &end);
-    let expected = place.reference(&format!("{RUN} --epochs 1000000 --max-steps {n_steps}"));
+    let run = dir.run("run", &end);
+    let expected = dir.reference(&format!("{RUN} --epochs 1000000 --max-steps {n_steps}"));
     assert_eq!(run.params_blake3, expected.params_blake3, "after {n_steps} steps");
     let log_bytes: usize = siege.coordinator.lines(Stream::Err, "").iter().map(|line| line.len() + 1).sum();
     eprintln!("{n_steps} steps in {time:?}, {resident_max} MB at most, {log_bytes} bytes of log");
@@ -223,11 +223,11 @@ fn run_under_siege_has_the_bits_of_one_process() {
 
 /// An honest worker from another address is let in as soon as it comes, whatever others hold.
 fn check_let_in(harm: Harm, n_attackers: usize) {
-    let place = Place::new();
-    let siege = Siege::begin(&place, 1_000_000, "");
+    let dir = TestDir::new();
+    let siege = Siege::begin(&dir, 1_000_000, "");
     let join_time = |name: &str| {
         let begun = Instant::now();
-        let worker = place.worker(name, &siege.address);
+        let worker = dir.worker(name, &siege.address);
         siege.coordinator.wait_for_line(Stream::Err, &format!("process={} backend", worker.id()));
         worker.kill();
         begun.elapsed()
@@ -260,16 +260,16 @@ fn joined_silent_workers_keep_no_worker_out() {
 /// The data set is for workers that have joined; an honest one that has no copy gets it beside others that read nothing.
 #[test]
 fn fetchers_keep_no_worker_from_the_data_set() {
-    let place = Place::new();
-    let siege = Siege::begin(&place, 4, "");
+    let dir = TestDir::new();
+    let siege = Siege::begin(&dir, 4, "");
     let attack = siege.attack(&[(Harm::FetchUnjoined, 20), (Harm::FetchUnread, 50)]);
     siege.wait_for_sockets(40);
     let flags = format!("--coordinator {} --threads 1", siege.address);
-    let mut command = place.command("worker", &flags);
-    command.env("XDG_CACHE_HOME", place.path("empty"));
-    let worker = place.start("fetching", command);
+    let mut command = dir.command("worker", &flags);
+    command.env("XDG_CACHE_HOME", dir.path("empty"));
+    let worker = dir.start("fetching", command);
     let end = siege.coordinator.end();
-    place.run("run", &end).assert_same_bits(&place.reference(&reference_flags()));
+    dir.run("run", &end).assert_same_bits(&dir.reference(&reference_flags()));
     worker.succeed();
     assert_eq!(worker.lines(Stream::Err, "fetching it from the coordinator").len(), 1);
     drop(attack);

@@ -10,29 +10,29 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Bucket, N_SHORT_STEPS, Passage, Place, Process, SHORT_RUN, Stream, wait_until};
+use crate::harness::{Bucket, N_SHORT_STEPS, Passage, Process, SHORT_RUN, Stream, TestDir, wait_until};
 
 /// How long the mirror may take to have what was uploaded to it.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// A place with a bucket; None, said aloud, where there is no `moto`.
-fn place_with_bucket() -> Option<(Place, Bucket)> {
-    let place = Place::new();
-    let bucket = Bucket::start(&place);
+fn place_with_bucket() -> Option<(TestDir, Bucket)> {
+    let dir = TestDir::new();
+    let bucket = Bucket::start(&dir);
     if bucket.is_none() {
         let _ = writeln!(std::io::stderr(), "skipped: no TELAR_PYTHON with moto[server]; `.ci/run test` sets one up");
     }
-    Some((place, bucket?))
+    Some((dir, bucket?))
 }
 
-fn command(place: &Place, bucket: &Bucket, flags: &str) -> Command {
-    let mut command = place.command("coordinator", flags);
+fn command(dir: &TestDir, bucket: &Bucket, flags: &str) -> Command {
+    let mut command = dir.command("coordinator", flags);
     bucket.introduce(&mut command);
     command
 }
 
-fn coordinator(place: &Place, bucket: &Bucket, flags: &str) -> Process {
-    place.start("coordinator", command(place, bucket, &format!("{flags} --json")))
+fn coordinator(dir: &TestDir, bucket: &Bucket, flags: &str) -> Process {
+    dir.start("coordinator", command(dir, bucket, &format!("{flags} --json")))
 }
 
 /// The mirrored files of a run folder.
@@ -78,60 +78,60 @@ fn assert_lines_reach_checkpoints(objects: &BTreeMap<String, Vec<u8>>) {
 }
 
 fn check_mirrored_and_resumed(
-    place: &Place,
+    dir: &TestDir,
     url: &str,
     start: impl Fn(&str) -> Process,
     objects: impl Fn() -> BTreeMap<String, Vec<u8>>,
 ) {
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let half = flags.replace("--epochs 2", "--epochs 1");
     let mirrored = format!("{half} --workers 2 --checkpoint-every 50 --keep 2 --mirror {url} --run-dir first");
     let end = start(&mirrored).end();
     assert_eq!((&end["mirror"]["url"], &end["mirror"]["step"]), (&url.into(), &138.into()), "{end}");
-    let first = place.run("first", &end);
+    let first = dir.run("first", &end);
     assert_eq!(end["mirror"]["missing"], Value::Array(Vec::new()));
-    assert_same_files(&objects(), &run_files(&place.path("first")));
+    assert_same_files(&objects(), &run_files(&dir.path("first")));
 
     // On a machine that has nothing of it.
     let second = start(&format!(
         "--resume {url} --epochs 2 --run-dir second --workers 2 --data small --checkpoint-every 50 --keep 2"
     ));
     let end = second.end();
-    let run = place.run("second", &end);
+    let run = dir.run("second", &end);
     run.assert_same_bits(&expected);
     assert_eq!(run.description["run_id"], first.description["run_id"]);
     assert_eq!(run.description["incarnation"], 2);
     assert_eq!(end["mirror"]["step"], N_SHORT_STEPS);
     assert_eq!(run.description["mirror"], end["mirror"]);
-    let (mirrored, local) = (objects(), run_files(&place.path("second")));
+    let (mirrored, local) = (objects(), run_files(&dir.path("second")));
     assert_same_files(&mirrored, &local);
     assert_eq!(local.keys().filter(|name| name.starts_with("checkpoints/")).count(), 2);
 }
 
 #[test]
 fn mirror_has_the_same_files_and_run_goes_on_from_it() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
-    let start = |flags: &str| coordinator(&place, &bucket, flags);
-    check_mirrored_and_resumed(&place, "s3://bucket/runs/one", start, || bucket.objects("runs/one"));
+    let Some((dir, bucket)) = place_with_bucket() else { return };
+    let start = |flags: &str| coordinator(&dir, &bucket, flags);
+    check_mirrored_and_resumed(&dir, "s3://bucket/runs/one", start, || bucket.objects("runs/one"));
 }
 
 #[test]
 fn folder_is_a_mirror_too() {
-    let place = Place::new();
-    let folder = place.path("mirror");
-    let start = |flags: &str| place.coordinator(flags);
-    check_mirrored_and_resumed(&place, &format!("file://{}", folder.display()), start, || run_files(&folder));
+    let dir = TestDir::new();
+    let folder = dir.path("mirror");
+    let start = |flags: &str| dir.coordinator(flags);
+    check_mirrored_and_resumed(&dir, &format!("file://{}", folder.display()), start, || run_files(&folder));
 }
 
 /// The goal: an outage at the start and another one in the middle hold no step up, and leave nothing missing.
 #[test]
 fn outage_holds_up_no_step_and_is_caught_up_with() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}").replace("--epochs 2", "--epochs 2000");
     bucket.gate().set(Passage::Shut);
     let mirror = "--mirror s3://bucket/run --run-dir run --checkpoint-every 10 --workers 2";
-    let run = coordinator(&place, &bucket, &format!("{flags} {mirror}"));
+    let run = coordinator(&dir, &bucket, &format!("{flags} {mirror}"));
     run.wait_for_line(Stream::Err, "cannot reach s3://bucket/run");
     run.wait_for_line(Stream::Out, r#""state":"failing""#);
     let step = run.wait_for_checkpoint(100);
@@ -151,7 +151,7 @@ fn outage_holds_up_no_step_and_is_caught_up_with() {
     assert_eq!(end["mirror"]["step"], end["step"]);
     // Each state once, however often it was tried.
     assert_eq!(run.lines(Stream::Out, r#""state":"failing""#).len(), 2);
-    assert_same_files(&bucket.objects("run"), &run_files(&place.path("run")));
+    assert_same_files(&bucket.objects("run"), &run_files(&dir.path("run")));
     let steps = line_steps(&bucket.objects("run")["steps.jsonl"]);
     assert!(steps.len() as u64 > later + 200);
 }
@@ -159,10 +159,10 @@ fn outage_holds_up_no_step_and_is_caught_up_with() {
 /// The goal: a store that takes bytes ever more slowly, in the end none, is waited for by nobody.
 #[test]
 fn stalled_upload_holds_up_no_step() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}").replace("--epochs 2", "--epochs 2000");
     let run = coordinator(
-        &place,
+        &dir,
         &bucket,
         &format!("{flags} --mirror s3://bucket/run --run-dir run --checkpoint-every 10 --workers 2"),
     );
@@ -180,13 +180,13 @@ fn stalled_upload_holds_up_no_step() {
     run.wait_for_nth_line(Stream::Err, "checkpoint mirrored", n_mirrored + 2);
     run.signal("INT");
     assert_eq!(run.end()["mirror"]["missing"], Value::Array(Vec::new()));
-    assert_same_files(&bucket.objects("run"), &run_files(&place.path("run")));
+    assert_same_files(&bucket.objects("run"), &run_files(&dir.path("run")));
 }
 
 /// A run whose first checkpoint is mirrored, and that trains as soon as it has a worker, whose address is given.
-fn run_before_its_first_step(place: &Place, bucket: &Bucket, flags: &str) -> (Process, String) {
+fn run_before_its_first_step(dir: &TestDir, bucket: &Bucket, flags: &str) -> (Process, String) {
     let mirror = "--mirror s3://bucket/run --run-dir run --launch external --listen 127.0.0.1:0";
-    let run = coordinator(place, bucket, &format!("{flags} {mirror}"));
+    let run = coordinator(dir, bucket, &format!("{flags} {mirror}"));
     run.wait_for_mirrored(0);
     let address = run.begin()["address"].as_str().expect("an address").to_owned();
     (run, address)
@@ -194,23 +194,23 @@ fn run_before_its_first_step(place: &Place, bucket: &Bucket, flags: &str) -> (Pr
 
 /// A coordinator that is killed while it uploads, on a machine that is lost with it.
 fn check_killed(held_at: &str, n_bytes: usize) {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (first, address) = run_before_its_first_step(&place, &bucket, &format!("{flags} --checkpoint-every 10"));
+    let expected = dir.reference(&flags);
+    let (first, address) = run_before_its_first_step(&dir, &bucket, &format!("{flags} --checkpoint-every 10"));
     bucket.gate().hold_after(held_at, n_bytes);
-    let worker = place.worker("worker", &address);
+    let worker = dir.worker("worker", &address);
     bucket.gate().wait_until_held();
     first.kill();
     drop(worker);
-    fs::remove_dir_all(place.path("run")).expect("a folder");
+    fs::remove_dir_all(dir.path("run")).expect("a folder");
     bucket.gate().set(Passage::Open);
     let objects = bucket.objects("run");
     assert_lines_reach_checkpoints(&objects);
 
-    let second = coordinator(&place, &bucket, "--resume s3://bucket/run --run-dir run --data small --workers 2");
+    let second = coordinator(&dir, &bucket, "--resume s3://bucket/run --run-dir run --data small --workers 2");
     let end = second.end();
-    let run = place.run("run", &end);
+    let run = dir.run("run", &end);
     run.assert_same_bits(&expected);
     assert_eq!(run.description["incarnation"], 2);
     assert_eq!(end["mirror"]["step"], N_SHORT_STEPS);
@@ -234,32 +234,32 @@ fn run_killed_between_two_files_goes_on() {
 /// The goal: the same command on a machine that may have lost everything begins, goes on, and never begins anew.
 #[test]
 fn auto_resume_takes_the_folder_then_the_mirror() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
     let flags = flags.replace("--epochs 2", "--epochs 3");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let again =
         format!("{flags} --workers 2 --checkpoint-every 50 --run-dir run --resume auto --mirror s3://bucket/run");
     bucket.gate().set(Passage::Shut);
-    let refused = coordinator(&place, &bucket, &again);
+    let refused = coordinator(&dir, &bucket, &again);
     refused.check_end(69, &["cannot reach s3://bucket/run"]);
-    assert!(!place.path("run/run.json").exists());
+    assert!(!dir.path("run/run.json").exists());
     bucket.gate().set(Passage::Open);
 
     let epochs = |n_epochs: &str| again.replace("--epochs 3", &format!("--epochs {n_epochs}"));
-    let first = coordinator(&place, &bucket, &epochs("1"));
+    let first = coordinator(&dir, &bucket, &epochs("1"));
     assert_eq!((&first.begin()["step"], &first.end()["mirror"]["step"]), (&0.into(), &138.into()));
-    fs::remove_dir_all(place.path("run")).expect("a folder");
-    let second = coordinator(&place, &bucket, &epochs("2"));
+    fs::remove_dir_all(dir.path("run")).expect("a folder");
+    let second = coordinator(&dir, &bucket, &epochs("2"));
     assert_eq!((&second.begin()["step"], &second.end()["mirror"]["step"]), (&138.into(), &276.into()));
     // The folder is there, so the store need not be.
     bucket.gate().set(Passage::Shut);
-    let third = coordinator(&place, &bucket, &again);
+    let third = coordinator(&dir, &bucket, &again);
     assert_eq!(third.begin()["step"], 276);
     third.wait_for_line(Stream::Err, "cannot reach s3://bucket/run");
     bucket.gate().set(Passage::Open);
     let end = third.end();
-    let run = place.run("run", &end);
+    let run = dir.run("run", &end);
     run.assert_same_bits(&expected);
     assert_eq!(run.description["incarnation"], 3);
     assert_eq!(end["mirror"]["step"], 414);
@@ -267,33 +267,33 @@ fn auto_resume_takes_the_folder_then_the_mirror() {
 
 #[test]
 fn damaged_checkpoint_at_the_mirror_is_skipped() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let half = flags.replace("--epochs 2", "--epochs 1");
     let mirrored = format!("{half} --workers 2 --checkpoint-every 50 --mirror s3://bucket/run --run-dir first");
-    assert_eq!(coordinator(&place, &bucket, &mirrored).end()["mirror"]["step"], 138);
+    assert_eq!(coordinator(&dir, &bucket, &mirrored).end()["mirror"]["step"], 138);
     let name = "checkpoints/step-00000138.safetensors";
-    let content = fs::read(place.path("first").join(name)).expect("a checkpoint");
+    let content = fs::read(dir.path("first").join(name)).expect("a checkpoint");
     bucket.put(&format!("run/{name}"), &content[..content.len() / 2]);
 
     let second =
-        coordinator(&place, &bucket, "--resume s3://bucket/run --epochs 2 --run-dir second --data small --workers 2");
+        coordinator(&dir, &bucket, "--resume s3://bucket/run --epochs 2 --run-dir second --data small --workers 2");
     second.wait_for_line(Stream::Err, "checkpoint skipped");
     let end = second.end();
     assert_eq!(second.begin()["step"], 100);
-    place.run("second", &end).assert_same_bits(&expected);
+    dir.run("second", &end).assert_same_bits(&expected);
 }
 
 /// The goal: the wait for a store that does not come back ends, with what is missing there and what to do.
 #[test]
 fn signal_ends_the_wait_for_the_mirror() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let (run, address) = run_before_its_first_step(&place, &bucket, &flags);
+    let expected = dir.reference(&flags);
+    let (run, address) = run_before_its_first_step(&dir, &bucket, &flags);
     bucket.gate().set(Passage::Shut);
-    let _worker = place.worker("worker", &address);
+    let _worker = dir.worker("worker", &address);
     run.wait_for_line(Stream::Out, r#""state":"finishing""#);
     run.signal("TERM");
     run.check_end(
@@ -305,70 +305,70 @@ fn signal_ends_the_wait_for_the_mirror() {
     let missing: Vec<&str> =
         end["mirror"]["missing"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
     assert!(missing.contains(&"run.json") && missing.contains(&"steps.jsonl"), "{end}");
-    place.run("run", &end).assert_same_bits(&expected);
+    dir.run("run", &end).assert_same_bits(&expected);
 }
 
 /// The goal: no run's files take the place of another one's, and whoever cannot be mirrored is told so before the training.
 #[test]
 fn mirror_that_cannot_be_used_is_refused_with_what_to_do() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2");
     let check = |flags: &str, exit_code, parts: &[&str]| {
-        place.start("coordinator", command(&place, &bucket, flags)).check_end(exit_code, parts);
+        dir.start("coordinator", command(&dir, &bucket, flags)).check_end(exit_code, parts);
     };
     let one = format!("{flags} --max-steps 3 --mirror s3://bucket/one --run-dir one");
-    assert_eq!(coordinator(&place, &bucket, &one).end()["mirror"]["step"], 3);
-    let two = coordinator(&place, &bucket, &format!("{flags} --max-steps 3 --run-dir two")).end();
+    assert_eq!(coordinator(&dir, &bucket, &one).end()["mirror"]["step"], 3);
+    let two = coordinator(&dir, &bucket, &format!("{flags} --max-steps 3 --run-dir two")).end();
     assert_eq!(two["mirror"], Value::Null);
 
     let taken = "expected no run at s3://bucket/one, found run";
     check(&format!("{flags} --mirror s3://bucket/one --run-dir three"), 73, &[taken, "--resume s3://bucket/one"]);
-    assert!(!place.path("three").exists(), "a folder was made for a run that never began");
+    assert!(!dir.path("three").exists(), "a folder was made for a run that never began");
     let resumed = "--resume two --max-steps 5 --data small --workers 2";
     check(&format!("{resumed} --mirror s3://bucket/one"), 73, &["at s3://bucket/one, found run"]);
     check("--resume s3://bucket/one --run-dir two --data small", 73, &["expected no run in two", "`--resume two`"]);
     check("--resume s3://bucket/nowhere --data small", 65, &["expected a run to resume at s3://bucket/nowhere"]);
     check(&format!("{flags} --mirror s3://missing/one"), 69, &["expected a bucket at s3://missing/one", "create it"]);
     check(&format!("{flags} --mirror ftp://bucket/one"), 64, &["expected the URL of an object store as --mirror"]);
-    let mut without_http = command(&place, &bucket, &format!("{flags} --mirror s3://bucket/new"));
+    let mut without_http = command(&dir, &bucket, &format!("{flags} --mirror s3://bucket/new"));
     without_http.env_remove("AWS_ALLOW_HTTP");
-    place.start("coordinator", without_http).check_end(64, &["AWS_ALLOW_HTTP=true"]);
+    dir.start("coordinator", without_http).check_end(64, &["AWS_ALLOW_HTTP=true"]);
     check("--resume s3:///one", 64, &["expected the URL of an object store as --resume"]);
-    let same = format!("file://{}", place.path("same").display());
-    fs::create_dir(place.path("same")).expect("a folder");
+    let same = format!("file://{}", dir.path("same").display());
+    fs::create_dir(dir.path("same")).expect("a folder");
     check(&format!("{flags} --mirror {same} --run-dir same"), 64, &["elsewhere than in the run folder"]);
 }
 
 /// The goal: a mirror that is free takes a run that was begun without one, and files that need several requests come back.
 #[test]
 fn run_begun_without_mirror_is_mirrored_whole() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2");
-    coordinator(&place, &bucket, &format!("{flags} --max-steps 3 --run-dir run")).succeed();
+    coordinator(&dir, &bucket, &format!("{flags} --max-steps 3 --run-dir run")).succeed();
     let large: Vec<u8> = (0..=250).cycle().take(12_000_000).collect();
-    fs::write(place.path("run/reconstructions/epoch-99.png"), &large).expect("a file");
+    fs::write(dir.path("run/reconstructions/epoch-99.png"), &large).expect("a file");
     let resumed = "--resume run --max-steps 5 --data small --workers 2 --mirror s3://bucket/run";
-    assert_eq!(coordinator(&place, &bucket, resumed).end()["mirror"]["step"], 5);
-    assert_same_files(&bucket.objects("run"), &run_files(&place.path("run")));
+    assert_eq!(coordinator(&dir, &bucket, resumed).end()["mirror"]["step"], 5);
+    assert_same_files(&bucket.objects("run"), &run_files(&dir.path("run")));
     let again = "--resume s3://bucket/run --max-steps 7 --data small --workers 2";
-    let end = coordinator(&place, &bucket, again).end();
+    let end = coordinator(&dir, &bucket, again).end();
     assert_eq!((&end["step"], &end["weights"]), (&7.into(), &"runs/denoising-001/model.safetensors".into()));
-    assert!(fs::read(place.path("runs/denoising-001/reconstructions/epoch-99.png")).expect("a file") == large);
+    assert!(fs::read(dir.path("runs/denoising-001/reconstructions/epoch-99.png")).expect("a file") == large);
 }
 
 /// The goal: a coordinator that lost its machine for a while does not overwrite what the next one has made.
 #[test]
 fn coordinator_that_was_replaced_uploads_nothing_more() {
-    let Some((place, bucket)) = place_with_bucket() else { return };
+    let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}").replace("--epochs 2", "--epochs 2000");
     let old = coordinator(
-        &place,
+        &dir,
         &bucket,
         &format!("{flags} --workers 1 --checkpoint-every 50 --mirror s3://bucket/run --run-dir old"),
     );
     old.wait_for_mirrored(50);
     let new = coordinator(
-        &place,
+        &dir,
         &bucket,
         "--resume s3://bucket/run --run-dir new --data small --workers 1 --checkpoint-every 50",
     );
@@ -385,26 +385,26 @@ fn coordinator_that_was_replaced_uploads_nothing_more() {
     assert_eq!(end["mirror"]["step"], end["step"]);
     assert_lines_reach_checkpoints(&bucket.objects("run"));
     wait_until("the objects are those of the new one", UPLOAD_WAIT_MAX, || {
-        bucket.objects("run")["run.json"] == fs::read(place.path("new/run.json")).expect("a file")
+        bucket.objects("run")["run.json"] == fs::read(dir.path("new/run.json")).expect("a file")
     });
 }
 
 /// What a run that came to no checkpoint has left at the mirror keeps nobody from beginning it again.
 #[test]
 fn run_begun_again_replaces_what_it_left_at_mirror() {
-    let place = Place::new();
-    let mirror = format!("file://{}", place.path("mirror").display());
+    let dir = TestDir::new();
+    let mirror = format!("file://{}", dir.path("mirror").display());
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3 --workers 1 --run-dir run --mirror {mirror}");
     let begun =
-        place.coordinator(&format!("{} --launch external --listen unix:socket", flags.replace("--workers 1", "")));
+        dir.coordinator(&format!("{} --launch external --listen unix:socket", flags.replace("--workers 1", "")));
     begun.wait_for_mirrored(0);
     begun.kill();
     for folder in ["run", "mirror"] {
-        fs::remove_dir_all(place.path(folder).join("checkpoints")).expect("a folder");
+        fs::remove_dir_all(dir.path(folder).join("checkpoints")).expect("a folder");
     }
-    assert_eq!(place.coordinator(&flags).end()["step"], 3);
-    let description = |folder: &str| fs::read_to_string(place.path(folder).join("run.json")).expect("a file");
+    assert_eq!(dir.coordinator(&flags).end()["step"], 3);
+    let description = |folder: &str| fs::read_to_string(dir.path(folder).join("run.json")).expect("a file");
     assert_eq!(description("run"), description("mirror"));
     // Another folder's run is none of its business.
-    place.fail("coordinator", &flags.replace("--run-dir run", "--run-dir other"), 73, &["expected no run at"]);
+    dir.fail("coordinator", &flags.replace("--run-dir run", "--run-dir other"), 73, &["expected no run at"]);
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Place, SHORT_RUN, wait_until};
+use crate::harness::{SHORT_RUN, TestDir, wait_until};
 
 /// A coordinator whose standard error is a pipe in the test's hands.
-fn start(place: &Place, flags: &str) -> Child {
-    let mut command = place.command("coordinator", flags);
+fn start(dir: &TestDir, flags: &str) -> Child {
+    let mut command = dir.command("coordinator", flags);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("the program starts")
 }
@@ -30,25 +30,25 @@ fn end(mut coordinator: Child) -> Value {
 
 #[test]
 fn a_log_that_nobody_reads_any_more_ends_nothing() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let flags = format!("{flags} --hash-steps --workers 2 --checkpoint-every 50 --json --run-dir run");
-    let mut coordinator = start(&place, &flags);
+    let mut coordinator = start(&dir, &flags);
     let mut first = [0];
     coordinator.stderr.take().expect("a pipe").read_exact(&mut first).expect("a log"); // and closes the pipe
     let end = end(coordinator);
-    place.run("run", &end).assert_same_bits(&expected);
-    assert!(place.path("run/checkpoints/step-00000276.safetensors").is_file());
+    dir.run("run", &end).assert_same_bits(&expected);
+    assert!(dir.path("run/checkpoints/step-00000276.safetensors").is_file());
 }
 
 #[test]
 fn a_log_that_nobody_reads_on_holds_nothing_up() {
-    let place = Place::new();
+    let dir = TestDir::new();
     // Some 800 lines of the log are more than a pipe takes.
     let flags = "--arch denoising --shards 4 --batch-size 16 --epochs 6 --data small --workers 2 --checkpoint-every 1 \
                  --keep 1 --json --run-dir run";
-    let coordinator = start(&place, flags);
+    let coordinator = start(&dir, flags);
     assert_eq!(end(coordinator)["outcome"], "completed");
-    assert!(place.path("run/checkpoints/step-00000828.safetensors").is_file());
+    assert!(dir.path("run/checkpoints/step-00000828.safetensors").is_file());
 }

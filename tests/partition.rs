@@ -5,32 +5,32 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::harness::{COORDINATOR, LONG_RUN, Network, Place, Process, Run, Stream, field};
+use crate::harness::{COORDINATOR, LONG_RUN, Network, Process, Run, Stream, TestDir, field};
 
 /// What a step takes as a rule with a worker behind a slow cable, in milliseconds: an update and a result, 20 each.
 const SLOW_MIN: f64 = 30.0;
 
 /// A run whose coordinator and workers are on hosts of their own.
 struct Machines<'a> {
-    place: &'a Place,
+    dir: &'a TestDir,
     coordinator: Process,
     /// The nth is on the nth host, counted from 1.
     workers: Vec<Process>,
 }
 
 impl<'a> Machines<'a> {
-    fn start(place: &'a Place, network: &Network, flags: &str, n_workers: usize) -> Self {
+    fn start(dir: &'a TestDir, network: &Network, flags: &str, n_workers: usize) -> Self {
         let address = Network::coordinator();
         // Hosts that are none share this machine's memory, unless they are told not to.
         let others = "--wire grpc --hash-steps --json --run-dir run";
         let flags = format!("{flags} --launch external --listen {address} --insecure {others}");
-        let command = network.on_host(COORDINATOR, &place.command("coordinator", &flags));
-        let coordinator = place.start("coordinator", command);
-        let mut machines = Self { place, coordinator, workers: Vec::new() };
+        let command = network.on_host(COORDINATOR, &dir.command("coordinator", &flags));
+        let coordinator = dir.start("coordinator", command);
+        let mut machines = Self { dir, coordinator, workers: Vec::new() };
         machines.coordinator.begin();
         for host in 1..=n_workers {
-            let command = network.on_host(host, &place.worker_command(&address));
-            machines.workers.push(place.start(&format!("worker {host}"), command));
+            let command = network.on_host(host, &dir.worker_command(&address));
+            machines.workers.push(dir.start(&format!("worker {host}"), command));
             machines.coordinator.wait_for_nth_line(Stream::Err, "worker joined", host);
         }
         machines
@@ -42,15 +42,15 @@ impl<'a> Machines<'a> {
         let missed = unplugged.elapsed();
         let is_helped = !self.coordinator.lines(Stream::Err, "worker is late").is_empty();
         assert!(left.contains("silent for 1000 ms") || left.contains("does not take its messages"), "{left}");
-        assert!(field(&left, "n_handed_on") != "0" || is_helped, "{left}");
+        assert!(field(&left, "n_reassigned") != "0" || is_helped, "{left}");
         eprintln!("missed after {} ms", missed.as_millis());
     }
 
     fn check_end(&self, flags: &str) -> Run {
         let end = self.coordinator.end();
         assert_eq!(end["outcome"], "completed");
-        let run = self.place.run("run", &end);
-        run.assert_same_bits(&self.place.reference(flags));
+        let run = self.dir.run("run", &end);
+        run.assert_same_bits(&self.dir.reference(flags));
         run
     }
 }
@@ -68,11 +68,11 @@ fn long_flags() -> [String; 2] {
 
 #[test]
 fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let [recipe, flags] = long_flags();
-    place.reference(&recipe);
-    let machines = Machines::start(&place, &network, &flags, 3);
+    dir.reference(&recipe);
+    let machines = Machines::start(&dir, &network, &flags, 3);
     machines.coordinator.wait_for_checkpoint(40);
     network.unplug(1);
     machines.wait_until_missed(Instant::now());
@@ -86,11 +86,11 @@ fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
 /// No FIN and no RST ever tells of its end.
 #[test]
 fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let [recipe, flags] = long_flags();
-    place.reference(&recipe);
-    let machines = Machines::start(&place, &network, &flags, 3);
+    dir.reference(&recipe);
+    let machines = Machines::start(&dir, &network, &flags, 3);
     machines.coordinator.wait_for_checkpoint(40);
     network.unplug(1);
     let unplugged = Instant::now();
@@ -103,11 +103,11 @@ fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
 
 #[test]
 fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let [recipe, flags] = long_flags();
-    place.reference(&recipe);
-    let machines = Machines::start(&place, &network, &flags, 3);
+    dir.reference(&recipe);
+    let machines = Machines::start(&dir, &network, &flags, 3);
     machines.coordinator.wait_for_checkpoint(40);
     network.unplug(COORDINATOR);
     machines.wait_until_missed(Instant::now());
@@ -121,12 +121,12 @@ fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
 
 #[test]
 fn a_slow_and_lossy_cable_changes_no_bit() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let flags = "--arch denoising --shards 4 --batch-size 16 --epochs 2 --data small --max-steps 60";
-    place.reference(flags);
+    dir.reference(flags);
     network.wear_out(1);
-    let machines = Machines::start(&place, &network, flags, 3);
+    let machines = Machines::start(&dir, &network, flags, 3);
     let run = machines.check_end(flags);
     machines.workers[1..].iter().for_each(Process::succeed);
     // It may be let go on the way, when too much waits for it, and come back under another number, or when the run is over.

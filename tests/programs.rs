@@ -11,7 +11,7 @@ use engine::params::params_blake3;
 use model::weights::read_any;
 use serde_json::Value;
 
-use crate::harness::{Place, Process, SHORT_RUN, Stream, TERMINATED, field, is_alive, signal, wait_until};
+use crate::harness::{Process, SHORT_RUN, Stream, TERMINATED, TestDir, field, is_alive, signal, wait_until};
 
 /// How long a worker may outlive its coordinator.
 const AFTERLIFE_MAX: Duration = Duration::from_secs(1);
@@ -29,9 +29,9 @@ fn check_gone(processes: &[u32]) {
 
 /// An endless run, ended by a signal.
 fn check_nothing_stays(name: &str) -> Process {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 3 --data small --run-dir run";
-    let coordinator = place.coordinator(flags);
+    let coordinator = dir.coordinator(flags);
     let processes = local_workers(&coordinator, 3);
     assert!(processes.len() == 3 && processes.iter().all(|&process| is_alive(process)), "{processes:?}");
     coordinator.signal(name);
@@ -42,8 +42,8 @@ fn check_nothing_stays(name: &str) -> Process {
 
 #[test]
 fn a_run_that_is_complete_leaves_no_process() {
-    let place = Place::new();
-    let coordinator = place.coordinator(&format!("--arch denoising {SHORT_RUN} --workers 3 --run-dir run"));
+    let dir = TestDir::new();
+    let coordinator = dir.coordinator(&format!("--arch denoising {SHORT_RUN} --workers 3 --run-dir run"));
     let processes = local_workers(&coordinator, 3);
     assert_eq!(coordinator.end()["outcome"], "completed");
     check_gone(&processes);
@@ -68,27 +68,27 @@ fn a_coordinator_that_is_killed_leaves_no_process() {
 
 #[test]
 fn a_local_worker_that_is_killed_is_started_anew() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let coordinator = place.coordinator(&format!("{flags} --workers 2 --checkpoint-every 20 --run-dir run"));
+    let expected = dir.reference(&flags);
+    let coordinator = dir.coordinator(&format!("{flags} --workers 2 --checkpoint-every 20 --run-dir run"));
     let processes = local_workers(&coordinator, 2);
     coordinator.wait_for_checkpoint(20);
     signal("KILL", processes[0]);
     coordinator.wait_for_line(Stream::Err, "local worker ended; it is started anew");
     let again = local_workers(&coordinator, 3);
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     check_gone(&again);
 }
 
 #[test]
 fn a_worker_program_that_dies_at_once_ends_the_run_with_its_last_words() {
-    let place = Place::new();
-    let program = place.path("broken-worker");
+    let dir = TestDir::new();
+    let program = dir.path("broken-worker");
     fs::write(&program, "#!/bin/sh\necho 'I have no hands' >&2\nexit 3\n").expect("a file");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of one's own");
     let flags = format!("--arch conv {SHORT_RUN} --workers 2 --worker-program broken-worker --run-dir run");
-    let coordinator = place.coordinator(&flags);
+    let coordinator = dir.coordinator(&flags);
     let words = ["ended 5 times at once", "exit status: 3", "its last words were:", "  I have no hands"];
     coordinator.check_end(69, &words);
     assert!(!coordinator.lines(Stream::Err, "worker process 1: I have no hands").is_empty(), "its lines are passed on");
@@ -96,10 +96,10 @@ fn a_worker_program_that_dies_at_once_ends_the_run_with_its_last_words() {
 
 /// The goal: who presses Ctrl-C twice does not wait, even for workers that hang.
 fn check_second_signal(name: &str, exit_code: i32) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 1000000 --workers 2 --data small \
                  --run-dir run";
-    let coordinator = place.coordinator(flags);
+    let coordinator = dir.coordinator(flags);
     let processes = local_workers(&coordinator, 2);
     coordinator.wait_for_line(Stream::Out, r#""event":"epoch""#);
     for &process in &processes {
@@ -128,16 +128,16 @@ fn a_second_terminate_ends_the_program_at_once() {
 
 #[test]
 fn a_flag_comes_before_the_environment_and_that_before_the_file() {
-    let place = Place::new();
-    fs::write(place.path("telar.toml"), "arch = 'denoising'\nbatch-size = 16\nmax-steps = 9\nworkers = 1\n")
+    let dir = TestDir::new();
+    fs::write(dir.path("telar.toml"), "arch = 'denoising'\nbatch-size = 16\nmax-steps = 9\nworkers = 1\n")
         .expect("a file");
     let check = |run: &str, variable: Option<&str>, flags: &str, n_steps: u64| {
         let flags = format!("--config telar.toml --data small --json --run-dir {run} {flags}");
-        let mut command = place.command("coordinator", &flags);
+        let mut command = dir.command("coordinator", &flags);
         command.envs(variable.map(|value| ("TELAR_MAX_STEPS", value)));
-        let end = place.start(run, command).end();
+        let end = dir.start(run, command).end();
         assert_eq!(end["step"], n_steps);
-        let recipe = place.run(run, &end).recipe();
+        let recipe = dir.run(run, &end).recipe();
         assert_eq!((recipe.task.as_str(), recipe.batch_size.get()), ("denoising", 16));
     };
     check("file", None, "", 9);
@@ -147,10 +147,10 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file() {
 
 #[test]
 fn bad_configuration_is_refused_with_what_to_write() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let check = |flags: &str, exit_code, parts: &[&str]| {
-        place.fail("coordinator", &format!("{flags} --data small --run-dir run"), exit_code, parts);
-        assert!(!place.path("run").exists(), "`{flags}` left something behind");
+        dir.fail("coordinator", &format!("{flags} --data small --run-dir run"), exit_code, parts);
+        assert!(!dir.path("run").exists(), "`{flags}` left something behind");
     };
     check("", 64, &["expected --arch conv, recurrent or denoising, found none", "`--arch denoising`"]);
     check("--arch conv --workers 0", 64, &["expected --workers from 1 to 1024, found 0", "`--workers 4`"]);
@@ -163,26 +163,26 @@ fn bad_configuration_is_refused_with_what_to_write() {
     check("--arch conv --launch external --listen 7187", 64, &["HOST:PORT or unix:PATH, found `7187`"]);
     check("--arch conv --worker-program nowhere", 64, &["expected the program of a worker at nowhere, found none"]);
     check("--arch konv", 2, &["konv", "conv, recurrent, denoising"]);
-    fs::write(place.path("wrong.toml"), "batch_size = 16\n").expect("a file");
+    fs::write(dir.path("wrong.toml"), "batch_size = 16\n").expect("a file");
     check("--config wrong.toml", 64, &["wrong.toml", "expected the name of a flag", "found `batch_size`"]);
     check("--config nowhere.toml", 64, &["cannot read nowhere.toml"]);
-    place.fail("coordinator", "--arch conv --data nowhere --run-dir run", 65, &["nowhere", "found neither"]);
+    dir.fail("coordinator", "--arch conv --data nowhere --run-dir run", 65, &["nowhere", "found neither"]);
 }
 
 #[test]
 fn a_run_leaves_a_whole_folder() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run");
-    let coordinator = place.start("coordinator", place.command("coordinator", &flags));
+    let coordinator = dir.start("coordinator", dir.command("coordinator", &flags));
     coordinator.succeed();
-    let (_, weights) = read_any(&place.path("run/model.safetensors")).expect("whole weights");
+    let (_, weights) = read_any(&dir.path("run/model.safetensors")).expect("whole weights");
     let hash = params_blake3(&weights.params);
     for part in
         ["weights: run/model.safetensors", &format!("parameters blake3: {hash}"), "run folder: run", "epoch 2/2"]
     {
         assert!(!coordinator.lines(Stream::Out, part).is_empty(), "it did not print `{part}`");
     }
-    let text = fs::read_to_string(place.path("run/run.json")).expect("run.json");
+    let text = fs::read_to_string(dir.path("run/run.json")).expect("run.json");
     let description: Value = serde_json::from_str(&text).expect("JSON");
     let result = &description["result"];
     assert_eq!((&result["outcome"], &result["step"]), (&"completed".into(), &276.into()), "{description}");
@@ -192,15 +192,15 @@ fn a_run_leaves_a_whole_folder() {
     for name in
         ["reconstructions/epoch-01.png", "reconstructions/epoch-02.png", "checkpoints/step-00000276.safetensors"]
     {
-        assert!(Path::new(&place.path("run")).join(name).is_file(), "no {name}");
+        assert!(Path::new(&dir.path("run")).join(name).is_file(), "no {name}");
     }
 }
 
 #[test]
 fn help_holds_an_example_and_says_what_each_flag_is_about() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let check = |program: &str, parts: &[&str]| {
-        let process = place.start(program, place.command(program, "--help"));
+        let process = dir.start(program, dir.command(program, "--help"));
         process.succeed();
         for part in parts {
             assert!(!process.lines(Stream::Out, part).is_empty(), "`{program} --help` does not hold `{part}`");
@@ -241,10 +241,10 @@ fn help_holds_an_example_and_says_what_each_flag_is_about() {
 
 #[test]
 fn a_run_goes_on_while_one_of_its_workers_dies_at_once_again_and_again() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 100 --workers 2 --data small \
                  --run-dir run";
-    let coordinator = place.coordinator(flags);
+    let coordinator = dir.coordinator(flags);
     for life in 1..=6 {
         let line = coordinator.wait_for_nth_line(Stream::Err, "local worker started local_worker=1 ", life);
         signal("KILL", field(&line, "process").parse().expect("a process number"));
@@ -255,8 +255,8 @@ fn a_run_goes_on_while_one_of_its_workers_dies_at_once_again_and_again() {
 }
 
 /// The folders of coordinators for their sockets and data sets.
-fn private_folders(place: &Place) -> Vec<PathBuf> {
-    let entries = fs::read_dir(place.path("")).expect("a folder").map(|entry| entry.expect("an entry").path());
+fn private_folders(dir: &TestDir) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.path("")).expect("a folder").map(|entry| entry.expect("an entry").path());
     entries.filter(|path| path.file_name().expect("a name").to_string_lossy().starts_with("telar-")).collect()
 }
 
@@ -278,13 +278,13 @@ fn modes(folder: &Path) -> Vec<(String, u32)> {
 /// longer than until the next one.
 #[test]
 fn private_folder_is_for_its_user_alone_and_goes_after_a_kill() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let start = |run: &str| {
         let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 1 --data small --json --run-dir";
         let mut command = Command::new("sh");
         command.args(["-c", "umask 000; exec \"$0\" \"$@\""]);
-        let program = place.command("coordinator", &format!("{flags} {run}"));
-        command.arg(program.get_program()).args(program.get_args()).current_dir(place.path(""));
+        let program = dir.command("coordinator", &format!("{flags} {run}"));
+        command.arg(program.get_program()).args(program.get_args()).current_dir(dir.path(""));
         for (name, value) in program.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
@@ -293,12 +293,12 @@ fn private_folder_is_for_its_user_alone_and_goes_after_a_kill() {
         }
         // Without a cache, the data set lies in the private folder.
         command.env("XDG_CACHE_HOME", "/proc/nowhere");
-        let coordinator = place.start("coordinator", command);
+        let coordinator = dir.start("coordinator", command);
         coordinator.wait_for_line(Stream::Err, "worker joined");
         coordinator
     };
     let first = start("first");
-    let [abandoned] = private_folders(&place).try_into().expect("one folder");
+    let [abandoned] = private_folders(&dir).try_into().expect("one folder");
     let found = modes(&abandoned);
     assert!(found.len() >= 7, "a folder, its lock, the socket, a folder of data and four files: {found:?}");
     assert!(found.iter().all(|(_, mode)| [0o600, 0o700].contains(&(mode & 0o777))), "{found:?}");
@@ -307,9 +307,9 @@ fn private_folder_is_for_its_user_alone_and_goes_after_a_kill() {
     let second = start("second");
     let third = start("third");
     assert!(!abandoned.exists(), "{} is still there", abandoned.display());
-    assert_eq!(private_folders(&place).len(), 2, "those of two that are at work");
+    assert_eq!(private_folders(&dir).len(), 2, "those of two that are at work");
     for coordinator in [second, third] {
         coordinator.terminate();
     }
-    assert_eq!(private_folders(&place), [""; 0].map(PathBuf::from));
+    assert_eq!(private_folders(&dir), [""; 0].map(PathBuf::from));
 }

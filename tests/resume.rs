@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{N_SHORT_STEPS, Place, Process, Run, SHORT_RUN, Stream, TERMINATED};
+use crate::harness::{N_SHORT_STEPS, Process, Run, SHORT_RUN, Stream, TERMINATED, TestDir};
 
 /// Ends a local run of four workers in the middle of its first epoch, and gives the process that was.
-fn interrupt(place: &Place, flags: &str, signal: &str) -> Process {
+fn interrupt(dir: &TestDir, flags: &str, signal: &str) -> Process {
     let flags = format!("{flags} --workers 4 --checkpoint-every 50 --run-dir run");
-    let coordinator = place.coordinator(&flags);
+    let coordinator = dir.coordinator(&flags);
     coordinator.wait_for_checkpoint(100);
     coordinator.signal(signal);
     coordinator
 }
 
 /// Ends a run in the middle as a user would: its last line.
-fn stop(place: &Place, flags: &str) -> Value {
-    let coordinator = interrupt(place, flags, "TERM");
+fn stop(dir: &TestDir, flags: &str) -> Value {
+    let coordinator = interrupt(dir, flags, "TERM");
     coordinator.check_end(TERMINATED, &[]);
     let end = coordinator.last_json();
     assert_eq!(end["outcome"], "stopped");
@@ -28,36 +28,36 @@ fn stop(place: &Place, flags: &str) -> Value {
 }
 
 /// Goes on with two workers where there were four, and gives the step that it went on from and what came out.
-fn resume(place: &Place, flags: &str) -> (u64, Run) {
-    let coordinator = place.coordinator(&format!("{flags} --resume run --data small --workers 2"));
+fn resume(dir: &TestDir, flags: &str) -> (u64, Run) {
+    let coordinator = dir.coordinator(&format!("{flags} --resume run --data small --workers 2"));
     let end = coordinator.end();
     assert_eq!(end["outcome"], "completed");
-    (coordinator.begin()["step"].as_u64().expect("a step"), place.run("run", &end))
+    (coordinator.begin()["step"].as_u64().expect("a step"), dir.run("run", &end))
 }
 
 /// The checkpoints of the run, the newest last.
-fn checkpoints(place: &Place) -> Vec<PathBuf> {
-    let entries = fs::read_dir(place.path("run/checkpoints")).expect("a folder");
+fn checkpoints(dir: &TestDir) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.path("run/checkpoints")).expect("a folder");
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
     paths.sort_unstable();
     paths
 }
 
 fn check_stopped((signal, exit_code): (&str, i32), arch: &str, resume_flags: &str) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("{arch} {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let coordinator = interrupt(&place, &flags, signal);
+    let expected = dir.reference(&flags);
+    let coordinator = interrupt(&dir, &flags, signal);
     coordinator.check_end(exit_code, &[]);
     let end = coordinator.last_json();
     assert_eq!(end["outcome"], "stopped");
     let step = end["step"].as_u64().expect("a step");
     assert!((100..N_SHORT_STEPS).contains(&step), "{end}");
-    let newest = checkpoints(&place).pop().expect("a checkpoint");
+    let newest = checkpoints(&dir).pop().expect("a checkpoint");
     assert!(newest.ends_with(format!("step-{step:08}.safetensors")), "{} after {end}", newest.display());
-    assert_eq!(place.path(end["checkpoint"].as_str().expect("a checkpoint")), newest);
+    assert_eq!(dir.path(end["checkpoint"].as_str().expect("a checkpoint")), newest);
 
-    let (from, resumed) = resume(&place, resume_flags);
+    let (from, resumed) = resume(&dir, resume_flags);
     assert_eq!(from, step);
     resumed.assert_same_bits(&expected);
     assert_eq!(resumed.description["incarnation"], 2);
@@ -92,11 +92,11 @@ fn flags_may_be_given_again() {
 
 #[test]
 fn a_run_whose_coordinator_was_killed_goes_on_to_the_same_bits() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    interrupt(&place, &flags, "KILL").wait_exit();
-    let (from, resumed) = resume(&place, "");
+    let expected = dir.reference(&flags);
+    interrupt(&dir, &flags, "KILL").wait_exit();
+    let (from, resumed) = resume(&dir, "");
     // Of steps after the newest checkpoint, lines may be there; they are written anew.
     assert!(from >= 100 && from.is_multiple_of(50), "resumed at step {from}");
     resumed.assert_same_bits(&expected);
@@ -104,12 +104,12 @@ fn a_run_whose_coordinator_was_killed_goes_on_to_the_same_bits() {
 
 /// Workers of a coordinator that is gone look for it, and find the one that resumes the run.
 fn check_come_back(signal: &str) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let listen = "--launch external --listen unix:socket";
-    let coordinator = place.coordinator(&format!("{flags} --checkpoint-every 50 --run-dir run {listen}"));
-    let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
+    let coordinator = dir.coordinator(&format!("{flags} --checkpoint-every 50 --run-dir run {listen}"));
+    let workers = ["worker 1", "worker 2"].map(|name| dir.worker(name, "unix:socket"));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.wait_for_checkpoint(100);
     coordinator.signal(signal);
@@ -118,8 +118,8 @@ fn check_come_back(signal: &str) {
         worker.wait_for_line(Stream::Err, "trying again");
     }
 
-    let end = place.coordinator(&format!("--resume run --data small {listen}")).end();
-    place.run("run", &end).assert_same_bits(&expected);
+    let end = dir.coordinator(&format!("--resume run --data small {listen}")).end();
+    dir.run("run", &end).assert_same_bits(&expected);
     for worker in workers {
         worker.succeed();
         assert_eq!(worker.lines(Stream::Err, "joined the run").len(), 2, "it joined both coordinators");
@@ -139,41 +139,41 @@ fn workers_of_a_coordinator_that_was_killed_come_back_to_the_next_one() {
 /// The goal: no damaged checkpoint is ever trained on, and none takes a run with it.
 #[test]
 fn a_damaged_checkpoint_is_told_and_passed_over_for_an_older_one() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    stop(&place, &flags);
-    let [oldest, torn, flipped] = checkpoints(&place).try_into().expect("three checkpoints are kept");
+    let expected = dir.reference(&flags);
+    stop(&dir, &flags);
+    let [oldest, torn, flipped] = checkpoints(&dir).try_into().expect("three checkpoints are kept");
     let mut bytes = fs::read(&flipped).expect("a checkpoint");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&flipped, &bytes).expect("a file");
     fs::write(&torn, &bytes[..middle]).expect("a file");
 
-    let coordinator = place.coordinator("--resume run --data small --workers 2");
+    let coordinator = dir.coordinator("--resume run --data small --workers 2");
     let end = coordinator.end();
     let skipped = coordinator.lines(Stream::Err, "checkpoint skipped");
     assert_eq!(skipped.len(), 2, "{skipped:?}");
     assert!(skipped[0].contains("some bits are others"), "{skipped:?}");
     let step = coordinator.begin()["step"].as_u64().expect("a step");
     assert!(oldest.ends_with(format!("step-{step:08}.safetensors")), "went on from step {step}");
-    place.run("run", &end).assert_same_bits(&expected);
+    dir.run("run", &end).assert_same_bits(&expected);
 }
 
 /// The goal: whatever would give other bits is refused with what to do, and leaves the run as it was.
 #[test]
 fn what_cannot_be_resumed_says_why_and_stays_as_it_was() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    stop(&place, &flags);
-    let pixels = place.path("other/train-images-idx3-ubyte");
-    crate::harness::SMALL_DATA.write(&place.path("other"));
+    let expected = dir.reference(&flags);
+    stop(&dir, &flags);
+    let pixels = dir.path("other/train-images-idx3-ubyte");
+    crate::harness::SMALL_DATA.write(&dir.path("other"));
     let mut bytes = fs::read(&pixels).expect("a file");
     bytes[1_000] ^= 1;
     fs::write(&pixels, bytes).expect("a file");
 
-    let check = |flags: &str, exit_code, parts: &[&str]| place.fail("coordinator", flags, exit_code, parts);
+    let check = |flags: &str, exit_code, parts: &[&str]| dir.fail("coordinator", flags, exit_code, parts);
     let resumed = "--resume run --data small";
     let as_before = "as in the run that is resumed, found";
     check(&format!("{resumed} --arch conv"), 64, &["expected --arch denoising", as_before, "found --arch conv"]);
@@ -185,91 +185,91 @@ fn what_cannot_be_resumed_says_why_and_stays_as_it_was() {
     check("--resume --data small", 64, &["expected a run to resume in runs/, found none"]);
     check(&format!("{flags} --run-dir run"), 73, &["run", "it holds a run already"]);
 
-    let (from, resumed) = resume(&place, "");
+    let (from, resumed) = resume(&dir, "");
     assert!(from >= 100, "resumed at step {from}");
     resumed.assert_same_bits(&expected);
 }
 
 #[test]
 fn a_run_without_a_whole_checkpoint_is_not_resumed() {
-    let place = Place::new();
-    stop(&place, &format!("--arch denoising {SHORT_RUN}"));
-    for path in checkpoints(&place) {
+    let dir = TestDir::new();
+    stop(&dir, &format!("--arch denoising {SHORT_RUN}"));
+    for path in checkpoints(&dir) {
         fs::write(path, b"torn").expect("a file");
     }
-    place.fail("coordinator", "--resume run --data small", 65, &["found only damaged ones", "step-00000100"]);
+    dir.fail("coordinator", "--resume run --data small", 65, &["found only damaged ones", "step-00000100"]);
 }
 
 #[test]
 fn a_folder_has_one_coordinator_at_a_time() {
-    let place = Place::new();
-    stop(&place, &format!("--arch denoising {SHORT_RUN}"));
-    let first = place.coordinator("--resume run --data small --launch external --listen unix:socket");
+    let dir = TestDir::new();
+    stop(&dir, &format!("--arch denoising {SHORT_RUN}"));
+    let first = dir.coordinator("--resume run --data small --launch external --listen unix:socket");
     first.begin();
-    place.fail("coordinator", "--resume run --data small", 73, &["found another coordinator"]);
+    dir.fail("coordinator", "--resume run --data small", 73, &["found another coordinator"]);
     assert!(first.is_running());
 }
 
 #[test]
 fn a_run_whose_coordinator_was_killed_before_its_first_step_goes_on() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --hash-steps");
-    let expected = place.reference(&format!("--arch denoising {SHORT_RUN}"));
-    let coordinator = place.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir run"));
+    let expected = dir.reference(&format!("--arch denoising {SHORT_RUN}"));
+    let coordinator = dir.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir run"));
     coordinator.wait_for_checkpoint(0);
     coordinator.kill();
-    let end = place.coordinator("--resume run --data small --workers 2 --hash-steps").end();
-    place.run("run", &end).assert_same_bits(&expected);
+    let end = dir.coordinator("--resume run --data small --workers 2 --hash-steps").end();
+    dir.run("run", &end).assert_same_bits(&expected);
 }
 
 /// What a supervisor does: the same command again after each death, until one ends with 0.
 #[test]
 fn same_command_begins_resumes_and_ends() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let again = format!("{flags} --workers 2 --checkpoint-every 50 --run-dir run --resume auto");
-    let first = place.coordinator(&again);
+    let first = dir.coordinator(&again);
     first.wait_for_checkpoint(50);
     first.kill();
-    let second = place.coordinator(&again);
+    let second = dir.coordinator(&again);
     assert!(second.begin()["step"].as_u64().expect("a step") >= 50, "it begins where the first one was killed");
     second.wait_for_checkpoint(150);
     second.terminate();
-    let third = place.coordinator(&again);
-    let run = place.run("run", &third.end());
+    let third = dir.coordinator(&again);
+    let run = dir.run("run", &third.end());
     run.assert_same_bits(&expected);
     assert_eq!(run.description["incarnation"], 3);
 
     // Once more after the end, as where a machine failed before it could say so.
-    let end = place.coordinator(&again).end();
+    let end = dir.coordinator(&again).end();
     assert_eq!((&end["outcome"], &end["params_blake3"]), (&"completed".into(), &run.params_blake3.clone().into()));
 }
 
 #[test]
 fn run_killed_before_its_first_checkpoint_is_begun_again() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let begun = place.coordinator(&format!("{flags} --workers 2 --run-dir run"));
+    let expected = dir.reference(&flags);
+    let begun = dir.coordinator(&format!("{flags} --workers 2 --run-dir run"));
     begun.wait_for_checkpoint(0);
     begun.kill();
-    for path in checkpoints(&place) {
+    for path in checkpoints(&dir) {
         fs::remove_file(path).expect("a file");
     }
-    let end = place.coordinator(&format!("{flags} --workers 2 --run-dir run --resume auto")).end();
-    place.run("run", &end).assert_same_bits(&expected);
+    let end = dir.coordinator(&format!("{flags} --workers 2 --run-dir run --resume auto")).end();
+    dir.run("run", &end).assert_same_bits(&expected);
 }
 
 /// The goal: whatever moment a coordinator is killed at, the same command begins its run again or goes on with it.
 #[test]
 fn folder_left_before_first_checkpoint_is_begun_again() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3");
-    let begun = place.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir begun"));
+    let begun = dir.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir begun"));
     begun.wait_for_checkpoint(0);
     begun.kill();
-    let file = |path: &str| fs::read(place.path("begun").join(path)).expect("a file");
+    let file = |path: &str| fs::read(dir.path("begun").join(path)).expect("a file");
     let (description, checkpoint) = (file("run.json"), file("checkpoints/step-00000000.safetensors"));
     let torn = &checkpoint[..checkpoint.len() / 2];
     // Each has what those before it have.
@@ -284,14 +284,14 @@ fn folder_left_before_first_checkpoint_is_begun_again() {
     ];
     for n_moments in 0..=moments.len() {
         for resume in ["", "--resume auto"] {
-            let run = place.path("run");
+            let run = dir.path("run");
             fs::create_dir_all(run.join("reconstructions")).expect("a folder");
             for (path, content) in moments[..n_moments].concat() {
                 let path = run.join(path);
                 fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
                 fs::write(path, content).expect("a file");
             }
-            let end = place.coordinator(&format!("{flags} --workers 1 --run-dir run {resume}")).end();
+            let end = dir.coordinator(&format!("{flags} --workers 1 --run-dir run {resume}")).end();
             assert_eq!((&end["outcome"], &end["step"]), (&"completed".into(), &3.into()), "{n_moments} {resume}");
             let steps = fs::read_to_string(run.join("steps.jsonl")).expect("a file");
             assert_eq!(steps.lines().count(), 3, "{n_moments} {resume}: {steps}");
@@ -311,41 +311,41 @@ fn lengthen(path: &Path, n_bytes: u64) {
 /// The goal: however long a run has become, it goes on.
 #[test]
 fn run_with_gigabytes_of_lines_goes_on_to_the_same_bits() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let step = stop(&place, &flags)["step"].as_u64().expect("a step");
-    lengthen(&place.path("run/steps.jsonl"), 5 << 30);
-    let coordinator = place.coordinator("--resume run --data small --workers 2");
+    let expected = dir.reference(&flags);
+    let step = stop(&dir, &flags)["step"].as_u64().expect("a step");
+    lengthen(&dir.path("run/steps.jsonl"), 5 << 30);
+    let coordinator = dir.coordinator("--resume run --data small --workers 2");
     assert_eq!(coordinator.begin()["step"], step);
     assert_eq!(coordinator.end()["params_blake3"], expected.params_blake3);
 }
 
 #[test]
 fn auto_resume_never_overwrites_what_it_cannot_resume() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let auto = format!("{flags} --workers 2 --run-dir run --resume auto");
-    stop(&place, &flags);
-    for path in checkpoints(&place) {
+    stop(&dir, &flags);
+    for path in checkpoints(&dir) {
         fs::write(path, b"torn").expect("a file");
     }
-    place.fail("coordinator", &auto, 65, &["found only damaged ones"]);
+    dir.fail("coordinator", &auto, 65, &["found only damaged ones"]);
     // A run of one process has no checkpoints, and is worth as much.
-    place.start("autoencoder", place.command("autoencoder", &format!("train {flags} --run-dir alone"))).succeed();
-    place.fail("coordinator", &auto.replace("--run-dir run", "--run-dir alone"), 73, &["it holds a run already"]);
-    let weights = fs::read(place.path("alone/model.safetensors"));
+    dir.start("autoencoder", dir.command("autoencoder", &format!("train {flags} --run-dir alone"))).succeed();
+    dir.fail("coordinator", &auto.replace("--run-dir run", "--run-dir alone"), 73, &["it holds a run already"]);
+    let weights = fs::read(dir.path("alone/model.safetensors"));
     assert!(weights.is_ok(), "its weights are gone");
 }
 
 /// A supervisor that started workers with a run that was complete already sees them end.
 #[test]
 fn complete_run_tells_the_workers_that_look_for_it() {
-    let place = Place::new();
-    place.train(&format!("--arch denoising {SHORT_RUN} --workers 2"), "run");
+    let dir = TestDir::new();
+    dir.train(&format!("--arch denoising {SHORT_RUN} --workers 2"), "run");
     let again = "--resume auto --run-dir run --workers 2 --launch external --listen unix:socket";
-    let coordinator = place.coordinator(&format!("--arch denoising {SHORT_RUN} {again}"));
-    let workers = ["worker 1", "worker 2"].map(|name| place.worker(name, "unix:socket"));
+    let coordinator = dir.coordinator(&format!("--arch denoising {SHORT_RUN} {again}"));
+    let workers = ["worker 1", "worker 2"].map(|name| dir.worker(name, "unix:socket"));
     assert_eq!(coordinator.end()["outcome"], "completed");
     for worker in workers {
         worker.succeed();
@@ -355,22 +355,22 @@ fn complete_run_tells_the_workers_that_look_for_it() {
 
 #[test]
 fn run_folder_left_with_one_file_is_begun_again() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3 --workers 2 --resume auto");
     for name in ["history.jsonl", "steps.jsonl"] {
-        fs::create_dir(place.path(name)).expect("a folder");
-        fs::write(place.path(name).join(name), "").expect("a file");
-        assert_eq!(place.coordinator(&format!("{flags} --run-dir {name}")).end()["step"], 3);
+        fs::create_dir(dir.path(name)).expect("a folder");
+        fs::write(dir.path(name).join(name), "").expect("a file");
+        assert_eq!(dir.coordinator(&format!("{flags} --run-dir {name}")).end()["step"], 3);
     }
 }
 
 #[test]
 fn diverged_run_is_not_begun_again_and_again() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags =
         "--arch denoising --shards 4 --batch-size 16 --data small --learning-rate 1e9 --workers 2 --run-dir run";
-    place.fail("coordinator", flags, 74, &["diverged: at step"]);
-    place.fail(
+    dir.fail("coordinator", flags, 74, &["diverged: at step"]);
+    dir.fail(
         "coordinator",
         &format!("{flags} --resume auto"),
         74,
@@ -381,14 +381,14 @@ fn diverged_run_is_not_begun_again_and_again() {
 /// The goal: a network that is there at one start and not at the next one changes no run's data set.
 #[test]
 fn resumed_run_keeps_its_data_set() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let offline = |flags: &str| {
         let mut command =
-            place.command("coordinator", &format!("--arch denoising --workers 2 --json --run-dir run {flags}"));
+            dir.command("coordinator", &format!("--arch denoising --workers 2 --json --run-dir run {flags}"));
         for name in ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy"] {
             command.env(name, "http://127.0.0.1:9"); // no proxy listens there
         }
-        place.start("coordinator", command)
+        dir.start("coordinator", command)
     };
     let first = offline("--max-steps 3");
     first.wait_for_line(Stream::Err, "NOT FASHION-MNIST");
@@ -397,8 +397,8 @@ fn resumed_run_keeps_its_data_set() {
     assert_eq!(again.end()["step"], 5);
     assert!(again.lines(Stream::Err, "NOT FASHION-MNIST").is_empty(), "the garments are what the run is about");
 
-    let description = fs::read_to_string(place.path("run/run.json")).expect("a file");
-    fs::write(place.path("run/run.json"), description.replace("synthetic garments", "/cache/fashion-mnist"))
+    let description = fs::read_to_string(dir.path("run/run.json")).expect("a file");
+    fs::write(dir.path("run/run.json"), description.replace("synthetic garments", "/cache/fashion-mnist"))
         .expect("a file");
     offline("--max-steps 7 --resume auto").check_end(69, &["could not be downloaded"]);
 }

@@ -1,16 +1,16 @@
 //! Any number of workers gives the bits of one process that computes all shards one after the other: after every step, in
 //! every digit of every figure. With shuffling, with the book's noise, over two epochs.
 
-use crate::harness::{N_SHORT_STEPS, Place, SHORT_RUN};
+use crate::harness::{N_SHORT_STEPS, SHORT_RUN, TestDir};
 
 /// Fewer workers than shards, as many, more, and a number that does not divide them.
 fn check(arch: &str) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch {arch} {SHORT_RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     assert_eq!(expected.steps.len() as u64, N_SHORT_STEPS);
     for n_workers in [1, 2, 3, 4, 6] {
-        let found = place.train(&format!("{flags} --workers {n_workers} --hash-steps"), &format!("run-{n_workers}"));
+        let found = dir.train(&format!("{flags} --workers {n_workers} --hash-steps"), &format!("run-{n_workers}"));
         let is_named = |step: &serde_json::Value| step["params_blake3"].is_string();
         assert!(found.steps.iter().all(is_named), "the parameters of every step are compared");
         found.assert_same_bits(&expected);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Place, Process, Stream, field, wait_until};
+use crate::harness::{Process, Stream, TestDir, field, wait_until};
 
 /// As long as the test wants.
 const RUN: &str = "--arch conv --shards 4 --batch-size 16 --epochs 1000000 --data small";
@@ -65,11 +65,11 @@ fn steps_waited(coordinator: &Process, worker: &str, from: usize) -> BTreeSet<us
 /// The goal: a straggler costs a step or two, and from then on its share of the speed.
 #[test]
 fn a_worker_that_stands_still_holds_up_a_step_or_two() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("{RUN} --hash-steps --checkpoint-every 10 --heartbeat-timeout 10 --run-dir run");
-    let (coordinator, address) = place.external(&flags);
-    let straggler = place.worker("straggler", &address);
-    let others: Vec<_> = (2..=4).map(|nth| place.worker(&format!("worker {nth}"), &address)).collect();
+    let (coordinator, address) = dir.external(&flags);
+    let straggler = dir.worker("straggler", &address);
+    let others: Vec<_> = (2..=4).map(|nth| dir.worker(&format!("worker {nth}"), &address)).collect();
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 4);
 
     let all_joined_at = newest_step(&coordinator) + 10;
@@ -84,12 +84,12 @@ fn a_worker_that_stands_still_holds_up_a_step_or_two() {
     // It may have been let go, with more updates than its session keeps for it, and join anew.
     wait_until("it computes again", AGAIN_WAIT_MAX, || {
         let numbers = coordinator.numbers_of(&straggler);
-        let last = last_workers(&place.path("run/steps.jsonl"));
+        let last = last_workers(&dir.path("run/steps.jsonl"));
         newest_step(&coordinator) > went_on_at && last.iter().any(|worker| numbers.contains(worker))
     });
     let end = coordinator.terminated();
-    let run = place.run("run", &end);
-    let expected = place.reference(&format!("{RUN} --max-steps {}", run.steps.len()));
+    let run = dir.run("run", &end);
+    let expected = dir.reference(&format!("{RUN} --max-steps {}", run.steps.len()));
     assert_eq!(run.params_blake3, expected.params_blake3, "after {} steps", run.steps.len());
     report_pace(&run.steps[all_joined_at..stopped_at], &run.steps[stopped_at..went_on_at]);
     let n_steps = went_on_at - stopped_at;

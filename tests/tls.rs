@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::json;
 
-use crate::harness::{Place, Process, SHORT_RUN, Stream, field, wait_until};
+use crate::harness::{Process, SHORT_RUN, Stream, TestDir, field, wait_until};
 
 /// A run that waits for workers until its test is over.
 const WAITING_RUN: &str = "--arch denoising --shards 2 --batch-size 16 --data small --resume auto --run-dir waiting";
@@ -24,9 +24,9 @@ const NO_PERMISSION: i32 = 77;
 const CONFIGURATION: i32 = 64;
 
 /// The files of a CA, of a coordinator at 127.0.0.1 and of two workers, in a folder.
-fn make_certificates(place: &Place, out: &str, flags: &str) {
-    let command = place.command("coordinator", &format!("certificates --out {out} {flags}"));
-    place.start("certificates", command).succeed();
+fn make_certificates(dir: &TestDir, out: &str, flags: &str) {
+    let command = dir.command("coordinator", &format!("certificates --out {out} {flags}"));
+    dir.start("certificates", command).succeed();
 }
 
 /// The flags for a program with the certificate, the key and the CA of a folder.
@@ -38,9 +38,9 @@ fn token(folder: &str) -> String {
     format!("--token-file {folder}/token")
 }
 
-fn worker(place: &Place, name: &str, address: &str, flags: &str) -> Process {
+fn worker(dir: &TestDir, name: &str, address: &str, flags: &str) -> Process {
     let flags = format!("--coordinator {address} --data small --threads 1 {flags}");
-    place.start(name, place.command("worker", &flags))
+    dir.start(name, dir.command("worker", &flags))
 }
 
 fn port(address: &str) -> &str {
@@ -48,9 +48,9 @@ fn port(address: &str) -> &str {
 }
 
 /// A worker with certificates of one folder that a coordinator with those of another refuses, as both say.
-fn check_refused(place: &Place, coordinator: &str, worker_folder: &str, at_worker: &[&str], at_coordinator: &str) {
-    let (coordinator, address) = place.external(&format!("{WAITING_RUN} {}", tls(coordinator)));
-    let worker = worker(place, "worker", &address, &tls(worker_folder));
+fn check_refused(dir: &TestDir, coordinator: &str, worker_folder: &str, at_worker: &[&str], at_coordinator: &str) {
+    let (coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls(coordinator)));
+    let worker = worker(dir, "worker", &address, &tls(worker_folder));
     worker.check_end(NO_PERMISSION, &[at_worker, &[&address]].concat());
     let said = coordinator.wait_for_line(Stream::Err, "connection refused");
     assert!(said.contains(at_coordinator) && said.contains("peer=127.0.0.1:"), "{said}");
@@ -58,19 +58,19 @@ fn check_refused(place: &Place, coordinator: &str, worker_folder: &str, at_worke
 
 #[test]
 fn run_with_tls_and_token_ends_with_the_bits_of_one_process() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    make_certificates(&place, "tls", "--host 127.0.0.1 --workers 2");
+    let expected = dir.reference(&flags);
+    make_certificates(&dir, "tls", "--host 127.0.0.1 --workers 2");
     let own = "tls/coordinator";
-    let (coordinator, address) = place.external(&format!("{flags} --run-dir run {} {}", tls(own), token(own)));
+    let (coordinator, address) = dir.external(&format!("{flags} --run-dir run {} {}", tls(own), token(own)));
     assert!(address.starts_with("https://127.0.0.1:"), "{address}");
     let workers = ["tls/worker-1", "tls/worker-2"];
-    let workers = workers.map(|own| worker(&place, own, &address, &format!("{} {}", tls(own), token(own))));
+    let workers = workers.map(|own| worker(&dir, own, &address, &format!("{} {}", tls(own), token(own))));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
 
     // While they run: what every user of the machine sees of them.
-    let secret = fs::read_to_string(place.path("tls/worker-1/token")).expect("a file");
+    let secret = fs::read_to_string(dir.path("tls/worker-1/token")).expect("a file");
     let mut seen = String::new();
     for process in [&coordinator, &workers[0], &workers[1]] {
         for file in ["cmdline", "environ"] {
@@ -79,7 +79,7 @@ fn run_with_tls_and_token_ends_with_the_bits_of_one_process() {
             seen.push_str(&String::from_utf8_lossy(&read));
         }
     }
-    let run = place.run("run", &coordinator.end());
+    let run = dir.run("run", &coordinator.end());
     run.assert_same_bits(&expected);
     workers.iter().for_each(Process::succeed);
     assert_eq!(
@@ -97,37 +97,37 @@ fn run_with_tls_and_token_ends_with_the_bits_of_one_process() {
 
 #[test]
 fn certificate_of_another_ca_is_refused_at_both_ends() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    make_certificates(&place, "other", "--host 127.0.0.1");
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    make_certificates(&dir, "other", "--host 127.0.0.1");
     // Of another CA is its certificate; it looks for the coordinator's with the right one.
-    fs::copy(place.path("tls/ca/ca.crt"), place.path("other/worker-1/ca.crt")).expect("a file");
+    fs::copy(dir.path("tls/ca/ca.crt"), dir.path("other/worker-1/ca.crt")).expect("a file");
     let parts = ["does not accept this worker's certificate: it is of none of the CAs", "`coordinator certificates`"];
-    check_refused(&place, "tls/coordinator", "other/worker-1", &parts, "the peer's certificate is of none of the CAs");
+    check_refused(&dir, "tls/coordinator", "other/worker-1", &parts, "the peer's certificate is of none of the CAs");
     // The other way round: it does not even look at a coordinator of another CA.
     let parts =
         ["certificate of the coordinator at", "it is of none of the CAs in --tls-ca", "or name its CA with --tls-ca"];
     let at_coordinator = "the peer does not accept this coordinator's certificate: it is of none of the CAs";
-    check_refused(&place, "other/coordinator", "tls/worker-1", &parts, at_coordinator);
+    check_refused(&dir, "other/coordinator", "tls/worker-1", &parts, at_coordinator);
 }
 
 #[test]
 fn certificate_that_has_expired_is_refused_at_both_ends() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    expire(&place, "tls/worker-1");
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    expire(&dir, "tls/worker-1");
     let parts = ["does not accept this worker's certificate: it expired on 2020-02-01", "`coordinator certificates`"];
-    check_refused(&place, "tls/coordinator", "tls/worker-1", &parts, "the peer's certificate expired on 2020-02-01");
+    check_refused(&dir, "tls/coordinator", "tls/worker-1", &parts, "the peer's certificate expired on 2020-02-01");
 
-    expire(&place, "tls/coordinator");
+    expire(&dir, "tls/coordinator");
     let flags = format!("--launch external {WAITING_RUN} {}", tls("tls/coordinator"));
     let parts = ["expected a certificate that is valid now in tls/coordinator/tls.crt", "until 2020-02-01"];
-    place.fail("coordinator", &flags, CONFIGURATION, &parts);
+    dir.fail("coordinator", &flags, CONFIGURATION, &parts);
 }
 
 /// Makes the certificate of a folder anew, by the same CA, good for January 2020.
-fn expire(place: &Place, folder: &str) {
-    let read = |name: &str| fs::read_to_string(place.path(name)).expect("a file");
+fn expire(dir: &TestDir, folder: &str) {
+    let read = |name: &str| fs::read_to_string(dir.path(name)).expect("a file");
     let ca_key = KeyPair::from_pem(&read("tls/ca/ca.key")).expect("a key");
     let issuer = Issuer::from_ca_cert_pem(&read("tls/ca/ca.crt"), ca_key).expect("a CA");
     let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("an address");
@@ -137,34 +137,34 @@ fn expire(place: &Place, folder: &str) {
     params.not_after = rcgen::date_time_ymd(2020, 2, 1);
     let key = KeyPair::from_pem(&read(&format!("{folder}/tls.key"))).expect("a key");
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    fs::write(place.path(folder).join("tls.crt"), certificate.pem()).expect("a file");
+    fs::write(dir.path(folder).join("tls.crt"), certificate.pem()).expect("a file");
 }
 
 #[test]
 fn coordinator_certificate_for_another_host_is_refused_at_both_ends() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host other.example --host 10.0.0.1");
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host other.example --host 10.0.0.1");
     let parts = ["expected one for 127.0.0.1, found one for", "other.example", "make one with `--host 127.0.0.1`"];
-    check_refused(&place, "tls/coordinator", "tls/worker-1", &parts, "it may not name the host");
+    check_refused(&dir, "tls/coordinator", "tls/worker-1", &parts, "it may not name the host");
 }
 
 #[test]
 fn peer_without_a_certificate_is_refused_at_both_ends() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    let (coordinator, address) = place.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
-    let mut stream = tls_client(&place, port(&address));
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    let (coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
+    let mut stream = tls_client(&dir, port(&address));
     let error = stream.read(&mut [0]).expect_err("no certificate was shown").to_string();
     assert!(error.contains("CertificateRequired"), "{error}");
     coordinator.wait_for_line(Stream::Err, "expected a certificate of the peer, found none");
     // And a worker does not start without one.
     let parts = ["expected --tls-cert, --tls-key and --tls-ca with `--coordinator https://", "found none of them"];
-    place.fail("worker", &format!("--coordinator {address}"), CONFIGURATION, &parts);
+    dir.fail("worker", &format!("--coordinator {address}"), CONFIGURATION, &parts);
 }
 
 /// A client that proves nothing.
-fn tls_client(place: &Place, port: &str) -> StreamOwned<ClientConnection, TcpStream> {
-    let ca = CertificateDer::from_pem_file(place.path("tls/ca/ca.crt")).expect("a certificate");
+fn tls_client(dir: &TestDir, port: &str) -> StreamOwned<ClientConnection, TcpStream> {
+    let ca = CertificateDer::from_pem_file(dir.path("tls/ca/ca.crt")).expect("a certificate");
     let mut roots = RootCertStore::empty();
     roots.add(ca).expect("a CA");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -178,11 +178,11 @@ fn tls_client(place: &Place, port: &str) -> StreamOwned<ClientConnection, TcpStr
 
 #[test]
 fn worker_with_tls_and_coordinator_without_say_so_at_both_ends() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    let (coordinator, address) = place.external(WAITING_RUN);
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    let (coordinator, address) = dir.external(WAITING_RUN);
     let with_tls = address.replace("http://", "https://");
-    let lost = worker(&place, "worker", &with_tls, &tls("tls/worker-1"));
+    let lost = worker(&dir, "worker", &with_tls, &tls("tls/worker-1"));
     lost.check_end(CONFIGURATION, &["expected TLS at https://127.0.0.1", "this worker with http:// and without them"]);
     let said = coordinator.wait_for_line(Stream::Err, "connection refused");
     assert!(said.contains("expected no TLS, found a peer that begins with it; start this coordinator with"), "{said}");
@@ -190,10 +190,10 @@ fn worker_with_tls_and_coordinator_without_say_so_at_both_ends() {
 
 #[test]
 fn worker_without_tls_and_coordinator_with_say_so_at_both_ends() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    let (coordinator, address) = place.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
-    let lost = worker(&place, "worker", &address.replace("https://", "http://"), "");
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    let (coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
+    let lost = worker(&dir, "worker", &address.replace("https://", "http://"), "");
     lost.check_end(CONFIGURATION, &["speaks TLS only; write https:// and give this worker --tls-cert"]);
     let said = coordinator.wait_for_line(Stream::Err, "connection refused");
     assert!(said.contains("expected TLS, found a peer that speaks without"), "{said}");
@@ -201,12 +201,12 @@ fn worker_without_tls_and_coordinator_with_say_so_at_both_ends() {
 
 #[test]
 fn worker_without_the_token_is_refused_at_both_ends() {
-    let place = Place::new();
-    fs::write(place.path("token"), "0123456789abcdef0123456789abcdef\n").expect("a file");
-    fs::write(place.path("other"), "fedcba9876543210fedcba9876543210").expect("a file");
-    let (coordinator, address) = place.external(&format!("{WAITING_RUN} --token-file token"));
+    let dir = TestDir::new();
+    fs::write(dir.path("token"), "0123456789abcdef0123456789abcdef\n").expect("a file");
+    fs::write(dir.path("other"), "fedcba9876543210fedcba9876543210").expect("a file");
+    let (coordinator, address) = dir.external(&format!("{WAITING_RUN} --token-file token"));
     for (flags, found) in [("", "found none"), ("--token-file other", "found another one")] {
-        let lost = worker(&place, "worker", &address, flags);
+        let lost = worker(&dir, "worker", &address, flags);
         let parts =
             [&format!("the coordinator at {address} refused this worker"), found, "--token-file of the coordinator"];
         lost.check_end(NO_PERMISSION, &parts);
@@ -214,30 +214,30 @@ fn worker_without_the_token_is_refused_at_both_ends() {
     let said = coordinator.wait_for_nth_line(Stream::Err, "call refused: expected the token", 2);
     assert!(field(&said, "peer").starts_with("127.0.0.1:") && field(&said, "identity") == "127.0.0.1", "{said}");
     assert!(coordinator.lines(Stream::Err, "worker joined").is_empty());
-    let welcome = worker(&place, "worker", &address, "--token-file token");
+    let welcome = worker(&dir, "worker", &address, "--token-file token");
     coordinator.wait_for_line(Stream::Err, "worker joined");
     drop(welcome);
 }
 
 #[test]
 fn token_file_that_is_too_short_ends_both_programs() {
-    let place = Place::new();
-    fs::write(place.path("short"), "0123456789abcdef0123456789abcde\n").expect("a file");
+    let dir = TestDir::new();
+    fs::write(dir.path("short"), "0123456789abcdef0123456789abcde\n").expect("a file");
     let parts = ["expected a token of 32 to 4096 bytes in short, found 31", "openssl rand -hex 32"];
     let flags = "--launch external --data small --arch conv --token-file short";
-    place.fail("coordinator", flags, CONFIGURATION, &parts);
-    place.fail("worker", "--coordinator 127.0.0.1:1 --token-file short", CONFIGURATION, &parts);
+    dir.fail("coordinator", flags, CONFIGURATION, &parts);
+    dir.fail("worker", "--coordinator 127.0.0.1:1 --token-file short", CONFIGURATION, &parts);
 }
 
 #[test]
 fn address_beyond_this_machine_needs_tls_or_insecure() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--arch denoising --data small --launch external --listen 0.0.0.0:0 --join-timeout 1 --run-dir run";
     let parts =
         ["`--listen 0.0.0.0:0`, which other machines can reach", "--tls-cert, --tls-key and --tls-ca", "--insecure"];
-    place.fail("coordinator", flags, CONFIGURATION, &parts);
-    place.fail("coordinator", &format!("{flags} --insecure"), 69, &["INSECURE: everyone in the network can read"]);
-    let description = fs::read_to_string(place.path("run/run.json")).expect("a file");
+    dir.fail("coordinator", flags, CONFIGURATION, &parts);
+    dir.fail("coordinator", &format!("{flags} --insecure"), 69, &["INSECURE: everyone in the network can read"]);
+    let description = fs::read_to_string(dir.path("run/run.json")).expect("a file");
     let description: serde_json::Value = serde_json::from_str(&description).expect("JSON");
     let expected = json!({ "tls": false, "token": false, "insecure": true, "reflection": false });
     assert_eq!(description["security"], expected);
@@ -245,26 +245,26 @@ fn address_beyond_this_machine_needs_tls_or_insecure() {
 
 #[test]
 fn renewed_certificates_are_used_without_a_restart() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    make_certificates(&place, "new", "--host 127.0.0.1 --workers 2");
-    let (coordinator, address) = place.external(&format!("{WAITING_RUN} --epochs 500 {}", tls("tls/coordinator")));
-    let first = worker(&place, "first", &address, &tls("tls/worker-1"));
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    make_certificates(&dir, "new", "--host 127.0.0.1 --workers 2");
+    let (coordinator, address) = dir.external(&format!("{WAITING_RUN} --epochs 500 {}", tls("tls/coordinator")));
+    let first = worker(&dir, "first", &address, &tls("tls/worker-1"));
     coordinator.wait_for_line(Stream::Err, "worker joined");
     let replace = |from: &str, name: &str| {
-        let (from, to) = (place.path(from), place.path("tls/coordinator"));
+        let (from, to) = (dir.path(from), dir.path("tls/coordinator"));
         fs::copy(from.join(name), to.join("next")).expect("a file");
         fs::rename(to.join("next"), to.join(name)).expect("a file");
     };
     for name in ["tls.crt", "tls.key", "ca.crt"] {
         replace("new/coordinator", name);
     }
-    let second = worker(&place, "second", &address, &tls("new/worker-1"));
+    let second = worker(&dir, "second", &address, &tls("new/worker-1"));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 2);
     coordinator.wait_for_line(Stream::Err, "certificate read anew");
     // What is half written is not used, and changes nothing.
-    fs::write(place.path("tls/coordinator/tls.crt"), "-----BEGIN CERTIFICATE-----\nMII").expect("a file");
-    let third = worker(&place, "third", &address, &tls("new/worker-2"));
+    fs::write(dir.path("tls/coordinator/tls.crt"), "-----BEGIN CERTIFICATE-----\nMII").expect("a file");
+    let third = worker(&dir, "third", &address, &tls("new/worker-2"));
     coordinator.wait_for_nth_line(Stream::Err, "worker joined", 3);
     coordinator.wait_for_line(Stream::Err, "new certificate not used; the one before it stays");
     replace("new/coordinator", "tls.crt");
@@ -280,35 +280,35 @@ fn renewed_certificates_are_used_without_a_restart() {
 
 #[test]
 fn check_asks_by_tls_with_a_certificate() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host 127.0.0.1");
-    let (_coordinator, address) = place.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
-    let check = |address: &str, flags: &str| place.command("coordinator", &format!("--check {address} {flags}"));
-    place.start("check", check(&address, &tls("tls/worker-1"))).succeed();
-    place.start("check", check(&address, "")).check_end(CONFIGURATION, &["of a worker with `--check https://"]);
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host 127.0.0.1");
+    let (_coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
+    let check = |address: &str, flags: &str| dir.command("coordinator", &format!("--check {address} {flags}"));
+    dir.start("check", check(&address, &tls("tls/worker-1"))).succeed();
+    dir.start("check", check(&address, "")).check_end(CONFIGURATION, &["of a worker with `--check https://"]);
     let own = check(&address, &tls("tls/coordinator"));
-    place.start("check", own).check_end(69, &["does not accept this certificate"]);
-    place.start("check", check(port(&address), "")).check_end(69, &["speaks TLS only"]);
+    dir.start("check", own).check_end(69, &["does not accept this certificate"]);
+    dir.start("check", check(port(&address), "")).check_end(69, &["speaks TLS only"]);
 }
 
 #[test]
 fn certificates_are_made_once_and_never_overwritten() {
-    let place = Place::new();
-    make_certificates(&place, "tls", "--host localhost 127.0.0.1 --workers 2");
-    let key = || fs::read(place.path("tls/worker-1/tls.key")).expect("a file");
+    let dir = TestDir::new();
+    make_certificates(&dir, "tls", "--host localhost 127.0.0.1 --workers 2");
+    let key = || fs::read(dir.path("tls/worker-1/tls.key")).expect("a file");
     let before = key();
     let again = "certificates --out tls --host localhost";
-    place.fail("coordinator", again, 73, &["tls/coordinator/tls.crt is there already, and is not overwritten"]);
-    make_certificates(&place, "tls", "--host localhost --workers 2 --keep-existing");
-    make_certificates(&place, "tls", "--workers 1");
-    assert!(key() == before && Path::new(&place.path("tls/worker-3/tls.crt")).is_file());
+    dir.fail("coordinator", again, 73, &["tls/coordinator/tls.crt is there already, and is not overwritten"]);
+    make_certificates(&dir, "tls", "--host localhost --workers 2 --keep-existing");
+    make_certificates(&dir, "tls", "--workers 1");
+    assert!(key() == before && Path::new(&dir.path("tls/worker-3/tls.crt")).is_file());
 }
 
 /// The goal: who finds the socket of a run, and may write to it, is still let in only if the run is the same user's.
 #[test]
 fn peer_of_another_user_is_refused_at_a_unix_socket() {
     const NOBODY: &str = "65534";
-    let place = Place::new();
+    let dir = TestDir::new();
     let as_nobody = |program: &std::ffi::OsStr| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", NOBODY, "--clear-groups"]).arg(program);
@@ -319,17 +319,17 @@ fn peer_of_another_user_is_refused_at_a_unix_socket() {
         eprintln!("skipped: no other user can be had here");
         return;
     }
-    let coordinator = place.coordinator(&format!("{WAITING_RUN} --launch external --listen unix:socket"));
+    let coordinator = dir.coordinator(&format!("{WAITING_RUN} --launch external --listen unix:socket"));
     coordinator.begin();
     for (path, mode) in [("", 0o755), ("socket", 0o666)] {
-        fs::set_permissions(place.path(path), fs::Permissions::from_mode(mode)).expect("they are this process'");
+        fs::set_permissions(dir.path(path), fs::Permissions::from_mode(mode)).expect("they are this process'");
     }
-    let own = place.command("worker", "--coordinator unix:socket --data small --connect-timeout 1");
+    let own = dir.command("worker", "--coordinator unix:socket --data small --connect-timeout 1");
     let mut command = as_nobody(own.get_program());
-    command.args(own.get_args()).current_dir(place.path(""));
-    place.start("worker", command).check_end(69, &["no coordinator at unix:socket"]);
+    command.args(own.get_args()).current_dir(dir.path(""));
+    dir.start("worker", command).check_end(69, &["no coordinator at unix:socket"]);
     let said = coordinator.wait_for_line(Stream::Err, "connection refused");
     assert!(said.contains("expected a peer of this process' user") && said.contains("of user 65534"), "{said}");
-    let _own = place.worker("own", "unix:socket");
+    let _own = dir.worker("own", "unix:socket");
     coordinator.wait_for_line(Stream::Err, "worker joined");
 }

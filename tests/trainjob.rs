@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{LONG_RUN, N_SHORT_STEPS, Place, Process, SHORT_RUN, Stream};
+use crate::harness::{LONG_RUN, N_SHORT_STEPS, Process, SHORT_RUN, Stream, TestDir};
 
 /// As Kubeflow Trainer writes it.
 const PATH: &str = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs/garments/status";
@@ -39,16 +39,16 @@ struct Post {
 
 impl Trainer {
     /// Starts a server that gives these answers, which `server.py` describes.
-    fn start(place: &Place, answers: &str) -> Self {
-        make_certificates(place);
-        fs::write(place.path("server.py"), include_str!("trainjob/server.py")).expect("a file");
+    fn start(dir: &TestDir, answers: &str) -> Self {
+        make_certificates(dir);
+        fs::write(dir.path("server.py"), include_str!("trainjob/server.py")).expect("a file");
         let python = std::env::var("TELAR_PYTHON").unwrap_or_else(|_| "python3".to_owned());
         let mut command = Command::new(python);
         command.args(["server.py", "server.crt", "server.key"]).args(answers.split_whitespace());
-        command.current_dir(place.path(""));
-        let process = place.start("Kubeflow Trainer", command);
+        command.current_dir(dir.path(""));
+        let process = dir.start("Kubeflow Trainer", command);
         let port = parse(&process.wait_for_line(Stream::Out, "port"))["port"].as_u64().expect("a port");
-        let trainer = Self { process, port, ca_cert: place.path("ca.crt"), token: place.path("token") };
+        let trainer = Self { process, port, ca_cert: dir.path("ca.crt"), token: dir.path("token") };
         trainer.rotate(FIRST_TOKEN);
         trainer
     }
@@ -61,15 +61,15 @@ impl Trainer {
     }
 
     /// Starts a coordinator in the `TrainJob`.
-    fn coordinator(&self, place: &Place, flags: &str) -> Process {
-        self.logged_coordinator(place, "info", flags)
+    fn coordinator(&self, dir: &TestDir, flags: &str) -> Process {
+        self.logged_coordinator(dir, "info", flags)
     }
 
     /// Starts a coordinator in the `TrainJob` that logs at some level.
-    fn logged_coordinator(&self, place: &Place, log: &str, flags: &str) -> Process {
+    fn logged_coordinator(&self, dir: &TestDir, log: &str, flags: &str) -> Process {
         let url = format!("https://127.0.0.1:{}{PATH}", self.port);
         let (ca_cert, token) = (self.ca_cert.display().to_string(), self.token.display().to_string());
-        coordinator(place, log, flags, &[("URL", &url), ("CA_CERT", &ca_cert), ("TOKEN", &token)])
+        coordinator(dir, log, flags, &[("URL", &url), ("CA_CERT", &ca_cert), ("TOKEN", &token)])
     }
 
     /// All posts so far, each of which is as the protocol wants it.
@@ -106,13 +106,13 @@ impl Post {
 }
 
 /// Starts a coordinator with some of Kubeflow Trainer's variables.
-fn coordinator(place: &Place, log: &str, flags: &str, variables: &[(&str, &str)]) -> Process {
-    let mut command = place.command("coordinator", &format!("{flags} --json"));
+fn coordinator(dir: &TestDir, log: &str, flags: &str, variables: &[(&str, &str)]) -> Process {
+    let mut command = dir.command("coordinator", &format!("{flags} --json"));
     command.env("RUST_LOG", log);
     for (name, value) in variables {
         command.env(format!("KUBEFLOW_TRAINER_SERVER_{name}"), value);
     }
-    place.start("coordinator", command)
+    dir.start("coordinator", command)
 }
 
 fn parse(line: &str) -> Value {
@@ -149,11 +149,11 @@ fn checked_post(line: &str) -> Post {
 }
 
 /// A certificate authority's certificate in `ca.crt`, and one of 127.0.0.1 that it has signed in `server.crt`.
-fn make_certificates(place: &Place) {
+fn make_certificates(dir: &TestDir) {
     let settings = "[req]\ndistinguished_name = name\n[name]\n\
                     [ca]\nbasicConstraints = critical, CA:TRUE\nkeyUsage = critical, keyCertSign\n\
                     [server]\nbasicConstraints = critical, CA:FALSE\nsubjectAltName = IP:127.0.0.1\n";
-    fs::write(place.path("openssl.cnf"), settings).expect("a file");
+    fs::write(dir.path("openssl.cnf"), settings).expect("a file");
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     for line in [
         format!("req -x509 -config openssl.cnf -extensions ca -subj /CN=ca {key} -keyout ca.key -out ca.crt -days 2"),
@@ -163,7 +163,7 @@ fn make_certificates(place: &Place) {
             .to_owned(),
     ] {
         let mut command = Command::new("openssl");
-        command.args(line.split_whitespace()).current_dir(place.path("")).stdin(Stdio::null());
+        command.args(line.split_whitespace()).current_dir(dir.path("")).stdin(Stdio::null());
         let output = command.output().expect("`openssl` is installed");
         assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -171,12 +171,12 @@ fn make_certificates(place: &Place) {
 
 #[test]
 fn completed_run_posts_its_start_and_its_end() {
-    let place = Place::new();
-    let trainer = Trainer::start(&place, "ok");
+    let dir = TestDir::new();
+    let trainer = Trainer::start(&dir, "ok");
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let coordinator = trainer.coordinator(&place, &format!("{flags} --workers 2 --run-dir run"));
-    let run = place.run("run", &coordinator.end());
+    let expected = dir.reference(&flags);
+    let coordinator = trainer.coordinator(&dir, &format!("{flags} --workers 2 --run-dir run"));
+    let run = dir.run("run", &coordinator.end());
     run.assert_same_bits(&expected);
     assert_eq!(coordinator.lines(Stream::Err, "progress is posted to Kubeflow Trainer").len(), 1);
 
@@ -207,10 +207,10 @@ fn completed_run_posts_its_start_and_its_end() {
 
 #[test]
 fn running_run_posts_every_five_seconds_with_the_token_that_is_there() {
-    let place = Place::new();
-    let trainer = Trainer::start(&place, "ok");
+    let dir = TestDir::new();
+    let trainer = Trainer::start(&dir, "ok");
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 2 --data small --run-dir run";
-    let coordinator = trainer.coordinator(&place, flags);
+    let coordinator = trainer.coordinator(&dir, flags);
     trainer.process.wait_for_line(Stream::Out, FIRST_TOKEN);
     trainer.rotate(SECOND_TOKEN);
     trainer.process.wait_for_nth_line(Stream::Out, SECOND_TOKEN, 2);
@@ -232,15 +232,15 @@ fn running_run_posts_every_five_seconds_with_the_token_that_is_there() {
 
 #[test]
 fn resumed_run_posts_from_where_it_was() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch conv {LONG_RUN} --workers 2 --checkpoint-every 500 --run-dir run");
-    let coordinator = place.coordinator(&flags);
+    let coordinator = dir.coordinator(&flags);
     coordinator.wait_for_checkpoint(500);
     coordinator.terminate();
     let step = coordinator.last_json()["step"].as_u64().expect("a step");
 
-    let trainer = Trainer::start(&place, "ok");
-    let end = trainer.coordinator(&place, "--resume run --data small --workers 2").end();
+    let trainer = Trainer::start(&dir, "ok");
+    let end = trainer.coordinator(&dir, "--resume run --data small --workers 2").end();
     assert_eq!(end["outcome"], "completed");
     let posts = trainer.posts();
     let [first, .., last] = posts.as_slice() else { panic!("{} posts", posts.len()) };
@@ -250,9 +250,9 @@ fn resumed_run_posts_from_where_it_was() {
 
 #[test]
 fn server_that_comes_back_is_posted_to_again() {
-    let place = Place::new();
-    let trainer = Trainer::start(&place, "503 ok");
-    let coordinator = trainer.coordinator(&place, &format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run"));
+    let dir = TestDir::new();
+    let trainer = Trainer::start(&dir, "503 ok");
+    let coordinator = trainer.coordinator(&dir, &format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run"));
     coordinator.succeed();
     assert_eq!(coordinator.lines(Stream::Err, NOT_POSTED).len(), 1);
     assert_eq!(coordinator.lines(Stream::Err, "progress is posted to Kubeflow Trainer again").len(), 1);
@@ -261,13 +261,13 @@ fn server_that_comes_back_is_posted_to_again() {
 
 /// The goal: the run ends as without a server, with the same bits, and its log names the reason once. Gives the number of
 /// requests that the server has read.
-fn check_no_harm(reason: &str, trainer: impl FnOnce(&Place) -> Trainer) -> usize {
-    let place = Place::new();
+fn check_no_harm(reason: &str, trainer: impl FnOnce(&TestDir) -> Trainer) -> usize {
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
-    let expected = place.reference(&flags);
-    let trainer = trainer(&place);
-    let coordinator = trainer.coordinator(&place, &format!("{flags} --workers 2 --run-dir run"));
-    place.run("run", &coordinator.end()).assert_same_bits(&expected);
+    let expected = dir.reference(&flags);
+    let trainer = trainer(&dir);
+    let coordinator = trainer.coordinator(&dir, &format!("{flags} --workers 2 --run-dir run"));
+    dir.run("run", &coordinator.end()).assert_same_bits(&expected);
     let warnings = coordinator.lines(Stream::Err, NOT_POSTED);
     assert!(warnings.len() == 1 && warnings[0].contains(reason), "{warnings:?}");
     // As the protocol wants them, and none anywhere else.
@@ -276,26 +276,26 @@ fn check_no_harm(reason: &str, trainer: impl FnOnce(&Place) -> Trainer) -> usize
 
 #[test]
 fn server_that_refuses_does_no_harm() {
-    let n_posts = check_no_harm("found 404: no such TrainJob", |place| Trainer::start(place, "404"));
+    let n_posts = check_no_harm("found 404: no such TrainJob", |dir| Trainer::start(dir, "404"));
     assert!(n_posts > 0, "nothing was posted");
 }
 
 #[test]
 fn server_that_hangs_does_no_harm() {
-    let n_posts = check_no_harm("expected an answer within 5 s, found none", |place| Trainer::start(place, "hang"));
+    let n_posts = check_no_harm("expected an answer within 5 s, found none", |dir| Trainer::start(dir, "hang"));
     assert!(n_posts > 0, "nothing was posted");
 }
 
 #[test]
 fn redirection_is_not_followed() {
-    let n_posts = check_no_harm("found 302", |place| Trainer::start(place, "redirect"));
+    let n_posts = check_no_harm("found 302", |dir| Trainer::start(dir, "redirect"));
     assert!(n_posts > 0, "nothing was posted");
 }
 
 #[test]
 fn server_that_is_not_there_does_no_harm() {
-    check_no_harm("found none", |place| {
-        let trainer = Trainer::start(place, "ok");
+    check_no_harm("found none", |dir| {
+        let trainer = Trainer::start(dir, "ok");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         Trainer { port: listener.local_addr().expect("an address").port().into(), ..trainer }
     });
@@ -303,10 +303,10 @@ fn server_that_is_not_there_does_no_harm() {
 
 #[test]
 fn server_of_another_authority_is_not_sent_the_token() {
-    let n_posts = check_no_harm("invalid peer certificate", |place| {
-        let trainer = Trainer::start(place, "ok");
+    let n_posts = check_no_harm("invalid peer certificate", |dir| {
+        let trainer = Trainer::start(dir, "ok");
         // The server has loaded its own certificate by now.
-        make_certificates(place);
+        make_certificates(dir);
         trainer
     });
     assert_eq!(n_posts, 0);
@@ -314,8 +314,8 @@ fn server_of_another_authority_is_not_sent_the_token() {
 
 #[test]
 fn missing_token_file_does_no_harm() {
-    let n_posts = check_no_harm("which KUBEFLOW_TRAINER_SERVER_TOKEN names", |place| {
-        let trainer = Trainer::start(place, "ok");
+    let n_posts = check_no_harm("which KUBEFLOW_TRAINER_SERVER_TOKEN names", |dir| {
+        let trainer = Trainer::start(dir, "ok");
         fs::remove_file(&trainer.token).expect("a file");
         trainer
     });
@@ -325,12 +325,12 @@ fn missing_token_file_does_no_harm() {
 /// The goal: who reads a log, at whatever level, does not learn the token. Libraries log what they send.
 #[test]
 fn token_is_not_logged() {
-    let place = Place::new();
-    let trainer = Trainer::start(&place, "404");
+    let dir = TestDir::new();
+    let trainer = Trainer::start(&dir, "404");
     // Whatever part of it a line of a dump shows.
     trainer.rotate(&"QZ".repeat(40));
     let flags = "--arch denoising --data small --max-steps 3 --workers 1 --run-dir run";
-    let coordinator = trainer.logged_coordinator(&place, "trace", flags);
+    let coordinator = trainer.logged_coordinator(&dir, "trace", flags);
     coordinator.succeed();
     assert!(!trainer.posts().is_empty() && !coordinator.lines(Stream::Err, "TRACE").is_empty());
     let lines = coordinator.lines(Stream::Err, "QZQZ");
@@ -339,10 +339,10 @@ fn token_is_not_logged() {
 
 #[test]
 fn variables_that_cannot_be_used_are_named_and_the_run_goes_on() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--arch denoising --data small --max-steps 3 --workers 1";
     let check = |run: &str, variables: &[(&str, &str)], part: &str| {
-        let coordinator = coordinator(&place, "info", &format!("{flags} --run-dir {run}"), variables);
+        let coordinator = coordinator(&dir, "info", &format!("{flags} --run-dir {run}"), variables);
         assert_eq!(coordinator.end()["outcome"], "completed");
         let warnings = coordinator.lines(Stream::Err, "nothing is posted to Kubeflow Trainer; training goes on");
         assert!(warnings.len() == 1 && warnings[0].contains(part), "{warnings:?}");

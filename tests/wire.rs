@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use crate::harness::{Place, Process, Run, SHORT_RUN, Stream};
+use crate::harness::{Process, Run, SHORT_RUN, Stream, TestDir};
 
 /// An epoch of 138 steps on the small data set, cut into four shards.
 const RUN: &str = "--shards 4 --batch-size 16 --epochs 1 --data small";
@@ -18,8 +18,8 @@ fn n_ways(coordinator: &Process) -> [usize; 2] {
 
 /// A worker whose processes have numbers of their own, as in a container: it cannot open what a coordinator outside has. None,
 /// said aloud, where the system lets nobody make such a place.
-fn contained_worker(place: &Place, address: &str) -> Option<Process> {
-    let worker = place.worker_command(address);
+fn contained_worker(dir: &TestDir, address: &str) -> Option<Process> {
+    let worker = dir.worker_command(address);
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     let is_possible = Command::new("unshare").args(command.get_args()).arg("true").status();
@@ -35,18 +35,18 @@ fn contained_worker(place: &Place, address: &str) -> Option<Process> {
             None => command.env_remove(name),
         };
     }
-    Some(place.start("contained", command))
+    Some(dir.start("contained", command))
 }
 
 /// The goal: who shares memory with whom decides nothing but the speed.
 fn check_ways(arch: &str) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch {arch} {RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     let flags = format!("{flags} --hash-steps");
     for (wire, ways) in [("auto", [3, 0]), ("grpc", [0, 3])] {
-        let coordinator = place.coordinator(&format!("{flags} --workers 3 --wire {wire} --run-dir {wire}"));
-        let run = place.run(wire, &coordinator.end());
+        let coordinator = dir.coordinator(&format!("{flags} --workers 3 --wire {wire} --run-dir {wire}"));
+        let run = dir.run(wire, &coordinator.end());
         run.assert_same_bits(&expected);
         assert_eq!(n_ways(&coordinator), ways, "--wire {wire}");
         assert_eq!(
@@ -54,10 +54,10 @@ fn check_ways(arch: &str) {
             (&wire.into(), &(wire == "auto").into())
         );
     }
-    let (coordinator, address) = place.external(&format!("{flags} --run-dir mixed"));
-    let Some(contained) = contained_worker(&place, &address) else { return };
-    let sharing = place.worker("sharing", &address);
-    let run = place.run("mixed", &coordinator.end());
+    let (coordinator, address) = dir.external(&format!("{flags} --run-dir mixed"));
+    let Some(contained) = contained_worker(&dir, &address) else { return };
+    let sharing = dir.worker("sharing", &address);
+    let run = dir.run("mixed", &coordinator.end());
     run.assert_same_bits(&expected);
     assert_eq!(n_ways(&coordinator), [1, 1]);
     let out_of_reach = contained.lines(Stream::Err, "the coordinator's memory is out of reach");
@@ -86,16 +86,16 @@ fn denoising_has_the_same_bits_whichever_way_gradients_travel() {
 /// As far as a run is concerned, they are one.
 #[test]
 fn a_run_goes_on_with_gradients_that_travel_in_another_way() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {RUN}");
-    let expected = place.reference(&flags);
+    let expected = dir.reference(&flags);
     for (before, after, ways) in [("auto", "grpc", [0, 2]), ("grpc", "auto", [2, 0])] {
         let flags = format!("{flags} --wire {before} --workers 3 --checkpoint-every 20 --run-dir ./{before}");
-        let coordinator = place.coordinator(&flags);
+        let coordinator = dir.coordinator(&flags);
         coordinator.wait_for_checkpoint(40);
         assert_eq!(coordinator.terminated()["outcome"], "stopped");
-        let coordinator = place.coordinator(&format!("--resume ./{before} --data small --workers 2 --wire {after}"));
-        place.run(before, &coordinator.end()).assert_same_bits(&expected);
+        let coordinator = dir.coordinator(&format!("--resume ./{before} --data small --workers 2 --wire {after}"));
+        dir.run(before, &coordinator.end()).assert_same_bits(&expected);
         assert_eq!(n_ways(&coordinator), ways);
     }
 }
@@ -106,12 +106,12 @@ fn val_loss(run: &Run) -> f64 {
 
 /// The goal: rounding is a part of what is computed, not of who computes it.
 fn check_bf16(arch: &str) {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch {arch} {SHORT_RUN}");
-    let exact = place.reference(&flags);
+    let exact = dir.reference(&flags);
     let flags = format!("{flags} --wire grpc-bf16 --hash-steps");
-    let one = place.train(&format!("{flags} --workers 1"), "one");
-    let three = place.train(&format!("{flags} --workers 3"), "three");
+    let one = dir.train(&format!("{flags} --workers 1"), "one");
+    let three = dir.train(&format!("{flags} --workers 3"), "three");
     three.assert_same_bits(&one);
     assert_ne!(one.params_blake3, exact.params_blake3, "something was rounded");
     let apart = (val_loss(&one) / val_loss(&exact) - 1.0).abs();
@@ -131,12 +131,12 @@ fn denoising_has_the_same_bits_as_bf16_with_any_number_of_workers() {
 /// What rounding took from the gradients so far is a part of a checkpoint.
 #[test]
 fn a_resumed_run_has_the_same_bits_as_bf16() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --wire grpc-bf16 --hash-steps");
-    let whole = place.train(&format!("{flags} --workers 1"), "whole");
-    let coordinator = place.coordinator(&format!("{flags} --workers 3 --checkpoint-every 50 --run-dir cut"));
+    let whole = dir.train(&format!("{flags} --workers 1"), "whole");
+    let coordinator = dir.coordinator(&format!("{flags} --workers 3 --checkpoint-every 50 --run-dir cut"));
     coordinator.wait_for_checkpoint(100);
     assert_eq!(coordinator.terminated()["outcome"], "stopped");
-    let end = place.coordinator("--resume cut --data small --workers 2 --wire grpc-bf16 --hash-steps").end();
-    place.run("cut", &end).assert_same_bits(&whole);
+    let end = dir.coordinator("--resume cut --data small --workers 2 --wire grpc-bf16 --hash-steps").end();
+    dir.run("cut", &end).assert_same_bits(&whole);
 }

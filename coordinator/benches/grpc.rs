@@ -183,12 +183,12 @@ impl<M: prost::Message + Default> Inbound<M> {
 
 /// A coordinator that takes sessions in, with either kind of streams.
 #[derive(Clone)]
-struct Door {
+struct BenchService {
     sessions: mpsc::Sender<Session>,
 }
 
 #[tonic::async_trait]
-impl Training for Door {
+impl Training for BenchService {
     type SessionStream = ReceiverStream<Result<CoordinatorMessage, Status>>;
     type FetchDatasetStream = ReceiverStream<Result<DatasetPiece, Status>>;
 
@@ -210,11 +210,11 @@ impl Training for Door {
     }
 }
 
-impl NamedService for Door {
+impl NamedService for BenchService {
     const NAME: &'static str = SERVICE_NAME;
 }
 
-impl Service<http::Request<Body>> for Door {
+impl Service<http::Request<Body>> for BenchService {
     type Response = http::Response<Body>;
     type Error = std::convert::Infallible;
     type Future = BoxFuture<Self::Response, Self::Error>;
@@ -236,7 +236,7 @@ fn coordinator(setting: Setting) {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let folder = tempfile::tempdir().expect("a folder");
     let (sessions, accepted) = mpsc::channel(setting.n_workers);
-    let address = serve(setting, &runtime, &folder, Door { sessions });
+    let address = serve(setting, &runtime, &folder, BenchService { sessions });
     let text = serde_json::to_string(&setting).expect("a setting");
     let start = |_| this_program().args(["worker", &text, &address]).stdout(Stdio::piped()).spawn().expect("a process");
     let mut workers: Vec<Child> = (0..setting.n_workers).map(start).collect();
@@ -257,7 +257,7 @@ fn coordinator(setting: Setting) {
 }
 
 /// Listens; gives the address.
-fn serve(setting: Setting, runtime: &Runtime, folder: &TempDir, door: Door) -> String {
+fn serve(setting: Setting, runtime: &Runtime, folder: &TempDir, service: BenchService) -> String {
     let _entered = runtime.enter();
     let mut server = Server::builder()
         .initial_stream_window_size(setting.window_bytes)
@@ -265,9 +265,9 @@ fn serve(setting: Setting, runtime: &Runtime, folder: &TempDir, door: Door) -> S
         .max_frame_size(setting.frame_bytes);
     let router = match setting.streams {
         Streams::Stock => server.add_service(
-            TrainingServer::new(door).max_decoding_message_size(N_BYTES_MAX).max_encoding_message_size(N_BYTES_MAX),
+            TrainingServer::new(service).max_decoding_message_size(N_BYTES_MAX).max_encoding_message_size(N_BYTES_MAX),
         ),
-        Streams::Own => server.add_service(door),
+        Streams::Own => server.add_service(service),
     };
     match setting.socket {
         Socket::Tcp => {

@@ -25,8 +25,8 @@ fn results(criterion: &mut Criterion) {
     group.bench_function("decode", |bencher| {
         bencher.iter(|| values::decode(Encoding::F32, black_box(&message), &mut taken).expect("finite values"));
     });
-    let (results, offer) = Results::create(gradient.len()).expect("shared memory");
-    let slots = ResultSlots::open(std::process::id(), &offer.message(), gradient.len()).expect("a region");
+    let (results, handle) = Results::create(gradient.len()).expect("shared memory");
+    let slots = ResultSlots::open(std::process::id(), &handle.message(), gradient.len()).expect("a region");
     for _ in 0..2 {
         let mut free = slots.free().expect("a free slot");
         free.values().copy_from_slice(&gradient);

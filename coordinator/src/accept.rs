@@ -80,7 +80,7 @@ pub async fn accept(
     accepted: mpsc::Sender<std::io::Result<Connection>>,
     shutdown: CancellationToken,
 ) {
-    let greetings = TaskTracker::new();
+    let handshakes = TaskTracker::new();
     // Ends with the shutdown.
     loop {
         let next = tokio::select! {
@@ -107,11 +107,11 @@ pub async fn accept(
         };
         let (accepted, shutdown, tls) = (accepted.clone(), shutdown.clone(), tls.clone());
         let closing = lease.handle().closing().clone();
-        greetings.spawn(async move {
+        handshakes.spawn(async move {
             let connection = tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = closing.cancelled() => return,
-                connection = greet(io, lease, tls.as_deref()) => connection,
+                connection = handshake(io, lease, tls.as_deref()) => connection,
             };
             let Some(connection) = connection else { return };
             let handle = connection.lease.handle().clone();
@@ -127,12 +127,12 @@ pub async fn accept(
             }
         });
     }
-    greetings.close();
-    greetings.wait().await;
+    handshakes.close();
+    handshakes.wait().await;
 }
 
 /// Makes the TLS handshake, if there is to be one, and waits for the preface; for so long in all.
-async fn greet(io: Socket, mut lease: Lease, tls: Option<&Tls>) -> Option<Connection> {
+async fn handshake(io: Socket, mut lease: Lease, tls: Option<&Tls>) -> Option<Connection> {
     let deadline = time::Instant::now() + FIRST_MESSAGE_WAIT_MAX;
     let peer = lease.handle().peer.clone();
     if let PeerAddress::Unix { user, .. } = peer.address

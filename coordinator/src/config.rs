@@ -33,9 +33,9 @@ pub struct Config {
     /// Where probes are answered, as `HOST:PORT`.
     pub health: Option<String>,
     /// How long to wait for the first one.
-    pub join_wait_max: Duration,
+    pub join_timeout: Duration,
     /// How long one may be silent.
-    pub silence_max: Duration,
+    pub heartbeat_timeout: Duration,
     /// The share of shards that are computed twice.
     pub audit: f64,
     /// How gradients travel, if it was said.
@@ -72,7 +72,7 @@ pub enum Workers {
         /// What they compute with.
         backend: BackendArgs,
         /// Whether they and the coordinator wait for one another without sleep at first.
-        watch: bool,
+        busy_poll: bool,
     },
     /// Somebody else.
     External {
@@ -299,9 +299,9 @@ impl Config {
     /// # Errors
     /// If a value is out of its range, or values do not go together.
     pub fn new(args: Args, task: TaskChoice, worker: WorkerProgram) -> Result<Self, ConfigError> {
-        let join_wait_max = seconds("--join-timeout", args.join_timeout, 0.001, "60")?;
+        let join_timeout = seconds("--join-timeout", args.join_timeout, 0.001, "60")?;
         let heartbeat_min = 2.0 * HEARTBEAT_INTERVAL.as_secs_f64();
-        let silence_max = seconds("--heartbeat-timeout", args.heartbeat_timeout, heartbeat_min, "2")?;
+        let heartbeat_timeout = seconds("--heartbeat-timeout", args.heartbeat_timeout, heartbeat_min, "2")?;
         let checkpoint_every = checkpoint_every(&args.checkpoint_every)?;
         let n_workers = n_workers(args.workers)?;
         let audit = share("--audit", args.audit, "0.05")?;
@@ -318,8 +318,8 @@ impl Config {
                 }
                 check_no_access(&args.access)?;
                 let backend = with_threads(args.backend, n_workers);
-                let watch = has_spare_core(&backend, n_workers);
-                Workers::Local { program: worker_program(args.worker_program, worker)?, backend, watch }
+                let busy_poll = has_spare_core(&backend, n_workers);
+                Workers::Local { program: worker_program(args.worker_program, worker)?, backend, busy_poll }
             }
             Launch::External if args.worker_program.is_some() => return Err(ConfigError::ProgramExternally),
             Launch::External => {
@@ -336,8 +336,8 @@ impl Config {
             n_workers,
             workers,
             health,
-            join_wait_max,
-            silence_max,
+            join_timeout,
+            heartbeat_timeout,
             audit,
             wire: args.wire,
             data: args.data,

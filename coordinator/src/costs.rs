@@ -76,7 +76,7 @@ impl CostTotals {
     }
 
     /// Means in milliseconds, in words; nothing if there was no step.
-    pub fn words(&self) -> Option<String> {
+    pub fn describe(&self) -> Option<String> {
         if self.n_steps == 0 {
             return None;
         }

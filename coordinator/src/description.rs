@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use crate::args::Wire;
 use crate::config::{Access, Config, JournalSteps, Reach, Workers};
+use crate::endpoint::Endpoint;
 use crate::mirror::{Mirror, MirrorReport, RunFile};
 use crate::observe::{History, Recorder};
-use crate::place::Place;
 use crate::start::Start;
 use crate::training::{Outcome, State, Training};
 
@@ -58,8 +58,8 @@ impl Description {
             "shared_memory": is_shared,
             "checkpoint_every": config.checkpoint_every.to_string(),
             "keep": config.n_checkpoints_kept,
-            "join_timeout_seconds": config.join_wait_max.as_secs_f64(),
-            "heartbeat_timeout_seconds": config.silence_max.as_secs_f64(),
+            "join_timeout_seconds": config.join_timeout.as_secs_f64(),
+            "heartbeat_timeout_seconds": config.heartbeat_timeout.as_secs_f64(),
             "audit": config.audit,
             "journal": config.journal == JournalSteps::Yes,
             "mirror": config.mirror.as_ref().map(|location| json!({ "url": location.to_string() })),
@@ -77,7 +77,7 @@ impl Description {
     pub fn end(
         mut self,
         config: &Config,
-        place: &Place,
+        endpoint: &Endpoint,
         outcome: &Outcome,
         training: &Training,
         recorder: Recorder,
@@ -128,14 +128,14 @@ impl Description {
             "milliseconds_per_step": costs.means(), "mirror": mirrored.as_ref().map(MirrorReport::json),
         }));
         if *outcome == Outcome::Stopped {
-            let command = resume_command(config, place, &folder);
+            let command = resume_command(config, endpoint, &folder);
             screen.tell(&format!("stopped after step {step}; go on with: {command}"));
         }
-        if let Some(words) = costs.words() {
-            screen.tell(&words);
+        if let Some(text) = costs.describe() {
+            screen.tell(&text);
         }
-        for words in training.tally().words() {
-            screen.tell(&words);
+        for text in training.tally().describe() {
+            screen.tell(&text);
         }
         if classes.len() > 1 {
             screen.tell("workers of several compute classes took part: another run may differ in bits");
@@ -144,7 +144,7 @@ impl Description {
             screen.tell(&format!(
                 "val loss {:.4}{} after {} epochs, {} steps",
                 record.val_loss,
-                record.val_metrics.words(),
+                record.val_metrics.describe(),
                 record.epoch,
                 record.step
             ));
@@ -179,12 +179,19 @@ impl Description {
 }
 
 /// What to type to go on with a run that was stopped: what is trained comes from the checkpoint, and the rest as it was.
-fn resume_command(config: &Config, place: &Place, folder: &RunFolder) -> String {
+fn resume_command(config: &Config, endpoint: &Endpoint, folder: &RunFolder) -> String {
     let launch = match &config.workers {
         Workers::Local { .. } => String::new(),
         Workers::External { access, .. } => {
-            let listen = place.words.strip_prefix("http://").or_else(|| place.words.strip_prefix("https://"));
-            format!(" --launch external --listen {}{}", listen.unwrap_or(&place.words), access_flags(access))
+            let listen = endpoint
+                .display_address
+                .strip_prefix("http://")
+                .or_else(|| endpoint.display_address.strip_prefix("https://"));
+            format!(
+                " --launch external --listen {}{}",
+                listen.unwrap_or(&endpoint.display_address),
+                access_flags(access)
+            )
         }
     };
     let data = &config.data.data;

@@ -13,11 +13,11 @@ use engine::task::TaskSpec;
 use engine::weights::Weights;
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
+use proto::busy_poll::BusyPoll;
 use proto::shared::Updates;
 use proto::v1::coordinator_message::Kind;
-use proto::v1::{self, Dismissal, Encoding, Refusal, Update};
+use proto::v1::{self, Close, Encoding, Refusal, Update};
 use proto::values;
-use proto::watch::Watch;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{block_in_place, yield_now};
 use tokio::time::sleep_until;
@@ -25,17 +25,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::clock::Clock;
+use crate::closing::OpenSessions;
 use crate::config::{HashSteps, JournalSteps};
 use crate::costs::StepCosts;
-use crate::dismissal::OpenSessions;
 use crate::events::{RunEvent, StepEvent};
 use crate::observe::{Entry, Observer};
 use crate::outbox::{GradientPath, Outbox};
 use crate::recompute::Recomputer;
-use crate::saver::Desk;
+use crate::saver::PendingCheckpoints;
 use crate::server::Facts;
 use crate::training::{
-    Action, EpochReport, Event, Farewell, Outcome, Profile, Report, ShardDone, State, StepReport, Training, Work,
+    Action, CloseReason, EpochReport, Event, Outcome, Profile, Report, ShardDone, State, StepReport, Training, Work,
     WorkerId,
 };
 
@@ -75,13 +75,13 @@ pub struct Driver {
     /// What computes the tasks that no worker is trusted with alone.
     pub recomputer: Recomputer,
     /// Where states for checkpoints are offered.
-    pub desk: Arc<Desk>,
+    pub pending_checkpoints: Arc<PendingCheckpoints>,
     /// Whether each step reaches the disk.
     pub journal: JournalSteps,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
     /// Whether it waits without sleep at first.
-    pub watches: bool,
+    pub busy_poll: bool,
     /// Ends the run, with what it came to kept.
     pub stop: CancellationToken,
     /// The clock that the core sees.
@@ -113,10 +113,10 @@ impl Driver {
             updates,
             observer,
             recomputer,
-            desk,
+            pending_checkpoints,
             journal,
             hash_steps,
-            watches,
+            busy_poll,
             stop,
             clock,
         } = self;
@@ -128,12 +128,12 @@ impl Driver {
             updates,
             observer,
             recomputer,
-            desk,
+            pending_checkpoints,
             journal,
             journaled: None,
             spare_state: None,
             hash_steps,
-            watches,
+            busy_poll,
             outboxes: BTreeMap::new(),
             encoded_state: None,
             stop,
@@ -160,14 +160,14 @@ struct Running {
     updates: Option<Updates>,
     observer: Observer,
     recomputer: Recomputer,
-    desk: Arc<Desk>,
+    pending_checkpoints: Arc<PendingCheckpoints>,
     journal: JournalSteps,
     /// The state that is in the journal, by its updates and the images since the last validation.
     journaled: Option<(u64, u64)>,
     /// What was copied for the journal, to be copied over.
     spare_state: Option<Box<State>>,
     hash_steps: HashSteps,
-    watches: bool,
+    busy_poll: bool,
     outboxes: BTreeMap<WorkerId, Outbox>,
     /// Encoded once for all workers that need it.
     encoded_state: Option<EncodedState>,
@@ -212,10 +212,10 @@ impl Running {
             is_looked_at = false;
             let waiting = Instant::now();
             let moment = deadline.map(|deadline| self.clock.moment(deadline));
-            if self.watches {
-                let watch = Watch::begin();
+            if self.busy_poll {
+                let poll = BusyPoll::begin();
                 let is_due = || moment.is_some_and(|moment| moment <= Instant::now()) || self.stop.is_cancelled();
-                while inputs.is_empty() && !is_due() && watch.goes_on() {
+                while inputs.is_empty() && !is_due() && poll.should_continue() {
                     yield_now().await;
                 }
             }
@@ -285,20 +285,20 @@ impl Running {
                 Action::Refuse(worker_id, refusal) => {
                     self.send(worker_id, Kind::Refusal(Refusal { reason: refusal.to_string() }));
                 }
-                Action::Dismiss(worker_id, farewell, reason) => {
-                    let farewell = match farewell {
-                        Farewell::ComeBack => v1::Farewell::ComeBack,
-                        // Not before the last files are on the disk: see `dismissal`.
-                        Farewell::End => continue,
-                        Farewell::Refused => v1::Farewell::Refused,
-                        Farewell::Evicted => v1::Farewell::Evicted,
+                Action::Close(worker_id, close_reason, reason) => {
+                    let close_reason = match close_reason {
+                        CloseReason::ComeBack => v1::CloseReason::ComeBack,
+                        // Not before the last files are on the disk: see `closing`.
+                        CloseReason::End => continue,
+                        CloseReason::Refused => v1::CloseReason::Refused,
+                        CloseReason::Evicted => v1::CloseReason::Evicted,
                     };
-                    self.send(worker_id, Kind::Dismissal(Dismissal { farewell: farewell.into(), reason }));
+                    self.send(worker_id, Kind::Close(Close { close_reason: close_reason.into(), reason }));
                     self.outboxes.remove(&worker_id);
                 }
                 Action::ComputeTask(work) => self.recomputer.compute(work, self.training.state()),
                 Action::Checkpoint => {
-                    let offer = self.desk.offer(self.training.state().clone());
+                    let offer = self.pending_checkpoints.offer(self.training.state().clone());
                     self.record(Entry::Checkpoint(offer));
                 }
                 Action::Report(report) => self.report(report),
@@ -459,8 +459,8 @@ fn copy_state(into: &mut State, from: &State) {
 fn message_of(work: Work) -> v1::Work {
     match work {
         Work::Nothing => v1::Work::default(),
-        Work::Shards { step, place, shards } => {
-            v1::Work { step, epoch: place.epoch, step_of_epoch: place.step_of_epoch, shards, batches: Vec::new() }
+        Work::Shards { step, position, shards } => {
+            v1::Work { step, epoch: position.epoch, step_of_epoch: position.step_of_epoch, shards, batches: Vec::new() }
         }
         Work::Batches { step, batches } => v1::Work { step, batches, ..v1::Work::default() },
     }

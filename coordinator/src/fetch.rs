@@ -32,8 +32,8 @@ pub(crate) struct Fetches {
     by_identity: Mutex<BTreeMap<Identity, Arc<Semaphore>>>,
 }
 
-/// A turn, which ends when it is dropped.
-pub(crate) struct Turn {
+/// Permission to fetch the data set, until it is dropped.
+pub(crate) struct FetchPermit {
     _own: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
@@ -44,8 +44,8 @@ impl Fetches {
         Self { all: Arc::new(Semaphore::new(N_FETCHES_MAX)), by_identity: Mutex::default() }
     }
 
-    /// Waits for a turn of an identity.
-    pub async fn turn(&self, identity: Identity) -> Result<Turn, AcquireError> {
+    /// Waits for a permit for an identity.
+    pub async fn permit(&self, identity: Identity) -> Result<FetchPermit, AcquireError> {
         let own = {
             let mut by_identity = self.by_identity.lock().unwrap_or_else(PoisonError::into_inner);
             by_identity.retain(|_, own| Arc::strong_count(own) > 1);
@@ -54,7 +54,7 @@ impl Fetches {
             )
         };
         let own = own.acquire_owned().await?;
-        Ok(Turn { _own: own, _of_all: Arc::clone(&self.all).acquire_owned().await? })
+        Ok(FetchPermit { _own: own, _of_all: Arc::clone(&self.all).acquire_owned().await? })
     }
 }
 
@@ -99,14 +99,14 @@ mod tests {
     async fn identity_has_half_of_the_turns() {
         let fetches = Fetches::new();
         let identity = |name: &str| Identity::new(name);
-        let mut turns = Vec::new();
+        let mut permits = Vec::new();
         for _ in 0..N_FETCHES_PER_IDENTITY_MAX {
-            turns.push(fetches.turn(identity("one")).await.expect("a turn"));
+            permits.push(fetches.permit(identity("one")).await.expect("a permit"));
         }
         let wait = Duration::from_millis(50);
-        assert!(tokio::time::timeout(wait, fetches.turn(identity("one"))).await.is_err());
-        turns.push(fetches.turn(identity("other")).await.expect("a turn"));
-        turns.remove(0);
-        assert!(tokio::time::timeout(wait, fetches.turn(identity("one"))).await.is_ok());
+        assert!(tokio::time::timeout(wait, fetches.permit(identity("one"))).await.is_err());
+        permits.push(fetches.permit(identity("other")).await.expect("a permit"));
+        permits.remove(0);
+        assert!(tokio::time::timeout(wait, fetches.permit(identity("one"))).await.is_ok());
     }
 }

@@ -8,7 +8,7 @@ use engine::numerics::REVISION;
 use engine::sums::{COUNTS_MAX, Sums};
 use proto::buffers::Buffers;
 use proto::limits::TEXT_BYTES_MAX;
-use proto::shared::{Offer, Results, SlotError};
+use proto::shared::{RegionHandle, Results, SlotError};
 use proto::v1::{self, worker_message::Kind};
 use proto::values::{self, ValuesError};
 use tonic::Status;
@@ -29,7 +29,7 @@ pub struct Inbox {
 #[derive(Debug)]
 enum Memory {
     /// The worker has been told, and may open it.
-    Offered(Results, Offer),
+    Offered(Results, RegionHandle),
     /// The worker has it open, and nobody else can open it any more.
     Open(Results),
     None,
@@ -60,15 +60,15 @@ pub fn profile(identity: Identity, join: v1::Join) -> Result<Profile, Status> {
 
 impl Inbox {
     /// One for a worker whose results can lie in the memory offered, if any is.
-    pub fn new(facts: Arc<Facts>, buffers: Arc<Buffers>, offered: Option<(Results, Offer)>) -> Self {
-        let memory = offered.map_or(Memory::None, |(results, offer)| Memory::Offered(results, offer));
+    pub fn new(facts: Arc<Facts>, buffers: Arc<Buffers>, offered: Option<(Results, RegionHandle)>) -> Self {
+        let memory = offered.map_or(Memory::None, |(results, handle)| Memory::Offered(results, handle));
         Self { facts, buffers, memory }
     }
 
     /// Where the worker's results can lie, for its welcome.
     pub fn offered(&self) -> Option<v1::Region> {
         match &self.memory {
-            Memory::Offered(_, offer) => Some(offer.message()),
+            Memory::Offered(_, handle) => Some(handle.message()),
             Memory::Open(_) | Memory::None => None,
         }
     }
@@ -169,7 +169,7 @@ impl Inbox {
             }
             Kind::Leaving(leaving) => Event::Leaving(worker_id, short(leaving.reason)),
             Kind::Lagging(lagging) => Event::Lagging(worker_id, short(lagging.reason)),
-            Kind::Heartbeat(heartbeat) => Event::Heard(worker_id, heartbeat.step),
+            Kind::Heartbeat(heartbeat) => Event::Heartbeat(worker_id, heartbeat.step),
         })
     }
 

@@ -28,7 +28,7 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES_MAX: u32 = 5;
 /// Pause before the first new start; it doubles with each short life.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a worker may take to end after its dismissal. What it still computes then is of no use to anybody.
+/// How long a worker may take to end after its session was closed. What it still computes then is of no use to anybody.
 const END_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Lines of a worker's last words that are kept.
 const LAST_LINES: usize = 10;
@@ -47,7 +47,7 @@ pub struct Launcher {
     /// What they compute with.
     pub backend: BackendArgs,
     /// Whether they wait for messages without sleep at first.
-    pub watch: bool,
+    pub busy_poll: bool,
     /// How they log.
     pub log_format: LogFormat,
 }
@@ -93,13 +93,14 @@ impl Launcher {
     /// If none stays alive, or one says that it cannot work so; the others end then too.
     pub async fn run(self, n_workers: u32, shutdown: CancellationToken) -> Result<(), LaunchError> {
         let n_alive = Arc::new(AtomicU32::new(n_workers));
-        let mut keepers = tokio::task::JoinSet::new();
+        let mut supervisors = tokio::task::JoinSet::new();
         for number in 1..=n_workers {
-            let keeper = Keeper { number, launcher: self.clone(), n_alive: Arc::clone(&n_alive), n_short_lives: 0 };
-            keepers.spawn(keeper.keep(shutdown.clone()).in_current_span());
+            let supervisor =
+                WorkerSupervisor { number, launcher: self.clone(), n_alive: Arc::clone(&n_alive), n_short_lives: 0 };
+            supervisors.spawn(supervisor.supervise(shutdown.clone()).in_current_span());
         }
         let mut first_error = Ok(());
-        while let Some(ended) = keepers.join_next().await {
+        while let Some(ended) = supervisors.join_next().await {
             let ended = ended.expect("a keeper ends by itself");
             if ended.is_err() && first_error.is_ok() {
                 first_error = ended;
@@ -130,7 +131,7 @@ impl Launcher {
         for (flag, value) in flags {
             command.args(value.map(|value| format!("{flag}={value}")));
         }
-        command.args(self.watch.then_some("--watch"));
+        command.args(self.busy_poll.then_some("--busy-poll"));
         command
             .arg("--supervised")
             .arg(format!("--coordinator={}", self.address))
@@ -155,8 +156,8 @@ impl Launcher {
     }
 }
 
-/// Who keeps one worker running.
-struct Keeper {
+/// Keeps one local worker running: starts it anew whenever it ends.
+struct WorkerSupervisor {
     number: u32,
     launcher: Launcher,
     /// Workers that have not died at once too often in a row.
@@ -164,8 +165,8 @@ struct Keeper {
     n_short_lives: u32,
 }
 
-impl Keeper {
-    async fn keep(mut self, shutdown: CancellationToken) -> Result<(), LaunchError> {
+impl WorkerSupervisor {
+    async fn supervise(mut self, shutdown: CancellationToken) -> Result<(), LaunchError> {
         // Ends with the shutdown, or when nothing is to be hoped for.
         while !shutdown.is_cancelled() {
             let started = Instant::now();
@@ -231,7 +232,7 @@ struct LocalWorker {
 }
 
 impl LocalWorker {
-    /// Waits for a worker that was dismissed; one that does not go is killed.
+    /// Waits for a worker whose session was closed; one that does not go is killed.
     async fn end(mut self, number: u32) {
         if timeout(END_WAIT_MAX, self.child.wait()).await.is_err() {
             warn!(local_worker = number, "local worker did not end in time; it is killed");

@@ -16,12 +16,12 @@ use tokio::task::block_in_place;
 use tracing::Span;
 
 pub use history::History;
-pub use view::{Teller, View};
+pub use view::{View, ViewHandle};
 
 use crate::costs::CostTotals;
 use crate::events::RunEvent;
 use crate::journal::Journal;
-use crate::saver::{Offer, RunFacts, Saver};
+use crate::saver::{OfferId, RunFacts, Saver};
 use crate::training::State;
 use crate::trainjob::Latest;
 
@@ -41,7 +41,7 @@ pub enum Entry {
         weights: Weights,
     },
     /// A checkpoint is due, whose state was offered.
-    Checkpoint(Offer),
+    Checkpoint(OfferId),
     /// A state that is to be in the journal, and who waits for that and takes it back.
     Journal(Box<State>, SyncSender<Box<State>>),
 }
@@ -55,7 +55,7 @@ pub struct Observer {
 
 /// The thread that wrote is no more, which only a panic can bring about.
 #[derive(Debug)]
-pub struct Gone;
+pub struct ObserverStopped;
 
 /// What records: the state of the thread, which is left when all is recorded.
 #[derive(Debug)]
@@ -101,12 +101,12 @@ impl Observer {
     ///
     /// # Errors
     /// If the thread is gone.
-    pub fn record(&self, entry: Entry) -> Result<(), Gone> {
+    pub fn record(&self, entry: Entry) -> Result<(), ObserverStopped> {
         match self.entries.try_send(entry) {
             Ok(()) => Ok(()),
             // A disk that hangs holds up the run, but not those who look after the connections.
-            Err(TrySendError::Full(entry)) => block_in_place(|| self.entries.send(entry).map_err(|_| Gone)),
-            Err(TrySendError::Disconnected(_)) => Err(Gone),
+            Err(TrySendError::Full(entry)) => block_in_place(|| self.entries.send(entry).map_err(|_| ObserverStopped)),
+            Err(TrySendError::Disconnected(_)) => Err(ObserverStopped),
         }
     }
 

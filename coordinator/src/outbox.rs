@@ -145,7 +145,7 @@ fn size(kind: &Kind) -> (usize, usize) {
     match kind {
         Kind::State(state) => (state.params.len() + state.slots.len(), 1),
         Kind::Update(update) => (update.gradient.len(), 0),
-        Kind::Welcome(_) | Kind::Work(_) | Kind::Dismissal(_) | Kind::Refusal(_) => (0, 0),
+        Kind::Welcome(_) | Kind::Work(_) | Kind::Close(_) | Kind::Refusal(_) => (0, 0),
     }
 }
 

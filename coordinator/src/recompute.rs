@@ -16,7 +16,7 @@ use half::bf16;
 use tokio::sync::mpsc::WeakSender;
 
 use crate::driver::Input;
-use crate::training::{Event, OwnTaskDone, Place, Rounding, State, TaskKind, Work};
+use crate::training::{Event, OwnTaskDone, Rounding, SchedulePosition, State, TaskKind, Work};
 
 /// What tasks are computed with.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ fn compute_all(means: Means, jobs: &Receiver<Job>) {
     while let Ok(Job { work, params }) = jobs.recv() {
         let done = match work {
             Work::Nothing => Vec::new(),
-            Work::Shards { step, place, shards } => computer.shards(step, place, &shards, &params),
+            Work::Shards { step, position, shards } => computer.shards(step, position, &shards, &params),
             Work::Batches { step, batches } => computer.batches(step, &batches, &params),
         };
         for done in done {
@@ -106,17 +106,17 @@ struct Computer {
 }
 
 impl Computer {
-    fn shards(&mut self, step: u64, place: Place, shards: &[u32], params: &[f32]) -> Vec<OwnTaskDone> {
+    fn shards(&mut self, step: u64, position: SchedulePosition, shards: &[u32], params: &[f32]) -> Vec<OwnTaskDone> {
         let Self { means: Means { task, recipe, rounding, .. }, replica, sampler } = self;
-        if sampler.as_ref().is_none_or(|(epoch, _)| *epoch != place.epoch) {
-            *sampler = Some((place.epoch, recipe.sampler(place.epoch, task.n_samples(Split::Train))));
+        if sampler.as_ref().is_none_or(|(epoch, _)| *epoch != position.epoch) {
+            *sampler = Some((position.epoch, recipe.sampler(position.epoch, task.n_samples(Split::Train))));
         }
         let sampler = &sampler.as_ref().expect("it was made above").1;
         replica.params_mut().copy_from_slice(params);
         let mut done = Vec::new();
         for &shard in shards {
-            let key = ShardKey { epoch: place.epoch, step, shard };
-            let samples = sampler.shard(place.step_of_epoch as usize, shard as usize);
+            let key = ShardKey { epoch: position.epoch, step, shard };
+            let samples = sampler.shard(position.step_of_epoch as usize, shard as usize);
             let mut gradient_sum = vec![0.0; params.len()];
             let sums = replica.shard_result(key, samples, &mut gradient_sum);
             if *rounding == Rounding::Bf16 {

@@ -32,16 +32,16 @@ use crate::args::Wire;
 use crate::certificates::CertificatesError;
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
+use crate::closing::EndNotice;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Reach, Workers};
 use crate::description::Description;
-use crate::dismissal::EndNotice;
 use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
+use crate::endpoint::Endpoint;
 use crate::health::{CheckError, HealthPort};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
 use crate::observe::{History, Observer, View};
-use crate::place::Place;
 use crate::recompute::{Means, Recomputer};
 use crate::saver::Saver;
 use crate::server::{Facts, Service};
@@ -148,7 +148,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let (task, source) = open_task(&plan, &config)?;
     let data_fingerprint = task.fingerprint().to_owned();
     // Before the run's folder is made: an address that is in use is no reason for a run that never began.
-    let mut place = Place::open(&config).await?;
+    let mut endpoint = Endpoint::open(&config).await?;
     let mut start = plan.start(&config, &data_fingerprint)?;
     start.incarnation = start.incarnation.max(mirror_plan.as_ref().map_or(1, |plan| plan.incarnation_min));
     let spec = task.spec().clone();
@@ -156,7 +156,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let updates = shared_updates(start.wire, n_params);
     let mut described = Description::new(&config, &start, updates.is_some(), &*task);
     start.folder.write_description(&described.json)?;
-    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &place);
+    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &endpoint);
 
     let first_step = start.state.step;
     let span = info_span!("run", id = start.run_id, incarnation = start.incarnation);
@@ -179,7 +179,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let admission = Admission::new(Limits::of_process());
     let (accepted, connections) = mpsc::channel(CONNECTIONS_WAITING_MAX);
     let server = spawn_or_stop(service.serve(connections), stop.clone(), &span);
-    let listener = place.listener.take().expect("it was opened and not taken yet");
+    let listener = endpoint.listener.take().expect("it was opened and not taken yet");
     let acceptor = tokio::spawn(accept(listener, tls, admission, accepted, shutdown.clone()).instrument(span.clone()));
     let stopper = tokio::spawn(signals.stop_run(stopping.clone(), mirror.clone())?);
     if let Some(health) = &health {
@@ -195,7 +195,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     };
     let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept).with_damaged_known();
     let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());
-    let desk = saver.desk();
+    let pending_checkpoints = saver.pending_checkpoints();
     let journal = match config.journal {
         JournalSteps::Yes => Some((Journal::open(history.folder.path())?, run_facts)),
         JournalSteps::No => None,
@@ -215,25 +215,25 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         updates,
         observer: Observer::start(history, saver, journal, view, latest, span.clone(), stop.clone()),
         recomputer,
-        desk,
+        pending_checkpoints,
         journal: config.journal,
         hash_steps: config.hash_steps,
         // Where the runtime has more threads, each look would wake another one.
-        watches: matches!(config.workers, Workers::Local { watch: true, .. })
+        busy_poll: matches!(config.workers, Workers::Local { busy_poll: true, .. })
             && Handle::current().metrics().num_workers() == 1,
         stop: stopping,
         clock: Clock::start()?,
     };
     let local = CancellationToken::new();
     let local_workers =
-        place.address.clone().and_then(|address| launcher(&config, address, &place.private, log_format));
+        endpoint.address.clone().and_then(|address| launcher(&config, address, &endpoint.private, log_format));
     let launched = local_workers.map(|launcher| {
         let (n_workers, local, task) = (config.n_workers.get(), local.clone(), Arc::clone(&task));
         spawn_or_stop(launch(launcher, known, task, source, n_workers, local), stop, &span)
     });
     let ended = tokio::spawn(driver.run()).await?;
     let background = Background { acceptor, server, stopper, shutdown, launched, local, trainjob };
-    let outcome = conclude(&config, &place, described, ended, background, first_step, &span).await;
+    let outcome = conclude(&config, &endpoint, described, ended, background, first_step, &span).await;
     drop(lock);
     // A supervisor takes 0 for work that is done, and would not start the coordinator again.
     let is_unfinished = outcome? == Outcome::Stopped && signals.is_terminated();
@@ -290,7 +290,7 @@ struct Background {
 /// Brings to the disk what the run came to, lets the workers go, and closes everything.
 async fn conclude(
     config: &Config,
-    place: &Place,
+    endpoint: &Endpoint,
     described: Description,
     ended: Ended,
     background: Background,
@@ -299,9 +299,9 @@ async fn conclude(
 ) -> anyhow::Result<Outcome> {
     let Ended { outcome, training, observer, sessions } = ended;
     let Background { acceptor, server, stopper, shutdown, launched, local, trainjob } = background;
-    let mut dismissal = sessions.dismiss_when_decided(span);
+    let mut close_task = sessions.close_when_decided(span);
     if launched.is_some() {
-        dismissal.decide(EndNotice::of_local_workers());
+        close_task.decide(EndNotice::of_local_workers());
     }
     local.cancel();
     let recorder = tokio::task::spawn_blocking(move || observer.finish()).await?;
@@ -312,17 +312,17 @@ async fn conclude(
     // A server that has ended by itself has failed, and the run with it.
     let (served, server) = if server.is_finished() { (server.await?, None) } else { (Ok(()), Some(server)) };
     let failed = kept.err().or(served.err()).or_else(|| {
-        let (address, waited) = (place.words.clone(), config.join_wait_max);
+        let (address, waited) = (endpoint.display_address.clone(), config.join_timeout);
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
     });
-    let written = described.end(config, place, &outcome, &training, recorder, failed);
+    let written = described.end(config, endpoint, &outcome, &training, recorder, failed);
     // While the folder is locked, so that the process that resumes the run posts later than this one.
     let is_completed = outcome == Outcome::Completed && written.is_ok();
     post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
     let was_complete = outcome == Outcome::Completed && training.state().step == first_step;
     let n_awaited = if was_complete { config.n_workers.get() as usize } else { 0 };
-    dismissal.decide(EndNotice::of(&outcome, written.is_ok()).awaiting(n_awaited));
-    dismissal.finish().await?;
+    close_task.decide(EndNotice::of(&outcome, written.is_ok()).awaiting(n_awaited));
+    close_task.finish().await?;
     shutdown.cancel();
     stopper.abort();
     let closed = close(acceptor, server).await;
@@ -380,7 +380,7 @@ fn session_facts(
         layout_fingerprint: task.spec().layout.fingerprint().0,
         encoding: start.wire.encoding(),
         updates: updates.map(Updates::message),
-        silence_max: config.silence_max,
+        heartbeat_timeout: config.heartbeat_timeout,
         token,
         reflection: match &config.workers {
             Workers::Local { .. } => true,
@@ -406,8 +406,8 @@ fn start_mirror(
         replaces: plan.replaces,
         unusable_steps: plan.unusable_steps,
     };
-    let teller = view.teller();
-    Mirror::start(plan.location, run, move |event| teller.mirror(event), span.clone()).map(Some)
+    let view_handle = view.handle();
+    Mirror::start(plan.location, run, move |event| view_handle.mirror(event), span.clone()).map(Some)
 }
 
 /// Where averaged gradients lie for workers of this machine, if that was chosen and can be had.
@@ -461,8 +461,8 @@ fn rules(
         metrics,
         rounding: rounding(encoding),
         checkpoint_every: config.checkpoint_every,
-        silence_max: config.silence_max,
-        join_wait_max: config.join_wait_max,
+        heartbeat_timeout: config.heartbeat_timeout,
+        join_timeout: config.join_timeout,
         audit: config.audit,
         audit_secret,
         own_class,
@@ -474,10 +474,10 @@ fn rules(
 }
 
 fn launcher(config: &Config, address: String, private: &PrivateFolder, log_format: LogFormat) -> Option<Launcher> {
-    let Workers::Local { program, backend, watch } = &config.workers else { return None };
+    let Workers::Local { program, backend, busy_poll } = &config.workers else { return None };
     let private = private.path().join("data");
     let (program, backend) = (program.clone(), backend.clone());
-    Some(Launcher { program, address, data: DataSource::at(&private), backend, watch: *watch, log_format })
+    Some(Launcher { program, address, data: DataSource::at(&private), backend, busy_poll: *busy_poll, log_format })
 }
 
 /// Puts the data set where local workers can map it, and keeps them running.
@@ -520,12 +520,12 @@ fn shared_folder(
     Ok(private)
 }
 
-fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn OpenTask, place: &Place) -> Screen {
+fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn OpenTask, endpoint: &Endpoint) -> Screen {
     let recipe = &start.recipe;
     let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
     let n_steps = recipe.n_steps(n_samples.into());
     let mut screen = Screen::new(samples, n_steps, recipe.epochs.get(), config.output == Output::Json);
-    let mut lines = vec![recipe.words(n_samples, samples, task.data_name())];
+    let mut lines = vec![recipe.describe(n_samples, samples, task.data_name())];
     lines.extend(start.initial_text.clone());
     let wire = match start.wire {
         Wire::GrpcBf16 => "gradients as bf16",
@@ -538,7 +538,10 @@ fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn Open
             format!("{n_workers} local workers x {} threads, {wire}", backend.threads.unwrap_or(1))
         }
         Workers::External { .. } => {
-            format!("{n_workers} workers expected, {wire}; start each with: worker --coordinator {}", place.words)
+            format!(
+                "{n_workers} workers expected, {wire}; start each with: worker --coordinator {}",
+                endpoint.display_address
+            )
         }
     });
     lines.push(format!(
@@ -556,7 +559,7 @@ fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn Open
     }
     screen.begin(&lines);
     screen.json_line(&json!({
-        "event": "begin", "run_dir": start.folder.path().display().to_string(), "address": place.words,
+        "event": "begin", "run_dir": start.folder.path().display().to_string(), "address": endpoint.display_address,
         "step": start.state.step, "n_steps": n_steps,
     }));
     screen

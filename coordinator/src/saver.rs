@@ -19,7 +19,7 @@ use crate::training::{AuditSecret, State};
 /// The thread that writes.
 #[derive(Debug)]
 pub struct Saver {
-    desk: Arc<Desk>,
+    pending_checkpoints: Arc<PendingCheckpoints>,
     thread: JoinHandle<Result<Option<PathBuf>, WriteError>>,
 }
 
@@ -48,24 +48,24 @@ impl RunFacts {
     }
 }
 
-/// Where states lie until they are written: at most two that are offered, and one that is released.
+/// States that wait to be written: at most two that are offered, and one that is released.
 #[derive(Debug, Default)]
-pub struct Desk {
+pub struct PendingCheckpoints {
     states: Mutex<States>,
     changed: Condvar,
 }
 
 /// Which offer a state was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offer(u64);
+pub struct OfferId(u64);
 
 #[derive(Debug, Default)]
 struct States {
     n_offers: u64,
     /// The older one, which stays until it is released.
-    offered: Option<(Offer, State)>,
+    offered: Option<(OfferId, State)>,
     /// The newest, if there is an older one.
-    newest: Option<(Offer, State)>,
+    newest: Option<(OfferId, State)>,
     released: Option<State>,
     is_last: bool,
 }
@@ -73,23 +73,23 @@ struct States {
 impl Saver {
     /// Starts the thread, which logs in `span` and tells the mirror of each checkpoint that is whole.
     pub fn start(checkpoints: Checkpoints, run: RunFacts, mirror: MirrorHandle, span: Span) -> Self {
-        let desk = Arc::new(Desk::default());
+        let pending_checkpoints = Arc::new(PendingCheckpoints::default());
         let thread = {
-            let desk = Arc::clone(&desk);
-            let write = move || span.in_scope(|| desk.write_all(checkpoints, &run, &mirror));
+            let pending_checkpoints = Arc::clone(&pending_checkpoints);
+            let write = move || span.in_scope(|| pending_checkpoints.write_all(checkpoints, &run, &mirror));
             std::thread::Builder::new().name("saver".to_owned()).spawn(write)
         };
-        Self { desk, thread: thread.expect("the system has a thread to give") }
+        Self { pending_checkpoints, thread: thread.expect("the system has a thread to give") }
     }
 
     /// Where states are offered.
-    pub fn desk(&self) -> Arc<Desk> {
-        Arc::clone(&self.desk)
+    pub fn pending_checkpoints(&self) -> Arc<PendingCheckpoints> {
+        Arc::clone(&self.pending_checkpoints)
     }
 
     /// Releases an offer, if no newer one has taken its place.
-    pub fn release(&self, offer: Offer) {
-        self.desk.release(offer);
+    pub fn release(&self, offer: OfferId) {
+        self.pending_checkpoints.release(offer);
     }
 
     /// Waits for what was released; gives where the last checkpoint is, if there is one.
@@ -97,18 +97,18 @@ impl Saver {
     /// # Errors
     /// If the last one could not be written.
     pub fn finish(self) -> Result<Option<PathBuf>, WriteError> {
-        self.desk.lock().is_last = true;
-        self.desk.changed.notify_one();
+        self.pending_checkpoints.lock().is_last = true;
+        self.pending_checkpoints.changed.notify_one();
         self.thread.join().expect("the saver's thread writes or tells why not")
     }
 }
 
-impl Desk {
+impl PendingCheckpoints {
     /// Offers a state.
-    pub fn offer(&self, state: State) -> Offer {
+    pub fn offer(&self, state: State) -> OfferId {
         let mut states = self.lock();
         states.n_offers += 1;
-        let offer = Offer(states.n_offers);
+        let offer = OfferId(states.n_offers);
         if states.offered.is_none() {
             states.offered = Some((offer, state));
         } else {
@@ -119,7 +119,7 @@ impl Desk {
 
     /// Releases an offer, if no newer one has taken its place. Those that are older can be resumed from too, and are not
     /// needed any more.
-    fn release(&self, offer: Offer) {
+    fn release(&self, offer: OfferId) {
         let mut states = self.lock();
         let newest = states.newest.take_if(|(found, _)| *found == offer);
         if newest.is_some() {
@@ -206,11 +206,11 @@ mod tests {
         let layout = Arc::clone(&model::task::book_task(Architecture::Denoising).spec().layout);
         let run = RunFacts { run_id, recipe: recipe(), layout, data_fingerprint, numerics, audit_secret };
         let saver = Saver::start(Checkpoints::of(folder.path(), 9), run, MirrorHandle::default(), Span::none());
-        let desk = saver.desk();
-        let [_first, second, third] = [1, 2, 3].map(|step| desk.offer(state(step)));
+        let pending_checkpoints = saver.pending_checkpoints();
+        let [_first, second, third] = [1, 2, 3].map(|step| pending_checkpoints.offer(state(step)));
         saver.release(third);
         saver.release(second);
-        desk.offer(state(4)); // never released
+        pending_checkpoints.offer(state(4)); // never released
         let last = saver.finish().expect("the folder can be written").expect("one was written");
         assert!(last.ends_with("step-00000003.safetensors"), "{}", last.display());
         assert_eq!(std::fs::read_dir(last.parent().expect("a folder")).expect("a folder").count(), 1);
@@ -219,15 +219,15 @@ mod tests {
     /// The goal: however far the lines are behind the steps, checkpoints are kept, and the last one is.
     #[test]
     fn offers_that_come_faster_than_they_are_released_do_not_starve() {
-        let desk = Desk::default();
+        let pending_checkpoints = PendingCheckpoints::default();
         let mut waiting = VecDeque::new();
         let mut released = Vec::new();
         let mut release = |offer| {
-            desk.release(offer);
-            released.extend(desk.lock().released.take().map(|state| state.step));
+            pending_checkpoints.release(offer);
+            released.extend(pending_checkpoints.lock().released.take().map(|state| state.step));
         };
         for step in 1..=35 {
-            waiting.push_back(desk.offer(state(step)));
+            waiting.push_back(pending_checkpoints.offer(state(step)));
             if waiting.len() > 10 {
                 release(waiting.pop_front().expect("eleven wait"));
             }

@@ -57,7 +57,7 @@ pub struct Facts {
     /// Where averaged gradients lie for workers of this machine, if they do.
     pub updates: Option<v1::Region>,
     /// How long a worker may be silent.
-    pub silence_max: Duration,
+    pub heartbeat_timeout: Duration,
     /// What every call has to carry, if anything.
     pub token: Option<Token>,
     /// Whether the service describes itself to whoever asks.
@@ -65,7 +65,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The greeting of a worker, with where its results can lie, if it is on this machine.
+    /// The welcome of a worker, with where its results can lie, if it is on this machine.
     pub fn welcome(&self, worker_id: WorkerId, results: Option<v1::Region>) -> Welcome {
         Welcome {
             worker_id: worker_id.0,
@@ -148,7 +148,7 @@ impl Service {
             .concurrency_limit_per_connection(STREAMS_PER_CONNECTION_MAX as usize)
             .load_shed(true)
             .http2_keepalive_interval(Some(4 * HEARTBEAT_INTERVAL))
-            .http2_keepalive_timeout(Some(self.shared.facts.silence_max))
+            .http2_keepalive_timeout(Some(self.shared.facts.heartbeat_timeout))
             .add_service(health)
             .add_optional_service(reflection)
             .add_service(self.clone());
@@ -232,7 +232,7 @@ impl Service {
             async move {
                 let (peer, identity) = (&connection.peer, connection.peer.identity());
                 let sent = async {
-                    let _turn = shared.fetches.turn(identity.clone()).await;
+                    let _permit = shared.fetches.permit(identity.clone()).await;
                     info!(%peer, %identity, "the data set is sent");
                     send_dataset(&*shared.task, pieces).await;
                 };

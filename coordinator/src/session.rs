@@ -23,7 +23,7 @@ use crate::outbox::{Outbox, OutboxSender};
 use crate::server::Shared;
 use crate::training::{Event, Profile, WorkerId};
 
-/// How long a worker may take to hear its farewell and close its side.
+/// How long a worker may take to read the close message and close its side.
 const FAREWELL_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Results of a worker that wait for the driver: as many as it has slots, and two more.
 const RESULTS_WAITING_MAX: usize = RESULT_SLOTS as usize + 2;

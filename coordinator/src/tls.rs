@@ -142,13 +142,13 @@ pub fn is_tls(first_bytes: &[u8]) -> bool {
 /// peer are unread is reset, and the peer loses the answer.
 pub async fn turn_away(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) {
     const BYTES_MAX: u64 = 1 << 20;
-    let farewell = async {
+    let close = async {
         io.write_all(answer).await?;
         io.shutdown().await?;
         tokio::io::copy(&mut io.take(BYTES_MAX), &mut tokio::io::sink()).await
     };
     // Whatever becomes of it, the peer is not let in.
-    let _ = timeout(REFUSAL_WAIT_MAX, farewell).await;
+    let _ = timeout(REFUSAL_WAIT_MAX, close).await;
 }
 
 /// Why a handshake failed, and what to do about it.

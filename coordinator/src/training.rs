@@ -7,7 +7,6 @@ mod audit;
 mod event;
 mod evicted;
 mod feedback;
-mod opinion;
 mod pace;
 mod reduce;
 mod report;
@@ -20,6 +19,7 @@ mod size;
 #[cfg(test)]
 pub(crate) mod tests;
 mod usual;
+mod vote;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,7 +32,7 @@ use engine::params::params_fingerprint;
 use engine::reduce::average;
 use engine::sums::Sums;
 
-pub use action::{Action, Farewell, Outcome, Refusal, Work};
+pub use action::{Action, CloseReason, Outcome, Refusal, Work};
 pub use assign::Late;
 pub use audit::AuditSecret;
 pub use event::{BatchDone, Computed, Event, OwnTaskDone, ShardDone};
@@ -40,17 +40,17 @@ pub use report::{EpochReport, Report, StepReport, Tally};
 pub use roster::{Identity, Profile, WorkerId};
 pub use round::TaskKind;
 pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
-pub use schedule::{Place, Schedule};
+pub use schedule::{Schedule, SchedulePosition};
 
 use assign::Dealt;
 use evicted::Evicted;
 use feedback::round_with_feedback;
 use pace::Pace;
 use reduce::Reduction;
-use results::Arrived;
-use roster::{REFUSALS_MAX, Roster, Standing};
-use round::{Kind, Round};
-use schedule::Next;
+use results::TaskResult;
+use roster::{MemberState, REFUSALS_MAX, Roster};
+use round::{Round, RoundKind};
+use schedule::NextRound;
 use size::Sizes;
 
 use crate::events::RunEvent;
@@ -120,8 +120,8 @@ impl Training {
             schedule: Schedule::new(&rules.recipe, rules.n_train, rules.n_valid, rules.evaluation_batch),
             rates: rules.recipe.learning_rates(rules.n_train.into()),
             fingerprint: OnceCell::new(),
-            roster: Roster::new(rules.silence_max),
-            phase: Phase::Gathering { deadline: now + rules.join_wait_max },
+            roster: Roster::new(rules.heartbeat_timeout),
+            phase: Phase::Gathering { deadline: now + rules.join_timeout },
             is_waiting: false,
             classes: BTreeSet::new(),
             n_classes_of: BTreeMap::new(),
@@ -137,7 +137,7 @@ impl Training {
             rules,
             state,
         };
-        if training.next() == Next::End {
+        if training.next() == NextRound::End {
             training.conclude(Outcome::Completed);
         } else {
             // From here on there is something to resume from, whatever happens.
@@ -163,7 +163,7 @@ impl Training {
         *step < self.schedule.n_steps() && is_validated && self.schedule.is_exhausted(*step, *best)
     }
 
-    fn next(&self) -> Next {
+    fn next(&self) -> NextRound {
         let State { step, epoch_sums, best, .. } = &self.state;
         self.schedule.next(*step, epoch_sums, *best)
     }
@@ -183,7 +183,7 @@ impl Training {
         std::mem::take(&mut self.spent)
     }
 
-    /// Takes note of an event. Those of workers that are out are of no account.
+    /// Handles one event. Events from workers that have left are ignored.
     pub fn handle_event(&mut self, now: Duration, event: Event) {
         match event {
             Event::Joined(worker_id, profile) => self.handle_joined(now, worker_id, profile),
@@ -194,31 +194,31 @@ impl Training {
             | Event::BatchDone(worker_id, _)
             | Event::Lagging(worker_id, _)
             | Event::Leaving(worker_id, _)
-            | Event::Heard(worker_id, _)
+            | Event::Heartbeat(worker_id, _)
             | Event::Lost(worker_id, _)
-                if !self.roster.hear(worker_id, now) => {}
+                if !self.roster.heard_from(worker_id, now) => {}
             Event::Ready(worker_id) => self.handle_ready(now, worker_id),
             Event::ShardDone(worker_id, _) | Event::BatchDone(worker_id, _) if self.roster.is_preparing(worker_id) => {
                 let reason = "expected it to say that it is ready, found results".to_owned();
-                self.dismiss(now, worker_id, Farewell::Refused, reason);
+                self.close_session(now, worker_id, CloseReason::Refused, reason);
             }
             Event::ShardDone(worker_id, done) => {
                 let ShardDone { step, shard, computed, gradient_norm, params_fingerprint, compute } = done;
                 let (kind, task) = (TaskKind::Shard, shard);
-                let arrived = Arrived { kind, step, task, computed, gradient_norm, params_fingerprint, compute };
-                self.handle_result(now, worker_id, arrived);
+                let task_result = TaskResult { kind, step, task, computed, gradient_norm, params_fingerprint, compute };
+                self.handle_result(now, worker_id, task_result);
             }
             Event::BatchDone(worker_id, done) => {
                 let BatchDone { step, batch, sums, params_fingerprint } = done;
                 let (kind, task, gradient_norm, compute) = (TaskKind::Batch, batch, 0.0, Duration::ZERO);
                 let computed = Computed::Finite(ShardResult { gradient_sum: Vec::new(), sums });
-                let arrived = Arrived { kind, step, task, computed, gradient_norm, params_fingerprint, compute };
-                self.handle_result(now, worker_id, arrived);
+                let task_result = TaskResult { kind, step, task, computed, gradient_norm, params_fingerprint, compute };
+                self.handle_result(now, worker_id, task_result);
             }
             Event::Lagging(worker_id, reason) => self.send_state_anew(now, worker_id, reason),
             Event::Leaving(worker_id, _) => self.handle_leaving(now, worker_id),
-            Event::Heard(worker_id, step) => self.handle_heard(now, worker_id, step),
-            Event::Lost(worker_id, reason) => self.strike_off(now, worker_id, reason),
+            Event::Heartbeat(worker_id, step) => self.handle_heartbeat(now, worker_id, step),
+            Event::Lost(worker_id, reason) => self.remove(now, worker_id, reason),
         }
     }
 
@@ -230,24 +230,24 @@ impl Training {
             Phase::Working(round) => round.deadline,
             Phase::Gathering { .. } | Phase::Finished => None,
         };
-        let preparing = self.roster.next_joined().map(|joined| joined + self.rules.join_wait_max);
+        let preparing = self.roster.next_joined().map(|joined| joined + self.rules.join_timeout);
         [of_phase, preparing, self.roster.next_deadline()].into_iter().flatten().min()
     }
 
     /// Does what is due at a time.
     pub fn handle_deadline(&mut self, now: Duration) {
         for worker_id in self.roster.silent(now) {
-            let reason = format!("silent for {} ms", self.rules.silence_max.as_millis());
-            self.dismiss(now, worker_id, Farewell::ComeBack, reason);
+            let reason = format!("silent for {} ms", self.rules.heartbeat_timeout.as_millis());
+            self.close_session(now, worker_id, CloseReason::ComeBack, reason);
         }
-        let wait_max = self.rules.join_wait_max;
+        let wait_max = self.rules.join_timeout;
         for worker_id in self.roster.late(now, wait_max) {
             let reason = format!("not ready for {} s", wait_max.as_secs_f64());
-            self.dismiss(now, worker_id, Farewell::ComeBack, reason);
+            self.close_session(now, worker_id, CloseReason::ComeBack, reason);
         }
         for worker_id in self.stuck(now) {
             let reason = format!("no answer for {} s, the --join-timeout", wait_max.as_secs_f64());
-            self.dismiss(now, worker_id, Farewell::ComeBack, reason);
+            self.close_session(now, worker_id, CloseReason::ComeBack, reason);
         }
         let nobody_came =
             self.roster.n_members() == 0 && matches!(self.phase, Phase::Gathering { deadline } if deadline <= now);
@@ -285,13 +285,13 @@ impl Training {
     fn handle_joined(&mut self, now: Duration, worker_id: WorkerId, profile: Profile) {
         if matches!(self.phase, Phase::Finished) {
             let reason = "the run has ended".to_owned();
-            return self.actions.push_back(Action::Dismiss(worker_id, Farewell::End, reason));
+            return self.actions.push_back(Action::Close(worker_id, CloseReason::End, reason));
         }
         if let Err(reason) = self.evicted.check(&profile.identity, now) {
-            return self.actions.push_back(Action::Dismiss(worker_id, Farewell::ComeBack, reason));
+            return self.actions.push_back(Action::Close(worker_id, CloseReason::ComeBack, reason));
         }
         if let Err(reason) = self.check_class(&profile) {
-            return self.actions.push_back(Action::Dismiss(worker_id, Farewell::Refused, reason));
+            return self.actions.push_back(Action::Close(worker_id, CloseReason::Refused, reason));
         }
         self.roster.add(worker_id, profile, now);
         self.actions.push_back(Action::Welcome(worker_id));
@@ -320,16 +320,16 @@ impl Training {
 
     fn handle_ready(&mut self, now: Duration, worker_id: WorkerId) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
-        if member.standing != Standing::Preparing {
+        if member.state != MemberState::Preparing {
             return self.send_state_anew(now, worker_id, "it said twice that it is ready".to_owned());
         }
         let profile = member.profile.clone();
         // Others may have become ready since it joined.
         if let Err(reason) = self.check_class(&profile) {
-            return self.dismiss(now, worker_id, Farewell::Refused, reason);
+            return self.close_session(now, worker_id, CloseReason::Refused, reason);
         }
         let Some(member) = self.roster.member_mut(worker_id) else { return };
-        member.standing = Standing::Active { lagged_at: None };
+        member.state = MemberState::Active { lagged_at: None };
         let class = profile.compute_class.clone();
         if !self.classes.contains(&class) {
             *self.n_classes_of.entry(profile.identity.clone()).or_default() += 1;
@@ -361,10 +361,10 @@ impl Training {
 
     fn handle_leaving(&mut self, now: Duration, worker_id: WorkerId) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
-        if member.standing == Standing::Preparing {
-            return self.dismiss(now, worker_id, Farewell::ComeBack, "it wanted to leave".to_owned());
+        if member.state == MemberState::Preparing {
+            return self.close_session(now, worker_id, CloseReason::ComeBack, "it wanted to leave".to_owned());
         }
-        member.standing = Standing::Leaving;
+        member.state = MemberState::Leaving;
         self.release_leavers(now);
         self.decide(now);
     }
@@ -379,13 +379,13 @@ impl Training {
     fn begin_round(&mut self, now: Duration) {
         let step = self.state.step;
         let mut round = match self.next() {
-            Next::Step => {
-                let place = self.schedule.place(step);
+            NextRound::Step => {
+                let position = self.schedule.position(step);
                 let Rules { audit, audit_secret, .. } = &self.rules;
-                Round::of_step(place, self.schedule.n_shards(), |shard| audit_secret.draws(step, shard, *audit))
+                Round::of_step(position, self.schedule.n_shards(), |shard| audit_secret.draws(step, shard, *audit))
             }
-            Next::Validate => Round::of_validation(self.schedule.n_batches()),
-            Next::End => return self.conclude(Outcome::Completed),
+            NextRound::Validate => Round::of_validation(self.schedule.n_batches()),
+            NextRound::End => return self.conclude(Outcome::Completed),
         };
         round.begun = now;
         let (pace, sizes) = match round.task_kind() {
@@ -417,7 +417,7 @@ impl Training {
                 member.began = now;
             }
         }
-        round.watch(&self.roster, now, self.rules.join_wait_max);
+        round.set_deadline(&self.roster, now, self.rules.join_timeout);
         let work = tasks.into_iter().map(|(worker_id, tasks)| (worker_id, round.work(step, tasks))).collect();
         let helped: BTreeSet<(u32, WorkerId)> = late.iter().map(|late| (late.task, late.helper)).collect();
         self.tally.n_late += helped.len() as u64;
@@ -459,18 +459,18 @@ impl Training {
         }
         let Round { kind, tasks, begun, .. } = round;
         match kind {
-            Kind::Step { place, reduction, computed } => {
+            RoundKind::Step { position, reduction, computed } => {
                 let compute = computed.into_values().max().unwrap_or_default();
-                self.finish_step(now, place, reduction, begun, compute, tasks.workers());
+                self.finish_step(now, position, reduction, begun, compute, tasks.workers());
             }
-            Kind::Validation { results } => self.finish_validation(now, &results),
+            RoundKind::Validation { results } => self.finish_validation(now, &results),
         }
     }
 
     fn finish_step(
         &mut self,
         now: Duration,
-        place: Place,
+        position: SchedulePosition,
         reduction: Reduction,
         begun: Duration,
         compute: Duration,
@@ -501,7 +501,7 @@ impl Training {
         // What every replica needs goes out before anything else is done.
         let step_report = StepReport {
             step: self.state.step,
-            epoch: place.epoch,
+            epoch: position.epoch,
             sums: total.sums,
             duration,
             workers,
@@ -570,42 +570,42 @@ impl Training {
     }
 
     fn finish(&mut self, outcome: Outcome) {
-        let (farewell, reason) = match outcome {
-            Outcome::Completed => (Farewell::End, "the run is complete"),
-            Outcome::NobodyCame | Outcome::Diverged { .. } => (Farewell::End, "the run has failed"),
+        let (close_reason, reason) = match outcome {
+            Outcome::Completed => (CloseReason::End, "the run is complete"),
+            Outcome::NobodyCame | Outcome::Diverged { .. } => (CloseReason::End, "the run has failed"),
             Outcome::Stopped => match self.rules.after_stop {
-                AfterStop::End => (Farewell::End, "the run is stopped"),
-                AfterStop::ComeBack => (Farewell::ComeBack, "the coordinator is stopped; the run may be resumed"),
+                AfterStop::End => (CloseReason::End, "the run is stopped"),
+                AfterStop::ComeBack => (CloseReason::ComeBack, "the coordinator is stopped; the run may be resumed"),
             },
         };
         self.phase = Phase::Finished;
         for worker_id in self.roster.all() {
             self.roster.remove(worker_id);
-            self.actions.push_back(Action::Dismiss(worker_id, farewell, reason.to_owned()));
+            self.actions.push_back(Action::Close(worker_id, close_reason, reason.to_owned()));
         }
         self.actions.push_back(Action::Finish(outcome));
     }
 
-    /// Closes a worker's session, and strikes it off.
-    fn dismiss(&mut self, now: Duration, worker_id: WorkerId, farewell: Farewell, reason: String) {
+    /// Closes a worker's session, and removes the worker.
+    fn close_session(&mut self, now: Duration, worker_id: WorkerId, close_reason: CloseReason, reason: String) {
         if self.roster.member(worker_id).is_none() {
             return; // what became of another one has ended the run
         }
-        self.actions.push_back(Action::Dismiss(worker_id, farewell, reason.clone()));
-        self.strike_off(now, worker_id, reason);
+        self.actions.push_back(Action::Close(worker_id, close_reason, reason.clone()));
+        self.remove(now, worker_id, reason);
     }
 
     /// A worker is out: what it has is dealt to the others.
-    fn strike_off(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
+    fn remove(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
         let Some(member) = self.roster.remove(worker_id) else { return };
-        if member.standing == Standing::Preparing {
+        if member.state == MemberState::Preparing {
             return;
         }
-        let n_handed_on = self.phase.round_mut().map_or(0, |round| round.tasks.take_back(worker_id));
-        self.tally.n_handed_on += n_handed_on as u64;
+        let n_reassigned = self.phase.round_mut().map_or(0, |round| round.tasks.take_back(worker_id));
+        self.tally.n_reassigned += n_reassigned as u64;
         let n_active = self.roster.n_active();
-        self.tell(RunEvent::WorkerLeft { worker: worker_id.0, reason, n_active, n_reassigned: n_handed_on });
-        // Who was to give a second opinion may have been the last one who could.
+        self.tell(RunEvent::WorkerLeft { worker: worker_id.0, reason, n_active, n_reassigned: n_reassigned });
+        // Who was to give a second vote may have been the last one who could.
         self.decide(now);
         self.deal_more(now);
     }
@@ -615,7 +615,7 @@ impl Training {
         for worker_id in self.roster.leaving() {
             let has_work = self.phase.round().is_some_and(|round| round.tasks.of(worker_id).next().is_some());
             if !has_work {
-                self.dismiss(now, worker_id, Farewell::ComeBack, "it wanted to leave".to_owned());
+                self.close_session(now, worker_id, CloseReason::ComeBack, "it wanted to leave".to_owned());
             }
         }
     }
@@ -625,7 +625,7 @@ impl Training {
         let Some(round) = self.phase.round() else { return BTreeSet::new() };
         let is_stuck = |worker_id: &WorkerId| {
             let member = self.roster.member(*worker_id);
-            member.is_some_and(|member| member.began + self.rules.join_wait_max <= now)
+            member.is_some_and(|member| member.began + self.rules.join_timeout <= now)
         };
         round.tasks.awaited().filter(is_stuck).collect()
     }
@@ -634,11 +634,11 @@ impl Training {
     fn send_state_anew(&mut self, now: Duration, worker_id: WorkerId, reason: String) {
         let step = self.state.step;
         let Some(member) = self.roster.member_mut(worker_id) else { return };
-        match &mut member.standing {
-            Standing::Preparing => return,
-            Standing::Active { lagged_at } if *lagged_at != Some(step) => *lagged_at = Some(step),
-            Standing::Active { .. } | Standing::Leaving => {
-                return self.dismiss(now, worker_id, Farewell::ComeBack, reason);
+        match &mut member.state {
+            MemberState::Preparing => return,
+            MemberState::Active { lagged_at } if *lagged_at != Some(step) => *lagged_at = Some(step),
+            MemberState::Active { .. } | MemberState::Leaving => {
+                return self.close_session(now, worker_id, CloseReason::ComeBack, reason);
             }
         }
         self.tell(RunEvent::ReplicaResent { worker: worker_id.0, reason });
@@ -653,7 +653,7 @@ impl Training {
         self.tell(RunEvent::ResultRefused { worker: worker_id.0, reason: refusal.to_string() });
         if is_useless {
             let reason = format!("{REFUSALS_MAX} results in a row were not used, the last one since: {refusal}");
-            return self.dismiss(now, worker_id, Farewell::Refused, reason);
+            return self.close_session(now, worker_id, CloseReason::Refused, reason);
         }
         self.actions.push_back(Action::Refuse(worker_id, refusal));
     }

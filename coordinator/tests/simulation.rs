@@ -1,17 +1,17 @@
 //! The training core under schedules that are drawn: workers that come, die, stand still, lag, leave and lie, connections that
-//! break, letters that are lost, doubled and overtaken, and a coordinator that is started anew. Whatever happens, the run ends
-//! with the bits that it ends with when nothing does. One seed replays each schedule, in virtual time; no clock is read, and
-//! no task is spawned but to play several of them side by side.
+//! break, messages that are lost, doubled and overtaken, and a coordinator that is started anew. Whatever happens, the run
+//! ends with the bits that it ends with when nothing does. One seed replays each schedule, in virtual time; no clock is read,
+//! and no task is spawned but to play several of them side by side.
 
 mod simulation {
-    pub mod chance;
     pub mod cluster;
+    pub mod coverage;
+    pub mod describe;
     pub mod network;
     pub mod plan;
     pub mod reference;
-    pub mod seen;
     pub mod shell;
-    pub mod words;
+    pub mod sim_rng;
     pub mod worker;
 }
 
@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 
 use simulation::cluster::play;
-use simulation::seen::{Counts, Seen};
+use simulation::coverage::{Coverage, CoverageCounts};
 
 const N_SEEDS: u64 = 10_000;
 
@@ -31,23 +31,23 @@ const N_WRONG_MAX: usize = 8;
 
 /// Plays a seed's schedule, which has to end as it should.
 fn check(seed: u64) {
-    if let Err(words) = try_play(seed) {
-        panic!("{words}");
+    if let Err(text) = try_play(seed) {
+        panic!("{text}");
     }
 }
 
 /// Plays a seed's schedule; where it ends otherwise than it should, that is told with what replays it.
-fn try_play(seed: u64) -> Result<Counts, String> {
+fn try_play(seed: u64) -> Result<CoverageCounts, String> {
     catch_unwind(|| play(seed, false)).map_err(|cause| {
         let text = cause.downcast_ref::<String>().cloned();
-        let words = text.or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
-        format!("seed {seed}: {words}; play it again with `just sim {seed}`")
+        let text = text.or_else(|| cause.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
+        format!("seed {seed}: {text}; play it again with `just sim {seed}`")
     })
 }
 
 #[test]
 fn ten_thousand_schedules_end_alike() {
-    let (next, counts, wrong) = (AtomicU64::new(0), Mutex::new(Counts::default()), Mutex::new(Vec::new()));
+    let (next, counts, wrong) = (AtomicU64::new(0), Mutex::new(CoverageCounts::default()), Mutex::new(Vec::new()));
     let play_some = || {
         // Ends: each turn takes a seed.
         loop {
@@ -57,7 +57,7 @@ fn ten_thousand_schedules_end_alike() {
             }
             match try_play(seed) {
                 Ok(found) => lock(&counts).add_all(&found),
-                Err(words) => lock(&wrong).push(words),
+                Err(text) => lock(&wrong).push(text),
             }
         }
     };
@@ -66,7 +66,7 @@ fn ten_thousand_schedules_end_alike() {
     let (counts, wrong) = (lock(&counts).clone(), lock(&wrong).join("\n"));
     assert!(wrong.is_empty(), "{wrong}");
     println!("{counts:#?}");
-    let unseen: Vec<Seen> = Seen::ALL.into_iter().filter(|&seen| counts.of(seen) == 0).collect();
+    let unseen: Vec<Coverage> = Coverage::ALL.into_iter().filter(|&coverage| counts.of(coverage) == 0).collect();
     assert!(unseen.is_empty(), "expected every one of these in some schedule, found none: {unseen:?}");
 }
 
@@ -104,7 +104,7 @@ mod regressions {
     }
 
     #[test]
-    fn what_a_dead_worker_had_is_handed_on() {
+    fn tasks_of_a_dead_worker_are_reassigned() {
         check(9);
         check(17);
     }
@@ -163,9 +163,10 @@ mod regressions {
         check(32);
     }
 
-    /// The dismissal of one who left ended the run, or evicted another one who left, who was then dismissed once more.
+    /// Closing the session of one who left ended the run, or evicted another one who left, whose session was then closed
+    /// again.
     #[test]
-    fn a_worker_is_dismissed_once() {
+    fn a_session_is_closed_once() {
         check(195);
         check(497);
     }

@@ -1,4 +1,4 @@
-//! What the rooms of the house may not hold. Rules that a compiler does not know.
+//! What each crate must not contain or depend on: rules that the compiler does not check.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -83,15 +83,16 @@ fn the_words_are_found_where_they_are() {
 }
 
 #[test]
-fn rooms_know_only_the_rooms_that_they_may() {
-    let check = |room: &str, unknown: &[&str]| {
-        let manifest = fs::read_to_string(project().join(room).join("Cargo.toml")).expect("a room has a manifest");
+fn crates_depend_only_on_allowed_crates() {
+    let check = |crate_name: &str, unknown: &[&str]| {
+        let manifest =
+            fs::read_to_string(project().join(crate_name).join("Cargo.toml")).expect("a crate has a manifest");
         let dependencies = manifest.split_once("[dependencies]").map_or("", |(_, rest)| rest);
         let found: Vec<&str> = dependencies
             .lines()
             .filter(|line| unknown.iter().any(|name| line.starts_with(&format!("{name}."))))
             .collect();
-        assert!(found.is_empty(), "{room} knows {found:?}");
+        assert!(found.is_empty(), "{crate_name} depends on {found:?}");
     };
     check("proto", &["engine", "model", "coordinator", "worker", "burn", "tokio"]);
     check("engine", &["proto", "model", "coordinator", "worker", "telar", "tokio", "tonic"]);
@@ -106,8 +107,8 @@ fn rooms_know_only_the_rooms_that_they_may() {
 fn engine_names_no_network() {
     let words =
         ["model::", "Architecture", "N_PIXELS", "Noise", "Garments", "conv", "denoising", "recurrent", "autoencoder"];
-    let rooms = ["engine", "coordinator", "worker", "telar"];
-    let files = rooms.iter().flat_map(|room| sources(&project().join(room).join("src")));
+    let crates = ["engine", "coordinator", "worker", "telar"];
+    let files = crates.iter().flat_map(|crate_name| sources(&project().join(crate_name).join("src")));
     // The programs are made for the autoencoders; their flags have examples.
     let is_program = |path: &PathBuf| path.ends_with("main.rs") || path.ends_with("args.rs");
     let found: Vec<String> = files
@@ -121,8 +122,8 @@ fn engine_names_no_network() {
 #[test]
 fn backends_are_named_in_one_file() {
     let words = ["Device::flex", "Device::libtorch", "Device::cuda", "burn_flex", "burn_tch"];
-    let rooms = ["proto", "engine", "model", "coordinator", "worker", "telar"];
-    let files = rooms.iter().flat_map(|room| sources(&project().join(room).join("src")));
+    let crates = ["proto", "engine", "model", "coordinator", "worker", "telar"];
+    let files = crates.iter().flat_map(|crate_name| sources(&project().join(crate_name).join("src")));
     let others = files.filter(|path| !path.ends_with("engine/src/backend.rs"));
     let found: Vec<String> = others.flat_map(|path| lines_with(&path, &words)).collect();
     assert!(found.is_empty(), "a backend is named outside of its file:\n{}", found.join("\n"));

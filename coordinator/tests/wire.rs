@@ -13,16 +13,16 @@ use engine::params::params_blake3;
 use engine::recipe::Recipe;
 use engine::task::OpenTask;
 use peers::{
-    N_PARAMS, Route, WAIT_MAX, Way, Worker, join, name_alone, next, open_session, task_of, try_open, work,
+    GradientRoute, N_PARAMS, Route, WAIT_MAX, Worker, join, name_alone, next, open_session, task_of, try_open, work,
     work_honestly, write_data_set, zeros,
 };
 use prost::bytes::Bytes;
 use proto::limits::RESULT_SLOTS;
 use proto::shared::FreeSlot;
-use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::coordinator_message::Kind as ToWorker;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
-use proto::v1::{Encoding, Farewell, Fence, FetchDatasetRequest, Heartbeat, Join, Ready, ShardDone, State};
+use proto::v1::{CloseReason, Encoding, Fence, FetchDatasetRequest, Heartbeat, Join, Ready, ShardDone, State};
 use proto::values;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -118,11 +118,11 @@ async fn check_refused(coordinator: &Coordinator, first: Kind, code: Code, part:
 async fn check_ends(coordinator: &Coordinator, change: impl FnOnce(&mut ShardDone), code: Code, part: &str) {
     let mut worker = Worker::join(&coordinator.route).await;
     worker.say(Kind::Ready(worker.ready())).await;
-    let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
+    let Ok(ToWorker::State(state)) = worker.receive().await else { panic!("a state expected") };
     let mut done = zeros(&worker, &state);
     change(&mut done);
     worker.say(Kind::ShardDone(done)).await;
-    let status = worker.hear().await.expect_err(part);
+    let status = worker.receive().await.expect_err(part);
     assert_eq!(status.code(), code, "{status:?}");
     assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
 }
@@ -173,7 +173,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
         let mut ready = worker.ready();
         change(&mut ready);
         worker.say(Kind::Ready(ready)).await;
-        let status = worker.hear().await.expect_err(part);
+        let status = worker.receive().await.expect_err(part);
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains(part), "{status:?}");
     }
@@ -192,7 +192,7 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
     // A session that goes on: what is stale, unknown or computed on other parameters is not used.
     let mut worker = Worker::join(&coordinator.route).await;
     worker.say(Kind::Ready(worker.ready())).await;
-    let Ok(Told::State(state)) = worker.hear().await else { panic!("a state expected") };
+    let Ok(ToWorker::State(state)) = worker.receive().await else { panic!("a state expected") };
     for (change, part) in [
         ((|done| done.step = 7) as fn(&mut ShardDone), "expected results of step 0, found one of step 7"),
         (|done| done.shard = 2, "found task 2"),
@@ -201,24 +201,24 @@ async fn what_is_not_right_is_answered_and_changes_nothing() {
         let mut done = zeros(&worker, &state);
         change(&mut done);
         worker.say(Kind::ShardDone(done)).await;
-        match worker.hear().await {
-            Ok(Told::Refusal(refusal)) => assert!(refusal.reason.contains(part), "{refusal:?}"),
+        match worker.receive().await {
+            Ok(ToWorker::Refusal(refusal)) => assert!(refusal.reason.contains(part), "{refusal:?}"),
             other => panic!("a refusal expected, found {other:?}"),
         }
     }
     let mut strayed = zeros(&worker, &state);
     strayed.params_fingerprint ^= 1;
     worker.say(Kind::ShardDone(strayed)).await;
-    assert!(matches!(worker.hear().await, Ok(Told::State(_))), "a replica that strays is sent anew");
+    assert!(matches!(worker.receive().await, Ok(ToWorker::State(_))), "a replica that strays is sent anew");
     let mut few = zeros(&worker, &state);
     few.n_samples = 3;
     worker.say(Kind::ShardDone(few)).await;
-    match worker.hear().await {
-        Ok(Told::Dismissal(dismissal)) => {
-            assert_eq!(dismissal.farewell(), Farewell::Evicted);
-            assert!(dismissal.reason.contains("expected 4 samples"), "{dismissal:?}");
+    match worker.receive().await {
+        Ok(ToWorker::Close(close)) => {
+            assert_eq!(close.close_reason(), CloseReason::Evicted);
+            assert!(close.reason.contains("expected 4 samples"), "{close:?}");
         }
-        other => panic!("a dismissal expected, found {other:?}"),
+        other => panic!("a close expected, found {other:?}"),
     }
     check_kept_out(&coordinator.route).await;
 
@@ -239,13 +239,13 @@ async fn check_kept_out(route: &Route) {
         assert!(begun.elapsed() < WAIT_MAX, "it is kept out for ever");
         let (_outbound, mut inbound) = open_session(route, Kind::Join(join(1))).await;
         match next(&mut inbound).await {
-            Ok(Told::Dismissal(dismissal)) => {
-                assert_eq!(dismissal.farewell(), Farewell::ComeBack, "{dismissal:?}");
+            Ok(ToWorker::Close(close)) => {
+                assert_eq!(close.close_reason(), CloseReason::ComeBack, "{close:?}");
                 let expected = "expected no worker of 127.0.0.1 for 1 s more, after 1 eviction, found one";
-                assert_eq!(dismissal.reason, expected);
+                assert_eq!(close.reason, expected);
             }
-            Ok(Told::Welcome(_)) => return assert!(n_tries > 0, "it is let in at once"),
-            other => panic!("a dismissal or a welcome expected, found {other:?}"),
+            Ok(ToWorker::Welcome(_)) => return assert!(n_tries > 0, "it is let in at once"),
+            other => panic!("a close or a welcome expected, found {other:?}"),
         }
         sleep(Duration::from_millis(50)).await;
     }
@@ -253,22 +253,28 @@ async fn check_kept_out(route: &Route) {
 
 /// Two honest workers, and one who changes what it sends: it is evicted with a reason, and the run ends as if it had never
 /// been there.
-async fn check_evicted(flags: &str, way: Way, change: impl Fn(&mut ShardDone), part: &str) {
-    check_evicted_from(["127.0.0.1"; 3], flags, way, change, part).await;
+async fn check_evicted(flags: &str, gradient_route: GradientRoute, change: impl Fn(&mut ShardDone), part: &str) {
+    check_evicted_from(["127.0.0.1"; 3], flags, gradient_route, change, part).await;
 }
 
 /// The same, with the address that each one's connection comes from, the liar's first.
-async fn check_evicted_from(addresses: [&str; 3], flags: &str, way: Way, change: impl Fn(&mut ShardDone), part: &str) {
+async fn check_evicted_from(
+    addresses: [&str; 3],
+    flags: &str,
+    gradient_route: GradientRoute,
+    change: impl Fn(&mut ShardDone),
+    part: &str,
+) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
     let [liars, firsts, seconds] = addresses.map(|address| coordinator.route.clone().from(address));
     // The one who lies joins first, so that it is dealt something, and begins when the others are there.
-    let liar = Worker::enter_by(way, &liars, 3).await;
-    let [first, second] = [Worker::enter(&firsts, 1).await, Worker::enter_by(way, &seconds, 2).await];
+    let liar = Worker::enter_by(gradient_route, &liars, 3).await;
+    let [first, second] = [Worker::enter(&firsts, 1).await, Worker::enter_by(gradient_route, &seconds, 2).await];
     let lying = async {
-        let dismissal = Box::pin(work(liar, &recipe, &data, &|_, done| change(done))).await.expect_err("an eviction");
-        assert_eq!(dismissal.farewell(), Farewell::Evicted);
-        assert!(dismissal.reason.contains(part), "`{}` does not say `{part}`", dismissal.reason);
+        let close = Box::pin(work(liar, &recipe, &data, &|_, done| change(done))).await.expect_err("an eviction");
+        assert_eq!(close.close_reason(), CloseReason::Evicted);
+        assert!(close.reason.contains(part), "`{}` does not say `{part}`", close.reason);
     };
     let honest = |entered| work_honestly(entered, &recipe, &data);
     let ((), first, second) = tokio::join!(lying, honest(first), honest(second));
@@ -291,23 +297,25 @@ async fn a_gradient_that_is_not_finite_for_one_alone_costs_that_one() {
         bytes[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
         done.gradient_sum = bytes.into();
     };
-    for way in [Way::Bytes, Way::Slots] {
-        check_evicted("", way, not_finite, "is not finite, unlike that of the coordinator").await;
+    for gradient_route in [GradientRoute::Bytes, GradientRoute::Slots] {
+        check_evicted("", gradient_route, not_finite, "is not finite, unlike that of the coordinator").await;
     }
 }
 
 #[tokio::test]
 async fn finite_gradient_that_is_impossible_costs_the_one_who_sent_it() {
     let huge = |done: &mut ShardDone| done.gradient_sum = values::encode(Encoding::F32, &vec![3e38; N_PARAMS]);
-    for way in [Way::Bytes, Way::Slots] {
-        check_evicted("", way, huge, "its result of shard 0 of step 1 differs from that of the coordinator").await;
+    for gradient_route in [GradientRoute::Bytes, GradientRoute::Slots] {
+        check_evicted("", gradient_route, huge, "its result of shard 0 of step 1 differs from that of the coordinator")
+            .await;
     }
 }
 
 #[tokio::test]
 async fn a_gradient_of_another_length_costs_the_one_who_sent_it() {
     let short = |done: &mut ShardDone| done.gradient_sum.truncate(655_252);
-    check_evicted("", Way::Bytes, short, "expected 655256 bytes in the gradient of shard 0, found 655252").await;
+    check_evicted("", GradientRoute::Bytes, short, "expected 655256 bytes in the gradient of shard 0, found 655252")
+        .await;
 }
 
 #[tokio::test]
@@ -317,11 +325,18 @@ async fn an_audit_finds_who_computes_other_bits() {
         bytes[400] ^= 1;
         done.gradient_sum = bytes.into();
     };
-    for way in [Way::Bytes, Way::Slots] {
+    for gradient_route in [GradientRoute::Bytes, GradientRoute::Slots] {
         let addresses = ["127.0.0.2", "127.0.0.3", "127.0.0.4"];
-        check_evicted_from(addresses, "--audit 1 --workers 3", way, last_bit, "differs from those of worker").await;
+        check_evicted_from(
+            addresses,
+            "--audit 1 --workers 3",
+            gradient_route,
+            last_bit,
+            "differs from those of worker",
+        )
+        .await;
         // Of one address, they have one vote, and the coordinator has the other.
-        check_evicted("--audit 1 --workers 3", way, last_bit, "differs from that of the coordinator").await;
+        check_evicted("--audit 1 --workers 3", gradient_route, last_bit, "differs from that of the coordinator").await;
     }
 }
 
@@ -339,8 +354,8 @@ async fn liars_of_one_address_have_one_vote() {
         done.gradient_sum = bytes.into();
     };
     let lie = |entered| async {
-        let dismissal = Box::pin(work(entered, &recipe, &data, &last_bit)).await.expect_err("an eviction");
-        assert_eq!(dismissal.farewell(), Farewell::Evicted, "{dismissal:?}");
+        let close = Box::pin(work(entered, &recipe, &data, &last_bit)).await.expect_err("an eviction");
+        assert_eq!(close.close_reason(), CloseReason::Evicted, "{close:?}");
     };
     let ((), (), params) = tokio::join!(lie(first), lie(second), work_honestly(honest, &recipe, &data));
     assert_eq!(params_blake3(&params), name_alone(&recipe, &data));
@@ -355,8 +370,8 @@ async fn result_that_was_not_dealt_does_not_count() {
     let (mut peer, state) = Worker::enter(&coordinator.route, 2).await;
     for shard in [0, 1] {
         peer.say(Kind::ShardDone(ShardDone { shard, ..zeros(&peer, &state) })).await;
-        match peer.hear().await {
-            Ok(Told::Refusal(refusal)) => {
+        match peer.receive().await {
+            Ok(ToWorker::Refusal(refusal)) => {
                 assert!(refusal.reason.contains("tasks that the worker has to compute"), "{refusal:?}");
             }
             other => panic!("a refusal expected, found {other:?}"),
@@ -382,7 +397,7 @@ async fn worker_that_gives_nothing_but_signs_of_life_holds_nothing_up() {
         }
     };
     let params = tokio::select! {
-        () = signs => unreachable!("it gives signs of life without end"),
+        () = signs => unreachable!("it sends heartbeats without end"),
         () = sleep(WAIT_MAX) => panic!("expected an end within {WAIT_MAX:?}"),
         params = work_honestly(honest, &recipe, &data) => params,
     };
@@ -394,9 +409,9 @@ async fn worker_that_gives_nothing_but_signs_of_life_holds_nothing_up() {
 async fn check_undisturbed(flags: &str, disturb: impl AsyncFnOnce(Worker, State)) {
     let coordinator = Coordinator::start_with(flags);
     let (recipe, data) = small_run(&coordinator);
-    let (worker, state) = Worker::enter_by(Way::Slots, &coordinator.route, 3).await;
-    let first = Worker::enter_by(Way::Bytes, &coordinator.route, 1).await;
-    let second = Worker::enter_by(Way::Slots, &coordinator.route, 2).await;
+    let (worker, state) = Worker::enter_by(GradientRoute::Slots, &coordinator.route, 3).await;
+    let first = Worker::enter_by(GradientRoute::Bytes, &coordinator.route, 1).await;
+    let second = Worker::enter_by(GradientRoute::Slots, &coordinator.route, 2).await;
     let honest = |entered| work_honestly(entered, &recipe, &data);
     let ((), first, second) = tokio::join!(disturb(worker, state), honest(first), honest(second));
     let expected = name_alone(&recipe, &data);
@@ -415,7 +430,7 @@ async fn a_lie_about_a_slot_ends_the_session() {
             let mut done = ShardDone { gradient_sum: Bytes::new(), ..zeros(&worker, &state) };
             change(&worker, &mut done);
             worker.say(Kind::ShardDone(done)).await;
-            let status = worker.hear().await.expect_err(part);
+            let status = worker.receive().await.expect_err(part);
             assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
             assert!(status.message().contains(part), "`{}` does not say `{part}`", status.message());
         })
@@ -437,7 +452,7 @@ async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
     let mut worker = Worker::join(&coordinator.route).await;
     assert_eq!(worker.welcome.shared_memory, None, "nothing is offered");
     worker.say(Kind::Ready(Ready { shared_memory: true, ..worker.ready() })).await;
-    let status = worker.hear().await.expect_err("a lie");
+    let status = worker.receive().await.expect_err("a lie");
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("expected a worker without shared memory"), "{status:?}");
 
@@ -450,7 +465,7 @@ async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
 async fn what_is_written_to_a_slot_after_it_was_read_changes_nothing() {
     let coordinator = Coordinator::start();
     let (recipe, data) = small_run(&coordinator);
-    let entered = Worker::enter_by(Way::Slots, &coordinator.route, 1).await;
+    let entered = Worker::enter_by(GradientRoute::Slots, &coordinator.route, 1).await;
     let n_spoiled = Cell::new(0);
     // Alone, it computes both shards of a step: when the first one's slot is free, its result waits to be added.
     let spoil = |worker: &Worker, _: &mut ShardDone| {
@@ -517,16 +532,16 @@ async fn the_memory_of_a_session_goes_with_it() {
         }
     };
     check([1, 1]).await; // the one for updates
-    let sharing = Worker::enter_by(Way::Slots, &coordinator.route, 1).await;
+    let sharing = Worker::enter_by(GradientRoute::Slots, &coordinator.route, 1).await;
     check([1, 2]).await;
     let joined = Worker::join(&coordinator.route).await;
     check([2, 3]).await;
-    let other = Worker::enter_by(Way::Bytes, &coordinator.route, 2).await;
+    let other = Worker::enter_by(GradientRoute::Bytes, &coordinator.route, 2).await;
     check([2, 3]).await;
     drop((sharing, joined, other));
     check([1, 1]).await;
     for process in 0..50 {
-        Worker::enter_by(Way::Slots, &coordinator.route, process).await;
+        Worker::enter_by(GradientRoute::Slots, &coordinator.route, process).await;
     }
     check([1, 1]).await;
 }
@@ -541,8 +556,8 @@ async fn nan_of_liars_alone_does_not_end_the_run() {
     };
     let [first, second] = [Worker::enter(&coordinator.route, 1).await, Worker::enter(&coordinator.route, 2).await];
     let lie = |entered| Box::pin(work(entered, &recipe, &data, &not_a_number));
-    for dismissal in <[_; 2]>::from(tokio::join!(lie(first), lie(second))) {
-        assert_eq!(dismissal.expect_err("an eviction").farewell(), Farewell::Evicted);
+    for close in <[_; 2]>::from(tokio::join!(lie(first), lie(second))) {
+        assert_eq!(close.expect_err("an eviction").close_reason(), CloseReason::Evicted);
     }
     let honest = Worker::enter(&coordinator.route.clone().from("127.0.0.2"), 3).await;
     let params = work_honestly(honest, &recipe, &data).await;

@@ -396,20 +396,20 @@ impl Recipe {
     }
 
     /// What is trained on how many of which samples, in words, for the first line of a run.
-    pub fn words(&self, n_samples: u32, samples: &str, data_name: &str) -> String {
+    pub fn describe(&self, n_samples: u32, samples: &str, data_name: &str) -> String {
         format!(
             "{}: {n_samples} {samples} of {data_name}, global batch {} = {}, {}{}, seed {}",
             self.task,
             self.batch_size,
             self.cut(),
-            self.update_words(),
-            self.settings_words(),
+            self.describe_update(),
+            self.describe_settings(),
             self.seed,
         )
     }
 
     /// The task's settings in words: `, noise gaussian:0.2`.
-    fn settings_words(&self) -> String {
+    fn describe_settings(&self) -> String {
         let words = |(name, value): (&String, &Value)| match value {
             Value::Null | Value::Bool(false) => String::new(),
             Value::Bool(true) => format!(", {}", name.replace('_', " ")),
@@ -420,7 +420,7 @@ impl Recipe {
     }
 
     /// The update in words, without what is as it usually is: `learning rate 1`, or `adamw, learning rate 0.001 (cosine)`.
-    fn update_words(&self) -> String {
+    fn describe_update(&self) -> String {
         let name = match self.optimizer.name() {
             RuleName::Sgd => String::new(),
             name => format!("{name}, "),

@@ -22,7 +22,7 @@ use crate::weights::{Weights, WeightsError, WeightsFile};
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
-pub enum Event<'a> {
+pub enum ProgressEvent<'a> {
     /// An update was applied.
     Step {
         /// Its figures.
@@ -43,9 +43,9 @@ pub enum Event<'a> {
 
 /// Whether a run goes on after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum Continuation {
     /// It does.
-    GoOn,
+    Continue,
     /// This was the last step: what is trained of the epoch is validated, and the run ends.
     Stop,
 }
@@ -127,7 +127,7 @@ pub fn train(
     task: &Arc<dyn OpenTask>,
     device: &ComputeDevice,
     weights: Weights,
-    listen: &mut dyn FnMut(Event) -> Result<Next, TrainingError>,
+    listen: &mut dyn FnMut(ProgressEvent) -> Result<Continuation, TrainingError>,
 ) -> Result<Trained, TrainingError> {
     let (spec, n_samples) = (task.spec(), task.n_samples(Split::Train));
     let n_params = weights.params.len();
@@ -142,7 +142,7 @@ pub fn train(
         let epoch_begun = Instant::now();
         let sampler = recipe.sampler(epoch, n_samples);
         let mut epoch_sums = Sums::default();
-        let mut next = Next::GoOn;
+        let mut next = Continuation::Continue;
         for step in 0..sampler.n_steps() {
             let step_begun = Instant::now();
             let mut results = Vec::with_capacity(buffers.len());
@@ -171,11 +171,11 @@ pub fn train(
             n_steps += 1;
             epoch_sums.add(sums);
             let record = StepRecord::new(spec, n_steps, epoch + 1, &sums, step_begun.elapsed());
-            next = listen(Event::Step { record, params: replica.params() })?;
+            next = listen(ProgressEvent::Step { record, params: replica.params() })?;
             if recipe.max_steps == Some(n_steps) {
-                next = Next::Stop;
+                next = Continuation::Stop;
             }
-            if next == Next::Stop {
+            if next == Continuation::Stop {
                 break;
             }
         }
@@ -192,8 +192,8 @@ pub fn train(
             is_best: best != before,
             ..EpochRecord::new(spec, n_steps, epoch + 1, &epoch_sums, &validation, seconds_training)
         };
-        let after_epoch = listen(Event::Epoch { record, weights: &weights, evaluator: &*evaluator })?;
-        if next == Next::Stop || after_epoch == Next::Stop {
+        let after_epoch = listen(ProgressEvent::Epoch { record, weights: &weights, evaluator: &*evaluator })?;
+        if next == Continuation::Stop || after_epoch == Continuation::Stop {
             break;
         }
         let is_exhausted = |patience| best.is_some_and(|best: BestEpoch| best.exhausts(patience, epoch));

@@ -19,7 +19,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
 use proto::framing::Assembler;
-use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::coordinator_message::Kind as ToWorker;
 use proto::v1::worker_message::Kind;
 use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, Fence, WorkerMessage};
 use proto::values;
@@ -59,7 +59,7 @@ pub const DATA_SET: u8 = 2;
 /// If parameters that are not finite come of it, or the core wishes for things without end.
 pub fn take(input: &[u8]) -> bool {
     match input.split_first() {
-        Some((&WORKERS, stream)) => Run::new().hear(stream),
+        Some((&WORKERS, stream)) => Run::new().receive(stream),
         Some((&COORDINATOR, stream)) => follow(stream),
         Some((&DATA_SET, stream)) => fetch(stream),
         _ => false,
@@ -103,8 +103,8 @@ impl Run {
             metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Steps(1),
-            silence_max: Duration::from_secs(2),
-            join_wait_max: Duration::from_secs(5),
+            heartbeat_timeout: Duration::from_secs(2),
+            join_timeout: Duration::from_secs(5),
             audit: 0.5,
             audit_secret: AuditSecret::new([1; 32]),
             own_class: "own".to_owned(),
@@ -119,7 +119,7 @@ impl Run {
             layout_fingerprint: LAYOUT_FINGERPRINT,
             encoding: Encoding::F32,
             updates: None,
-            silence_max: rules.silence_max,
+            heartbeat_timeout: rules.heartbeat_timeout,
             token: None,
             reflection: false,
         };
@@ -132,7 +132,7 @@ impl Run {
     }
 
     /// Hears workers that take turns: each join is that of another one, which speaks until the next join.
-    fn hear(mut self, stream: &[u8]) -> bool {
+    fn receive(mut self, stream: &[u8]) -> bool {
         let mut n_workers = 0;
         let mut speaking: Option<(WorkerId, Inbox)> = None;
         for message in messages::<WorkerMessage>(stream) {
@@ -215,20 +215,20 @@ fn follow(stream: &[u8]) -> bool {
     let mut can_follow = false;
     for message in messages::<CoordinatorMessage>(stream) {
         match message.kind {
-            Some(Told::Welcome(welcome)) => can_follow |= Terms::new(welcome, &tasks()).is_ok(),
-            Some(Told::Update(update)) => {
+            Some(ToWorker::Welcome(welcome)) => can_follow |= Terms::new(welcome, &tasks()).is_ok(),
+            Some(ToWorker::Update(update)) => {
                 for encoding in [Encoding::F32, Encoding::Bf16] {
                     let check = |_: usize, values: &[f32]| assert!(values.iter().all(|value| value.is_finite()));
                     let _ = values::decode_blocks(encoding, &update.gradient, N_PARAMS, check);
                 }
             }
-            Some(Told::State(state)) => {
+            Some(ToWorker::State(state)) => {
                 let mut params = [0.0; N_PARAMS];
                 if values::decode(Encoding::F32, &state.params, &mut params).is_ok() {
                     assert!(params.iter().all(|value| value.is_finite()));
                 }
             }
-            Some(Told::Work(_) | Told::Dismissal(_) | Told::Refusal(_)) | None => {}
+            Some(ToWorker::Work(_) | ToWorker::Close(_) | ToWorker::Refusal(_)) | None => {}
         }
     }
     can_follow

@@ -24,8 +24,8 @@ const N_TOKEN: usize = 16;
 pub fn take(input: &[u8]) -> bool {
     let Some((token, input)) = input.split_at_checked(N_TOKEN) else { return false };
     let Some((&[slot, step], memory)) = input.split_first_chunk::<2>() else { return false };
-    let (results, offer) = Results::create(N_RESULT_VALUES).expect("the system has such memory");
-    let Region { descriptor, .. } = offer.message();
+    let (results, handle) = Results::create(N_RESULT_VALUES).expect("the system has such memory");
+    let Region { descriptor, .. } = handle.message();
     let file = File::options().write(true).open(format!("/proc/self/fd/{descriptor}")).expect("the offer's file");
     // What is beyond the end cannot be written.
     let n_written = memory.len().min(16 << 10);

@@ -12,10 +12,10 @@ use burn::tensor::Tensor;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-pub use conv::Conv;
-pub use denoising::Denoising;
+pub use conv::ConvNetwork;
+pub use denoising::DenoisingNetwork;
 use engine::backend::{ComputeDevice, Operations};
-pub use recurrent::Recurrent;
+pub use recurrent::RecurrentNetwork;
 
 use crate::layers::{Initializer, Noise};
 
@@ -123,12 +123,12 @@ pub struct LayerRow {
 /// One of the three networks, its parameters on a device.
 #[derive(Module, Debug)]
 pub enum Network {
-    /// See [`Conv`].
-    Conv(Conv),
-    /// See [`Recurrent`].
-    Recurrent(Recurrent),
-    /// See [`Denoising`].
-    Denoising(Denoising),
+    /// See [`ConvNetwork`].
+    Conv(ConvNetwork),
+    /// See [`RecurrentNetwork`].
+    Recurrent(RecurrentNetwork),
+    /// See [`DenoisingNetwork`].
+    Denoising(DenoisingNetwork),
 }
 
 impl Network {
@@ -136,9 +136,9 @@ impl Network {
     pub fn new(architecture: Architecture, seed: u64, device: &ComputeDevice) -> Self {
         let (mut initializer, operations) = (Initializer::new(seed, device), device.operations);
         match architecture {
-            Architecture::Conv => Self::Conv(Conv::new(&mut initializer, operations)),
-            Architecture::Recurrent => Self::Recurrent(Recurrent::new(&mut initializer, operations)),
-            Architecture::Denoising => Self::Denoising(Denoising::new(&mut initializer, operations)),
+            Architecture::Conv => Self::Conv(ConvNetwork::new(&mut initializer, operations)),
+            Architecture::Recurrent => Self::Recurrent(RecurrentNetwork::new(&mut initializer, operations)),
+            Architecture::Denoising => Self::Denoising(DenoisingNetwork::new(&mut initializer, operations)),
         }
     }
 

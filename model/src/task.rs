@@ -28,37 +28,37 @@ use crate::trained::Trained;
 const N_PICTURED: u32 = 5;
 
 /// Names an architecture by a type.
-pub trait Which: Clone + Debug + Send + Sync + 'static {
+pub trait ArchitectureMarker: Clone + Debug + Send + Sync + 'static {
     /// The architecture.
     const ARCHITECTURE: Architecture;
 }
 
 /// [`Architecture::Conv`].
 #[derive(Clone, Debug)]
-pub enum Conv {}
+pub enum ConvMarker {}
 /// [`Architecture::Recurrent`].
 #[derive(Clone, Debug)]
-pub enum Recurrent {}
+pub enum RecurrentMarker {}
 /// [`Architecture::Denoising`].
 #[derive(Clone, Debug)]
-pub enum Denoising {}
+pub enum DenoisingMarker {}
 
-impl Which for Conv {
+impl ArchitectureMarker for ConvMarker {
     const ARCHITECTURE: Architecture = Architecture::Conv;
 }
 
-impl Which for Recurrent {
+impl ArchitectureMarker for RecurrentMarker {
     const ARCHITECTURE: Architecture = Architecture::Recurrent;
 }
 
-impl Which for Denoising {
+impl ArchitectureMarker for DenoisingMarker {
     const ARCHITECTURE: Architecture = Architecture::Denoising;
 }
 
 /// Training of an autoencoder.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(bound = "", deny_unknown_fields)]
-pub struct Autoencoder<W: Which> {
+pub struct Autoencoder<W: ArchitectureMarker> {
     /// Noise on the input, in training only: none, gaussian:DEVIATION or dropout:RATE [default: denoising gaussian:0.2,
     /// others none]
     #[arg(long, env = "TELAR_NOISE", value_name = "NOISE")]
@@ -68,7 +68,7 @@ pub struct Autoencoder<W: Which> {
     which: PhantomData<W>,
 }
 
-impl<W: Which> Autoencoder<W> {
+impl<W: ArchitectureMarker> Autoencoder<W> {
     /// With this noise, or else the book's.
     pub fn new(noise: Option<Noise>) -> Self {
         Self { noise, which: PhantomData }
@@ -82,9 +82,9 @@ impl<W: Which> Autoencoder<W> {
 /// The three autoencoders, of which `--arch` names one.
 pub fn tasks() -> Tasks {
     let entries = [
-        TaskEntry::new(Autoencoder::<Conv>::new(None)),
-        TaskEntry::new(Autoencoder::<Recurrent>::new(None)),
-        TaskEntry::new(Autoencoder::<Denoising>::new(None)),
+        TaskEntry::new(Autoencoder::<ConvMarker>::new(None)),
+        TaskEntry::new(Autoencoder::<RecurrentMarker>::new(None)),
+        TaskEntry::new(Autoencoder::<DenoisingMarker>::new(None)),
     ];
     Tasks::new(entries).named_by("arch", "TELAR_ARCH", "Network to train")
 }
@@ -116,13 +116,13 @@ pub fn task_on(
     data: Arc<Garments>,
 ) -> Result<Arc<dyn OpenTask>, TaskError> {
     match architecture {
-        Architecture::Conv => open_with(Autoencoder::<Conv>::new(noise), data),
-        Architecture::Recurrent => open_with(Autoencoder::<Recurrent>::new(noise), data),
-        Architecture::Denoising => open_with(Autoencoder::<Denoising>::new(noise), data),
+        Architecture::Conv => open_with(Autoencoder::<ConvMarker>::new(noise), data),
+        Architecture::Recurrent => open_with(Autoencoder::<RecurrentMarker>::new(noise), data),
+        Architecture::Denoising => open_with(Autoencoder::<DenoisingMarker>::new(noise), data),
     }
 }
 
-impl<W: Which> Task for Autoencoder<W> {
+impl<W: ArchitectureMarker> Task for Autoencoder<W> {
     const NAME: &'static str = W::ARCHITECTURE.name();
     const ABOUT: &'static str = W::ARCHITECTURE.about();
     const METRICS: &'static [Metric] = &[Metric::share_of_parts("rounded_accuracy", N_PIXELS as u64)];

@@ -82,11 +82,11 @@ fn write_weights(path: &Path, architecture: Architecture) {
     weights.write(path).expect("the folder can be written");
 }
 
-struct Place {
+struct TestDir {
     folder: TempDir,
 }
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a temporary folder") }
     }
@@ -112,10 +112,10 @@ fn summaries_count_the_book_s_parameters() {
 
 #[test]
 fn a_run_leaves_a_whole_folder_and_its_weights_are_of_use() {
-    let place = Place::new();
-    let data = place.small_data();
+    let dir = TestDir::new();
+    let data = dir.small_data();
     for (arch, n_code) in [("conv", 576), ("recurrent", 30), ("denoising", 30)] {
-        let run = place.path(arch);
+        let run = dir.path(arch);
         let flags =
             format!("train --arch {arch} --data {data} --epochs 2 --shards 4 --hash-steps --run-dir {run} --json");
         let output = succeed(&flags);
@@ -139,16 +139,16 @@ fn a_run_leaves_a_whole_folder_and_its_weights_are_of_use() {
         let weights = run.join("model.safetensors").display().to_string();
         let evaluated = succeed_json(&format!("evaluate --weights {weights} --split valid --data {data} --json"));
         assert_eq!(evaluated["loss"], second["record"]["val_loss"]);
-        let codes = place.path("codes.npy");
+        let codes = dir.path("codes.npy");
         let encoded =
             succeed_json(&format!("encode --weights {weights} --split test --out {codes} --data {data} --json"));
         assert_eq!(encoded["shape"], serde_json::json!([10, n_code]));
         let file = fs::read(&codes).expect("codes");
         assert_eq!(npyz::NpyFile::new(&file[..]).expect("an array").shape(), [10, n_code]);
-        let file = fs::read(place.path("codes-labels.npy")).expect("labels");
+        let file = fs::read(dir.path("codes-labels.npy")).expect("labels");
         let labels = npyz::NpyFile::new(&file[..]).expect("an array");
         assert_eq!(labels.into_vec::<u8>().expect("bytes"), (0..10).collect::<Vec<u8>>());
-        let out = place.path("x.png");
+        let out = dir.path("x.png");
         succeed(&format!("reconstruct --weights {weights} --out {out} --images 3 --noise dropout:0.3 --data {data}"));
         let picture = image::open(out).expect("a picture");
         assert_eq!((picture.width(), picture.height()), (368, 368));
@@ -157,10 +157,10 @@ fn a_run_leaves_a_whole_folder_and_its_weights_are_of_use() {
 
 #[test]
 fn a_seed_gives_the_same_bits_again_and_with_other_threads() {
-    let place = Place::new();
-    let data = data_folder(place.folder.path());
+    let dir = TestDir::new();
+    let data = data_folder(dir.folder.path());
     let hash = |flags: &str, name: &str| {
-        let run = place.path(name);
+        let run = dir.path(name);
         let flags = format!("train {flags} --max-steps 20 --data {} --run-dir {run} --json", data.display());
         succeed_json(&flags)["params_blake3"].clone()
     };
@@ -181,11 +181,11 @@ fn a_seed_gives_the_same_bits_again_and_with_other_threads() {
 
 #[test]
 fn training_starts_from_given_weights() {
-    let place = Place::new();
-    let (data, weights) = (place.small_data(), place.path("w.safetensors"));
+    let dir = TestDir::new();
+    let (data, weights) = (dir.small_data(), dir.path("w.safetensors"));
     write_weights(Path::new(&weights), Architecture::Denoising);
     let hash = |flags: &str, run: &str| {
-        let run = place.path(run);
+        let run = dir.path(run);
         let flags = format!("train --arch denoising {flags} --max-steps 2 --data {data} --run-dir {run} --json");
         succeed_json(&flags)["params_blake3"].clone()
     };
@@ -196,8 +196,8 @@ fn training_starts_from_given_weights() {
 
 #[test]
 fn every_flag_of_the_recipe_changes_what_comes_out() {
-    let place = Place::new();
-    let data = place.small_data();
+    let dir = TestDir::new();
+    let data = dir.small_data();
     let variants = [
         "",
         "--seed 7",
@@ -215,7 +215,7 @@ fn every_flag_of_the_recipe_changes_what_comes_out() {
     let mut hashes: Vec<String> = Vec::new();
     for (number, flags) in variants.iter().enumerate() {
         let epochs = if flags.contains("--epochs") { "" } else { "--epochs 1" };
-        let run = place.path(&format!("run-{number}"));
+        let run = dir.path(&format!("run-{number}"));
         let end =
             succeed_json(&format!("train --arch denoising {epochs} {flags} --data {data} --run-dir {run} --json"));
         let hash = end["params_blake3"].as_str().expect("a hash").to_owned();
@@ -230,8 +230,8 @@ fn every_flag_of_the_recipe_changes_what_comes_out() {
 
 #[test]
 fn bad_configuration_is_refused_with_what_to_write() {
-    let place = Place::new();
-    let run = place.path("run");
+    let dir = TestDir::new();
+    let run = dir.path("run");
     let check = |flags: &str, exit_code, parts: &[&str]| {
         fail(&format!("train {flags} --data synthetic --run-dir {run}"), exit_code, parts);
         assert!(!Path::new(&run).exists(), "`{flags}` left something behind");
@@ -251,14 +251,14 @@ fn bad_configuration_is_refused_with_what_to_write() {
 
 #[test]
 fn bad_data_is_refused_by_its_name() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let check = |damage: fn(&mut Vec<u8>), name: &str, parts: &[&str]| {
-        let data = place.small_data();
+        let data = dir.small_data();
         let path = Path::new(&data).join(name);
         let mut bytes = fs::read(&path).expect("a file");
         damage(&mut bytes);
         fs::write(&path, bytes).expect("a file");
-        let run = place.path("run");
+        let run = dir.path("run");
         fail(&format!("train --arch conv --data {data} --run-dir {run}"), 65, &[&[name], parts].concat());
         assert!(!Path::new(&run).exists());
     };
@@ -270,7 +270,7 @@ fn bad_data_is_refused_by_its_name() {
     check(|bytes| bytes.truncate(3), images, &["expected a header of 16 bytes, found 3"]);
     check(|bytes| bytes[8] = 10, "t10k-labels-idx1-ubyte", &["expected labels below 10, found 10 at position 0"]);
 
-    let data = place.small_data();
+    let data = dir.small_data();
     fs::remove_file(Path::new(&data).join(images)).expect("a file");
     fail(&format!("train --arch conv --data {data}"), 65, &["expected `train-images-idx3-ubyte`", "data fetch"]);
     fs::write(Path::new(&data).join(format!("{images}.gz")), b"not gzip").expect("a file");
@@ -284,11 +284,11 @@ fn bad_data_is_refused_by_its_name() {
 
 #[test]
 fn bad_weights_are_refused_by_their_name() {
-    let place = Place::new();
-    let data = place.small_data();
-    let (weights, run) = (place.path("w.safetensors"), place.path("run"));
+    let dir = TestDir::new();
+    let data = dir.small_data();
+    let (weights, run) = (dir.path("w.safetensors"), dir.path("run"));
     let check = |parts: &[&str]| {
-        let out = place.path("x.png");
+        let out = dir.path("x.png");
         fail(&format!("reconstruct --weights {weights} --out {out} --data {data}"), 65, parts);
         assert!(!Path::new(&out).exists());
     };
@@ -315,8 +315,8 @@ fn bad_weights_are_refused_by_their_name() {
 
 #[test]
 fn a_place_that_cannot_be_written_is_named() {
-    let place = Place::new();
-    let (data, weights) = (place.small_data(), place.path("w.safetensors"));
+    let dir = TestDir::new();
+    let (data, weights) = (dir.small_data(), dir.path("w.safetensors"));
     write_weights(Path::new(&weights), Architecture::Denoising);
     // A file is no folder, not even for root.
     let train = |run: &str| format!("train --arch denoising --max-steps 1 --data {data} --run-dir {run}");
@@ -327,15 +327,15 @@ fn a_place_that_cannot_be_written_is_named() {
         73,
         &["cannot write"],
     );
-    let run = place.path("run");
+    let run = dir.path("run");
     succeed(&train(&run));
     fail(&train(&run), 73, &["it holds a run already"]);
 }
 
 #[test]
 fn a_run_that_diverges_says_where_and_what_to_try() {
-    let place = Place::new();
-    let (data, run) = (place.small_data(), place.path("run"));
+    let dir = TestDir::new();
+    let (data, run) = (dir.small_data(), dir.path("run"));
     let flags = format!("train --arch denoising --learning-rate 1e9 --data {data} --run-dir {run}");
     fail(&flags, 74, &["diverged: at step", "of shard 0", "learning rate 1000000000;", "lower --learning-rate"]);
     assert!(!Path::new(&run).join("model.safetensors").exists(), "weights that are not finite were kept");
@@ -343,8 +343,8 @@ fn a_run_that_diverges_says_where_and_what_to_try() {
 
 #[test]
 fn a_signal_ends_the_run_after_its_step_and_keeps_what_is_trained() {
-    let place = Place::new();
-    let (data, run) = (place.small_data(), place.path("run"));
+    let dir = TestDir::new();
+    let (data, run) = (dir.small_data(), dir.path("run"));
     for (signal, exit_code) in [("INT", 0), ("TERM", 143)] {
         let run = format!("{run}-{signal}");
         let flags = format!("train --arch denoising --epochs 1000000 --data {data} --run-dir {run} --json");
@@ -363,13 +363,10 @@ fn a_signal_ends_the_run_after_its_step_and_keeps_what_is_trained() {
 
 #[test]
 fn without_a_network_training_goes_on_with_garments_and_says_so() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let offline = |flags: &str| {
         let mut command = program(flags);
-        command
-            .current_dir(place.folder.path())
-            .env("HOME", place.path("home"))
-            .env("XDG_CACHE_HOME", place.path("cache"));
+        command.current_dir(dir.folder.path()).env("HOME", dir.path("home")).env("XDG_CACHE_HOME", dir.path("cache"));
         // Nobody listens there, so nothing is ever reached.
         for name in ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy"] {
             command.env(name, "http://127.0.0.1:9");
@@ -383,7 +380,7 @@ fn without_a_network_training_goes_on_with_garments_and_says_so() {
 
     let output = offline("train --arch denoising --max-steps 1 --data fashion-mnist --run-dir never");
     assert_eq!(output.status.code(), Some(69), "{}", text(&output.stderr));
-    assert!(!place.folder.path().join("never").exists());
+    assert!(!dir.folder.path().join("never").exists());
 }
 
 const ENCODER_IN_NUMPY: &str = "
@@ -397,8 +394,8 @@ print(*x)
 
 #[test]
 fn published_weights_load_into_numpy() {
-    let place = Place::new();
-    let (weights, python) = (place.path("w.safetensors"), std::env::var("TELAR_PYTHON"));
+    let dir = TestDir::new();
+    let (weights, python) = (dir.path("w.safetensors"), std::env::var("TELAR_PYTHON"));
     let interpreter = python.clone().unwrap_or_else(|_| "python3".to_owned());
     let run = |code: &str| Command::new(&interpreter).args(["-c", code, &weights]).output();
     if python.is_err() && !run("import numpy, safetensors").is_ok_and(|output| output.status.success()) {
@@ -429,9 +426,9 @@ fn published_weights_load_into_numpy() {
 
 #[test]
 fn another_data_set_under_the_same_names_is_not_taken_for_fashion_mnist() {
-    let place = Place::new();
-    write_data(&place.folder.path().join("data"));
-    let output = program("train --arch conv --run-dir run").current_dir(place.folder.path()).output().expect("a start");
+    let dir = TestDir::new();
+    write_data(&dir.folder.path().join("data"));
+    let output = program("train --arch conv --run-dir run").current_dir(dir.folder.path()).output().expect("a start");
     assert_eq!(output.status.code(), Some(65));
     assert!(text(&output.stderr).contains("expected Fashion-MNIST in data, found another data set"));
 }

@@ -15,7 +15,7 @@ use engine::random::ShardKey;
 use engine::recipe::Recipe;
 use engine::reduce::{average, reduce};
 use engine::sums::metrics;
-use engine::training::{Event, Next, train};
+use engine::training::{Continuation, ProgressEvent, train};
 use engine::weights::Weights;
 use model::arch::Architecture;
 use model::data::Garments;
@@ -211,10 +211,10 @@ fn train_like_keras(golden: &Golden, data: &Arc<Garments>, device: &ComputeDevic
     let (mut losses, mut last_epoch) = (Vec::new(), None);
     let trained = train(&golden.recipe(n_shards), &task, device, golden.weights(), &mut |event| {
         match event {
-            Event::Step { record, .. } => losses.push(record.loss),
-            Event::Epoch { record, .. } => last_epoch = Some(record),
+            ProgressEvent::Step { record, .. } => losses.push(record.loss),
+            ProgressEvent::Epoch { record, .. } => last_epoch = Some(record),
         }
-        Ok(Next::GoOn)
+        Ok(Continuation::Continue)
     });
     let trained = trained.expect("the run does not diverge").weights.params;
 

@@ -35,25 +35,25 @@ impl Buffers {
     }
 
     /// Gives a vector back when nobody needs its values any more.
-    pub fn lend(self: &Arc<Self>, values: Vec<f32>) -> Lent {
-        Lent { values, buffers: Arc::clone(self) }
+    pub fn lend(self: &Arc<Self>, values: Vec<f32>) -> BufferGuard {
+        BufferGuard { values, buffers: Arc::clone(self) }
     }
 }
 
 /// A vector whose values somebody still needs.
 #[derive(Debug)]
-pub struct Lent {
+pub struct BufferGuard {
     values: Vec<f32>,
     buffers: Arc<Buffers>,
 }
 
-impl AsRef<[f32]> for Lent {
+impl AsRef<[f32]> for BufferGuard {
     fn as_ref(&self) -> &[f32] {
         &self.values
     }
 }
 
-impl Drop for Lent {
+impl Drop for BufferGuard {
     fn drop(&mut self) {
         self.buffers.give_back([std::mem::take(&mut self.values)]);
     }

@@ -46,7 +46,7 @@ where
         .version(Version::HTTP_2)
         .header(TE, "trailers")
         .header(CONTENT_TYPE, GRPC_CONTENT_TYPE)
-        .body(Body::new(Outbound::new(messages.map(Ok), End::Request)))
+        .body(Body::new(Outbound::new(messages.map(Ok), StreamEnd::Request)))
         .expect("a method's path is one");
     if let Some(token) = token {
         token.add_to(request.headers_mut());
@@ -62,7 +62,7 @@ where
     if let Some(status) = early.as_ref().filter(|status| status.code() != Code::Ok) {
         return Err(status.clone());
     }
-    let inbound = Messages::new(response.into_body(), n_bytes_max, End::Response);
+    let inbound = Messages::new(response.into_body(), n_bytes_max, StreamEnd::Response);
     Ok(Messages { has_ended: early.is_some(), ..inbound })
 }
 
@@ -74,14 +74,14 @@ pub fn answer<M: Message + 'static>(
         Ok(messages) => messages,
         Err(status) => return status.into_http(),
     };
-    let mut response = Response::new(Body::new(Outbound::new(messages, End::Response)));
+    let mut response = Response::new(Body::new(Outbound::new(messages, StreamEnd::Response)));
     response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
     response
 }
 
 /// What ends messages that go one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum StreamEnd {
     /// Nothing but their end.
     Request,
     /// A status.
@@ -93,14 +93,14 @@ enum End {
 pub struct Messages<M> {
     body: Body,
     assembler: Assembler<M>,
-    end: End,
+    end: StreamEnd,
     has_ended: bool,
 }
 
 impl<M: Message + Default> Messages<M> {
     /// Those of a call that came in, each of at most so many bytes.
     pub fn of_request(body: Body, n_bytes_max: usize) -> Self {
-        Self::new(body, n_bytes_max, End::Request)
+        Self::new(body, n_bytes_max, StreamEnd::Request)
     }
 
     /// From now on each message may have so many bytes.
@@ -108,7 +108,7 @@ impl<M: Message + Default> Messages<M> {
         self.assembler.set_message_bytes_max(n_bytes_max);
     }
 
-    fn new(body: Body, n_bytes_max: usize, end: End) -> Self {
+    fn new(body: Body, n_bytes_max: usize, end: StreamEnd) -> Self {
         Self { body, assembler: Assembler::new(n_bytes_max), end, has_ended: false }
     }
 
@@ -138,7 +138,7 @@ impl<M: Message + Default> Messages<M> {
             self.has_ended = true;
             return match ended {
                 // Who calls and goes away has said all that it had to say.
-                Err(status) if self.end == End::Request && status.code() == Code::Cancelled => Ok(None),
+                Err(status) if self.end == StreamEnd::Request && status.code() == Code::Cancelled => Ok(None),
                 ended => ended.map(|()| None),
             };
         }
@@ -147,7 +147,7 @@ impl<M: Message + Default> Messages<M> {
 
     /// Whether the messages have ended as they should.
     fn close(&self, trailers: Option<&HeaderMap>) -> Result<(), Status> {
-        if self.end == End::Response {
+        if self.end == StreamEnd::Response {
             let status = trailers.and_then(Status::from_header_map);
             let status =
                 status.unwrap_or_else(|| Status::unknown("expected a status after the last message, found none"));
@@ -164,12 +164,12 @@ struct Outbound<S> {
     messages: S,
     /// What is left of the message that was begun.
     pieces: VecDeque<Bytes>,
-    end: End,
+    end: StreamEnd,
     has_ended: bool,
 }
 
 impl<S> Outbound<S> {
-    fn new(messages: S, end: End) -> Self {
+    fn new(messages: S, end: StreamEnd) -> Self {
         Self { messages, pieces: VecDeque::new(), end, has_ended: false }
     }
 }
@@ -190,7 +190,7 @@ impl<M: Message, S: Stream<Item = Result<M, Status>> + Unpin> http_body::Body fo
             };
             if let Some(status) = status {
                 self.has_ended = true;
-                if self.end == End::Response {
+                if self.end == StreamEnd::Response {
                     let mut trailers = HeaderMap::new();
                     let added = status.add_header(&mut trailers);
                     return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));

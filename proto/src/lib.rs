@@ -2,6 +2,7 @@
 //! memory that two processes have. Knows bytes, not meaning: no policy, no clock, no networks.
 
 pub mod buffers;
+pub mod busy_poll;
 pub mod call;
 pub mod framing;
 pub mod limits;
@@ -9,7 +10,6 @@ pub mod shared;
 pub mod tls;
 pub mod token;
 pub mod values;
-pub mod watch;
 
 /// The messages and the service, as in `telar/v1/training.proto`.
 #[expect(

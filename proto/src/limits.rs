@@ -30,9 +30,9 @@ pub const OUTBOX_MESSAGES_MAX: usize = 64;
 pub const RESULT_SLOTS: u32 = 2;
 /// Slots of the shared memory for averaged gradients: a worker that is so many steps behind has lost one.
 pub const UPDATE_SLOTS: u32 = 4;
-/// How often a worker gives a sign of life at least.
+/// How often a worker sends a heartbeat at least.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// Messages of a worker that carry no result, signs of life for the most part: at once, and each second.
+/// Messages of a worker that carry no result, heartbeats for the most part: at once, and each second.
 pub const SMALL_MESSAGES_AT_ONCE_MAX: u32 = 100;
 /// As [`SMALL_MESSAGES_AT_ONCE_MAX`]: ten times what a worker sends.
 pub const SMALL_MESSAGES_PER_SECOND_MAX: u32 = 20;

@@ -10,7 +10,7 @@ mod tests;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-pub use region::Offer;
+pub use region::RegionHandle;
 
 use file::Access;
 use region::{Claimed, FREE, FULL, Layout, Region, WORD_VALUES};
@@ -97,9 +97,9 @@ impl Results {
     ///
     /// # Errors
     /// If the system has no such memory.
-    pub fn create(n_values: usize) -> io::Result<(Self, Offer)> {
-        let (region, offer) = Region::create(Layout::new(RESULT_SLOTS, n_values), Access::ReadAndWrite)?;
-        Ok((Self { region }, offer))
+    pub fn create(n_values: usize) -> io::Result<(Self, RegionHandle)> {
+        let (region, handle) = Region::create(Layout::new(RESULT_SLOTS, n_values), Access::ReadAndWrite)?;
+        Ok((Self { region }, handle))
     }
 
     /// Copies a gradient out of a slot that is full, and frees the slot; gives the sum of its squares. The slot is read once:
@@ -166,7 +166,7 @@ impl FreeSlot<'_> {
 #[derive(Debug)]
 pub struct Updates {
     region: Region,
-    offer: Offer,
+    handle: RegionHandle,
 }
 
 impl Updates {
@@ -175,13 +175,13 @@ impl Updates {
     /// # Errors
     /// If the system has no such memory.
     pub fn create(n_values: usize) -> io::Result<Self> {
-        let (region, offer) = Region::create(Layout::new(UPDATE_SLOTS, n_values), Access::Read)?;
-        Ok(Self { region, offer })
+        let (region, handle) = Region::create(Layout::new(UPDATE_SLOTS, n_values), Access::Read)?;
+        Ok(Self { region, handle })
     }
 
     /// Where it is found.
     pub fn message(&self) -> v1::Region {
-        self.offer.message()
+        self.handle.message()
     }
 
     /// Puts the gradient in a slot that leads to a step above 0, in place of one that lies some steps back.

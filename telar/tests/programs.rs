@@ -21,9 +21,9 @@ fn program(folder: &Path, line: &str) -> Command {
     command
 }
 
-struct Place(TempDir);
+struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
@@ -75,46 +75,46 @@ impl Drop for Killed {
 /// The goal: any network, any data: whatever a task has, workers of any number give the bits of one process.
 #[test]
 fn task_of_its_own_has_same_bits_on_any_number_of_workers() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--task words --rate 0.3 --noise 0.5 --shards 6 --clip-norm 0.8 --lr-schedule cosine --warmup-steps 3";
-    let alone = place.end(&format!("train {flags} --run-dir alone"));
-    let other = place.end(&format!("train {flags} --run-dir other --noise 0.25").replace("--noise 0.5 ", ""));
+    let alone = dir.end(&format!("train {flags} --run-dir alone"));
+    let other = dir.end(&format!("train {flags} --run-dir other --noise 0.25").replace("--noise 0.5 ", ""));
     assert_ne!(alone["params_blake3"], other["params_blake3"], "the task's own flag changes what is trained");
     for n_workers in [1, 2, 5] {
-        let cluster = place.end(&format!("coordinator {flags} --workers {n_workers} --run-dir run-{n_workers}"));
+        let cluster = dir.end(&format!("coordinator {flags} --workers {n_workers} --run-dir run-{n_workers}"));
         assert_eq!(cluster["params_blake3"], alone["params_blake3"], "{n_workers} workers");
         assert_eq!(cluster["last_epoch"]["val_loss"], alone["last_epoch"]["val_loss"]);
         assert!(cluster["last_epoch"]["val_word_accuracy"].as_f64().expect("the task's metric") > 0.0);
         assert!(cluster["last_epoch"]["sentences_per_second"].is_number());
     }
-    let evaluated = place.end("evaluate --task words --split valid --weights alone/model.safetensors");
+    let evaluated = dir.end("evaluate --task words --split valid --weights alone/model.safetensors");
     assert_eq!(evaluated["loss"], alone["last_epoch"]["val_loss"]);
     // A run that is stopped and resumed, without its flags.
     let stopped =
         format!("coordinator {flags} --workers 2 --max-steps 5 --run-dir stopped").replace("--lr-schedule cosine ", "");
-    place.end(&stopped);
-    let resumed = place.end("coordinator --task words --workers 3 --resume stopped --max-steps 9");
-    let whole = place.end(&stopped.replace("--max-steps 5 --run-dir stopped", "--max-steps 9 --run-dir whole"));
+    dir.end(&stopped);
+    let resumed = dir.end("coordinator --task words --workers 3 --resume stopped --max-steps 9");
+    let whole = dir.end(&stopped.replace("--max-steps 5 --run-dir stopped", "--max-steps 9 --run-dir whole"));
     assert_eq!(resumed["params_blake3"], whole["params_blake3"]);
-    place.fail("coordinator --task words --resume stopped --rate 0.5", 64, "expected --rate 0.3 as in the run");
+    dir.fail("coordinator --task words --resume stopped --rate 0.5", 64, "expected --rate 0.3 as in the run");
 }
 
 /// The goal: a worker of another machine that is killed in the middle costs nothing but its work.
 #[test]
 fn worker_that_is_killed_changes_no_bit() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--task words --shards 4 --epochs 60 --hash-steps";
-    let alone = place.end(&format!("train {flags} --run-dir alone"));
+    let alone = dir.end(&format!("train {flags} --run-dir alone"));
     let listen = "--launch external --listen unix:socket --workers 2 --run-dir run --json";
-    let mut coordinator = program(place.0.path(), &format!("coordinator {flags} {listen}"));
+    let mut coordinator = program(dir.0.path(), &format!("coordinator {flags} {listen}"));
     let mut coordinator = Killed(coordinator.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a start"));
-    wait_until("the socket", || place.path("socket").exists());
+    wait_until("the socket", || dir.path("socket").exists());
     let worker = || {
-        let mut worker = program(place.0.path(), "worker --coordinator unix:socket --threads 1");
+        let mut worker = program(dir.0.path(), "worker --coordinator unix:socket --threads 1");
         Killed(worker.stderr(Stdio::null()).spawn().expect("a start"))
     };
     let (first, mut second) = (worker(), worker());
-    let n_steps = || std::fs::read_to_string(place.path("run/steps.jsonl")).map_or(0, |text| text.lines().count());
+    let n_steps = || std::fs::read_to_string(dir.path("run/steps.jsonl")).map_or(0, |text| text.lines().count());
     wait_until("some steps", || n_steps() > 30);
     drop(first);
     assert!(coordinator.0.wait().expect("it ends").success());
@@ -128,15 +128,15 @@ fn worker_that_is_killed_changes_no_bit() {
 /// The goal: a run ends when it no longer improves, after the same step for any number of workers, and its best weights are kept.
 #[test]
 fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--task words --shards 3 --epochs 60 --learning-rate 0.1 --patience 3";
-    let alone = place.end(&format!("train {flags} --run-dir alone"));
+    let alone = dir.end(&format!("train {flags} --run-dir alone"));
     let (best, last) = (&alone["best_epoch"], alone["last_epoch"]["epoch"].as_u64().expect("an epoch"));
     let best_epoch = best["epoch"].as_u64().expect("an epoch");
     assert_eq!((alone["stopped_early"].as_bool(), alone["interrupted"].as_bool()), (Some(true), Some(false)));
     assert!(last < 60 && last == best_epoch + 3, "{alone}");
-    let best_weights = |run: &str| std::fs::read(place.path(run).join("best.safetensors")).expect("the best weights");
-    let evaluated = place.end("evaluate --task words --split valid --weights alone/best.safetensors");
+    let best_weights = |run: &str| std::fs::read(dir.path(run).join("best.safetensors")).expect("the best weights");
+    let evaluated = dir.end("evaluate --task words --split valid --weights alone/best.safetensors");
     assert_eq!(evaluated["loss"], best["val_loss"]);
     let check = |found: serde_json::Value, run: &str| {
         assert_eq!(found["params_blake3"], alone["params_blake3"], "{run}");
@@ -144,19 +144,18 @@ fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
         assert_eq!((found["stopped_early"].as_bool(), found["outcome"].as_str()), (Some(true), Some("completed")));
         assert!(best_weights(run) == best_weights("alone"), "{run}");
     };
-    check(place.end(&format!("coordinator {flags} --workers 3 --run-dir three")), "three");
+    check(dir.end(&format!("coordinator {flags} --workers 3 --run-dir three")), "three");
     // A run that is stopped after its best epoch knows it when it is resumed; 8 steps are an epoch.
-    let stopped =
-        place.end(&format!("coordinator {flags} --run-dir two --workers 2 --max-steps {}", 8 * best_epoch + 8));
+    let stopped = dir.end(&format!("coordinator {flags} --run-dir two --workers 2 --max-steps {}", 8 * best_epoch + 8));
     assert_eq!((stopped["stopped_early"].as_bool(), &stopped["best_epoch"]), (Some(false), best));
-    check(place.end("coordinator --task words --workers 2 --resume two --epochs 60"), "two");
+    check(dir.end("coordinator --task words --workers 2 --resume two --epochs 60"), "two");
     // It is complete, unless more patience is asked for.
-    let resumed = place.end("coordinator --task words --workers 1 --resume two");
+    let resumed = dir.end("coordinator --task words --workers 1 --resume two");
     assert_eq!(resumed["step"], alone["step"]);
-    let resumed = place.end("coordinator --task words --workers 1 --resume two --patience 5");
+    let resumed = dir.end("coordinator --task words --workers 1 --resume two --patience 5");
     assert!(resumed["step"].as_u64() > alone["step"].as_u64(), "{resumed}");
-    place.fail("train --task words --init-from alone/best.safetensors --init-partial --epochs 0", 64, "--epochs");
-    place.fail(
+    dir.fail("train --task words --init-from alone/best.safetensors --init-partial --epochs 0", 64, "--epochs");
+    dir.fail(
         "train --task broken --init-from alone/best.safetensors --init-partial",
         65,
         "tensors one.weight, one.bias",
@@ -166,18 +165,18 @@ fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
 /// The goal: what a task does wrong gets a sentence.
 #[test]
 fn what_task_does_wrong_is_told() {
-    let place = Place::new();
-    place.fail("coordinator --workers 2", 64, "expected --task words, moody or broken, found none");
-    place.fail("train --task words --rate 1", 64, "expected --rate from 0 to below 1, found 1");
-    place.fail("train --task moody --rate 0.5", 64, "--rate is not a flag of the task moody");
-    place.fail("train --task words --data nowhere", 65, "expected no --data, found nowhere");
-    place.fail("train --task words --weight-decay 0.1", 64, "parameters that are not trained, such as frozen.weight");
-    place.fail("train --task broken --how shared", 64, "found one.weight in other.weight too");
-    place.fail("train --task broken --how nan", 74, "the loss of shard 0 is not finite");
-    place.fail("coordinator --task broken --how nan --workers 2", 74, "the run diverged: at step 1");
-    place.fail("coordinator --task broken --how sizes --workers 2", 64, "expected the parameter layout");
+    let dir = TestDir::new();
+    dir.fail("coordinator --workers 2", 64, "expected --task words, moody or broken, found none");
+    dir.fail("train --task words --rate 1", 64, "expected --rate from 0 to below 1, found 1");
+    dir.fail("train --task moody --rate 0.5", 64, "--rate is not a flag of the task moody");
+    dir.fail("train --task words --data nowhere", 65, "expected no --data, found nowhere");
+    dir.fail("train --task words --weight-decay 0.1", 64, "parameters that are not trained, such as frozen.weight");
+    dir.fail("train --task broken --how shared", 64, "found one.weight in other.weight too");
+    dir.fail("train --task broken --how nan", 74, "the loss of shard 0 is not finite");
+    dir.fail("coordinator --task broken --how nan --workers 2", 74, "the run diverged: at step 1");
+    dir.fail("coordinator --task broken --how sizes --workers 2", 64, "expected the parameter layout");
     // Data that depends on who gathers it: each of two votes, and the coordinator's, is another one.
-    let output = place.run("coordinator --task moody --workers 2 --shards 4 --epochs 1 --audit 1 --run-dir moody");
+    let output = dir.run("coordinator --task moody --workers 2 --shards 4 --epochs 1 --audit 1 --run-dir moody");
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(err.contains("evicted") && err.contains("wrong"), "{err}");
 }
@@ -185,15 +184,15 @@ fn what_task_does_wrong_is_told() {
 /// The goal: a worker's program without the task of the run says which it has and which it lacks.
 #[test]
 fn worker_without_the_task_says_so() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let flags = "--task words --launch external --listen unix:socket --run-dir run";
-    let mut coordinator = program(place.0.path(), &format!("coordinator {flags}"));
+    let mut coordinator = program(dir.0.path(), &format!("coordinator {flags}"));
     let _coordinator = Killed(coordinator.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a start"));
-    wait_until("the socket", || place.path("socket").exists());
+    wait_until("the socket", || dir.path("socket").exists());
     let tests = std::env::current_exe().expect("a test is a program");
     let built = tests.parent().and_then(Path::parent).expect("the folder of what is built").join("examples/line");
     let mut worker = Command::new(built);
-    worker.args(["worker", "--coordinator", "unix:socket"]).current_dir(place.0.path());
+    worker.args(["worker", "--coordinator", "unix:socket"]).current_dir(dir.0.path());
     let output = worker.output().expect("a start");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{err}");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::plan::{Draws, Plan};
-use crate::harness::{Line, Place, Process, Run, Stream, TERMINATED, field, is_alive, signal};
+use crate::harness::{Line, Process, Run, Stream, TERMINATED, TestDir, field, is_alive, signal};
 
 /// How long faults come, from the beginning of a round; then it may end.
 const FAULTS_TIME: Duration = Duration::from_secs(8);
@@ -49,7 +49,7 @@ pub struct Injection {
 }
 
 /// All that was said in a round.
-pub struct Told {
+pub struct RoundLog {
     /// Whether every step was brought to the disk.
     pub has_journal: bool,
     /// What happened, in order.
@@ -69,7 +69,7 @@ struct Worker {
 
 /// A round that is played.
 pub struct Round<'a> {
-    place: &'a Place,
+    dir: &'a TestDir,
     plan: &'a Plan,
     data: &'a str,
     draws: Draws,
@@ -87,9 +87,9 @@ pub struct Round<'a> {
 
 impl<'a> Round<'a> {
     /// The first coordinator and the first workers.
-    pub fn begin(place: &'a Place, plan: &'a Plan, data: &'a str) -> Self {
+    pub fn begin(dir: &'a TestDir, plan: &'a Plan, data: &'a str) -> Self {
         let mut round = Self {
-            place,
+            dir,
             plan,
             data,
             draws: plan.draws.clone(),
@@ -129,7 +129,7 @@ impl<'a> Round<'a> {
         }
         let end = self.coordinator().end();
         assert_eq!(end["outcome"], "completed");
-        self.place.run("run", &end)
+        self.dir.run("run", &end)
     }
 
     /// Panics if a worker has ended that nobody made end, unless it did so with the run.
@@ -145,8 +145,8 @@ impl<'a> Round<'a> {
     }
 
     /// All that was said.
-    pub fn told(&self) -> Told {
-        Told {
+    pub fn log(&self) -> RoundLog {
+        RoundLog {
             has_journal: self.plan.has_journal,
             injections: self.injections.clone(),
             lives: self.coordinators.iter().map(Process::said).collect(),
@@ -159,11 +159,11 @@ impl<'a> Round<'a> {
     }
 
     fn start_coordinator(&mut self, flags: &str) {
-        let mut command = self.place.command("coordinator", &format!("{flags} {}", self.plan.other_flags()));
+        let mut command = self.dir.command("coordinator", &format!("{flags} {}", self.plan.other_flags()));
         // A line each step.
         command.env("RUST_LOG", "info,coordinator::observe::view=debug");
         let name = format!("coordinator {}", self.coordinators.len() + 1);
-        self.coordinators.push(self.place.start(&name, command));
+        self.coordinators.push(self.dir.start(&name, command));
         self.coordinator().begin();
     }
 
@@ -171,7 +171,7 @@ impl<'a> Round<'a> {
         let address = self.plan.address.as_ref().expect("nobody else starts local workers");
         let flags = format!("--coordinator {address} --data {} --threads 1", self.data);
         let name = format!("worker {}", self.workers.len() + 1);
-        let process = self.place.start(&name, self.place.command("worker", &flags));
+        let process = self.dir.start(&name, self.dir.command("worker", &flags));
         let id = process.id();
         self.workers.push(Worker { process, is_gone: false });
         id
@@ -315,7 +315,7 @@ impl<'a> Round<'a> {
     fn connect(&mut self) -> Option<Box<dyn Write>> {
         let address = self.coordinator().begin()["address"].as_str().expect("an address").to_owned();
         let mut connection: Box<dyn Write> = if let Some(path) = address.strip_prefix("unix:") {
-            Box::new(UnixStream::connect(self.place.path(path)).ok()?)
+            Box::new(UnixStream::connect(self.dir.path(path)).ok()?)
         } else {
             let address = address.strip_prefix("http://").expect("an address of the web");
             Box::new(TcpStream::connect(address).ok()?)

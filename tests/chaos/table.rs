@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::round::{Fault, Injection, Told};
+use super::round::{Fault, Injection, RoundLog};
 use crate::harness::{Line, Run, field};
 
 /// Steps that have to be told of before a fault counts as recovered from: the one that was under way, and a whole one.
@@ -36,16 +36,16 @@ struct Row {
 
 impl Table {
     /// Adds a round that ended with the same bits as it should; its figures in words.
-    pub fn add(&mut self, told: &Told, run: &Run, expected: &Run, n_steps: u64) -> String {
-        for injection in &told.injections {
-            let has_journal = told.has_journal && injection.fault == Fault::CoordinatorKilled;
+    pub fn add(&mut self, log: &RoundLog, run: &Run, expected: &Run, n_steps: u64) -> String {
+        for injection in &log.injections {
+            let has_journal = log.has_journal && injection.fault == Fault::CoordinatorKilled;
             let row = self.rows.entry((injection.fault, has_journal)).or_default();
             row.n_injected += 1;
-            row.detected.extend(detected(told, injection).map(|at| at - injection.at));
-            row.recovered.extend(recovered(told, injection, n_steps).map(|at| at - injection.at));
-            let n_again = again(told, injection);
+            row.detected.extend(detected(log, injection).map(|at| at - injection.at));
+            row.recovered.extend(recovered(log, injection, n_steps).map(|at| at - injection.at));
+            let n_again = again(log, injection);
             // With a journal a coordinator takes at most the step at hand with it.
-            assert!(!told.has_journal || n_again <= 1, "{n_again} steps were not in the journal after {injection:?}");
+            assert!(!log.has_journal || n_again <= 1, "{n_again} steps were not in the journal after {injection:?}");
             row.n_again += n_again;
         }
         let n_samples = |run: &Run| -> u64 { run.steps.iter().filter_map(|step| step["n_samples"].as_u64()).sum() };
@@ -56,13 +56,13 @@ impl Table {
         self.n_steps_lost += n_steps - n_there;
         self.n_samples += n_samples(expected);
         self.n_samples_lost += n_samples(expected).abs_diff(n_samples(run));
-        format!("{} faults, {} coordinators", told.injections.len(), told.lives.len())
+        format!("{} faults, {} coordinators", log.injections.len(), log.lives.len())
     }
 }
 
 /// When a fault was noticed, if it is of a kind that is, and it was there for long enough.
-fn detected(told: &Told, injection: &Injection) -> Option<Instant> {
-    let life = &told.lives[injection.life];
+fn detected(log: &RoundLog, injection: &Injection) -> Option<Instant> {
+    let life = &log.lives[injection.life];
     let since = |line: &&Line| line.at >= injection.at;
     let is_of = |line: &Line, name: &str, value: &str| field(&line.text, name) == value;
     match injection.fault {
@@ -84,7 +84,7 @@ fn detected(told: &Told, injection: &Injection) -> Option<Instant> {
             (!is_held || found.at <= injection.until).then_some(found.at)
         }
         Fault::CoordinatorKilled | Fault::CoordinatorStopped => {
-            let looking = told.workers.iter().filter(since).filter(|line| line.text.contains("trying again"));
+            let looking = log.workers.iter().filter(since).filter(|line| line.text.contains("trying again"));
             looking.map(|line| line.at).min()
         }
         Fault::CoordinatorHeldUp | Fault::NoWorkerConnected => None,
@@ -92,9 +92,9 @@ fn detected(told: &Told, injection: &Injection) -> Option<Instant> {
 }
 
 /// When the run was further than it could have been without a recovery.
-fn recovered(told: &Told, injection: &Injection, n_steps: u64) -> Option<Instant> {
+fn recovered(log: &RoundLog, injection: &Injection, n_steps: u64) -> Option<Instant> {
     let step_min = n_steps.min(injection.step + N_STEPS_RECOVERED);
-    let mut later = told.lives[injection.life..].iter().flatten().filter(|line| line.at >= injection.at);
+    let mut later = log.lives[injection.life..].iter().flatten().filter(|line| line.at >= injection.at);
     Some(later.find(|line| step_done(line).is_some_and(|step| step >= step_min))?.at)
 }
 
@@ -104,12 +104,12 @@ fn step_done(line: &Line) -> Option<u64> {
 }
 
 /// How many steps were told of by a coordinator that died and computed again by the next one.
-fn again(told: &Told, injection: &Injection) -> u64 {
+fn again(log: &RoundLog, injection: &Injection) -> u64 {
     let is_death = matches!(injection.fault, Fault::CoordinatorKilled | Fault::CoordinatorStopped);
-    let Some(next) = told.lives.get(injection.life + 1).filter(|_| is_death) else { return 0 };
+    let Some(next) = log.lives.get(injection.life + 1).filter(|_| is_death) else { return 0 };
     let begin = next.iter().find(|line| line.text.contains(r#""event":"begin""#)).expect("it began");
     let begin: Value = serde_json::from_str(&begin.text).expect("JSON");
-    let last = told.lives[injection.life].iter().rev().find_map(step_done).unwrap_or(0);
+    let last = log.lives[injection.life].iter().rev().find_map(step_done).unwrap_or(0);
     last.saturating_sub(begin["step"].as_u64().expect("a step"))
 }
 

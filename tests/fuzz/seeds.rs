@@ -15,7 +15,7 @@ use model::arch::Architecture;
 use model::task::book_task;
 use prost::Message;
 use proto::framing::encode;
-use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::coordinator_message::Kind as ToWorker;
 use proto::v1::worker_message::Kind;
 use proto::v1::{
     self, BatchDone, CoordinatorMessage, DatasetPiece, Encoding, Heartbeat, Join, Leaving, Ready, ShardDone, Update,
@@ -137,7 +137,7 @@ fn orders() -> Vec<u8> {
     let numbers = vec![0; 4 * N_PARAMS];
     let state = v1::State { params: numbers.clone().into(), ..v1::State::default() };
     let update = Update { step: 1, gradient: numbers.into(), ..Update::default() };
-    let kinds = [Told::Welcome(welcome), Told::State(state), Told::Update(update)];
+    let kinds = [ToWorker::Welcome(welcome), ToWorker::State(state), ToWorker::Update(update)];
     stream(&kinds.map(|kind| CoordinatorMessage { kind: Some(kind) }))
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use super::{Place, Process, Stream};
+use super::{Process, Stream, TestDir};
 
 /// How long the gate may take to hold what it was asked to.
 const HOLD_WAIT_MAX: Duration = Duration::from_mins(1);
@@ -26,7 +26,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// Starts the server; None, said aloud, where there is no Python that has it.
-    pub fn start(place: &Place) -> Option<Self> {
+    pub fn start(dir: &TestDir) -> Option<Self> {
         let python = std::env::var_os("TELAR_PYTHON")?;
         let mut look = Command::new(&python);
         let is_there = look.args(["-c", "import moto.server"]).output().is_ok_and(|output| output.status.success());
@@ -35,7 +35,7 @@ impl Bucket {
         }
         let mut command = Command::new(&python);
         command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]).env("PYTHONUNBUFFERED", "1");
-        let server = place.start("moto", command);
+        let server = dir.start("moto", command);
         let line = server.wait_for_line_with_any(Stream::Err, &["Running on http://"]);
         let address = line.split("http://").nth(1).and_then(|rest| rest.trim().parse().ok()).expect("an address");
         let bucket = Self { address, gate: Gate::start(address), _server: server };

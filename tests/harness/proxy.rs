@@ -51,7 +51,7 @@ pub enum Byte {
 
 /// What is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum Blocked {
     /// The way that the message goes.
     OneWay,
     /// Both ways.
@@ -73,7 +73,7 @@ struct Shared {
 
 struct State {
     armed: Option<Trigger>,
-    standing: Standing,
+    flow: FlowState,
     /// Both ends of every connection, to wake whoever waits for them.
     ends: Vec<Weak<TcpStream>>,
     n_connections: usize,
@@ -86,14 +86,14 @@ struct Trigger {
     /// Messages of its kind still to come, itself among them.
     nth: usize,
     byte: Byte,
-    held: Held,
+    blocked: Blocked,
 }
 
 /// How the first connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum FlowState {
     Flowing,
-    Held(Direction, Held),
+    Held(Direction, Blocked),
     Closed,
 }
 
@@ -128,8 +128,7 @@ impl Proxy {
         let upstream = upstream.strip_prefix("http://").expect("an address of the web").parse().expect("a socket");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let state =
-            State { armed: None, standing: Standing::Flowing, ends: Vec::new(), n_connections: 0, is_over: false };
+        let state = State { armed: None, flow: FlowState::Flowing, ends: Vec::new(), n_connections: 0, is_over: false };
         let shared = Arc::new(Shared { upstream, state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         let thread = Some(thread::spawn(move || accepting.accept(&listener)));
@@ -142,22 +141,22 @@ impl Proxy {
     }
 
     /// Asks it to stop in the nth message of a kind from now on, counted from 1.
-    pub fn stop_at(&self, message: Message, nth: usize, byte: Byte, held: Held) {
-        self.shared.state().armed = Some(Trigger { message, nth, byte, held });
+    pub fn stop_at(&self, message: Message, nth: usize, byte: Byte, blocked: Blocked) {
+        self.shared.state().armed = Some(Trigger { message, nth, byte, blocked });
     }
 
     /// Waits until it has stopped.
     pub fn wait_until_stopped(&self) {
-        let is_flowing = |state: &mut State| state.standing == Standing::Flowing;
+        let is_flowing = |state: &mut State| state.flow == FlowState::Flowing;
         let waited = self.shared.changed.wait_timeout_while(self.shared.state(), BYTE_WAIT_MAX, is_flowing);
         let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
         assert!(!result.timed_out(), "the byte did not come in {} s", BYTE_WAIT_MAX.as_secs());
-        assert!(matches!(state.standing, Standing::Held(..)), "{:?}", state.standing);
+        assert!(matches!(state.flow, FlowState::Held(..)), "{:?}", state.flow);
     }
 
     /// Lets pass what it held.
     pub fn go_on(&self) {
-        self.shared.state().standing = Standing::Flowing;
+        self.shared.state().flow = FlowState::Flowing;
         self.shared.changed.notify_all();
     }
 
@@ -227,16 +226,16 @@ impl Shared {
                 let (now, stop) = match &mut reading {
                     None => (bytes.len(), None),
                     Some(reading) => {
-                        if self.wait_until_flowing(reading.direction) == Standing::Closed {
+                        if self.wait_until_flowing(reading.direction) == FlowState::Closed {
                             return;
                         }
                         reading.advance(bytes, &mut self.state().armed)
                     }
                 };
                 // Locked until the bytes are out: an answer to them finds it stopped, however soon it comes.
-                let stopping = stop.map(|standing| {
+                let stopping = stop.map(|flow| {
                     let mut state = self.state();
-                    state.standing = standing;
+                    state.flow = flow;
                     state
                 });
                 if (&*to).write_all(&bytes[..now]).is_err() {
@@ -248,25 +247,25 @@ impl Shared {
                 }
             }
         }
-        let is_closed = reading.is_some() && self.state().standing == Standing::Closed;
+        let is_closed = reading.is_some() && self.state().flow == FlowState::Closed;
         if !is_closed {
             // The other end may be gone too.
             let _ = to.shutdown(Shutdown::Write);
         }
     }
 
-    fn wait_until_flowing(&self, direction: Direction) -> Standing {
-        let is_held = |state: &mut State| match state.standing {
-            Standing::Held(held, Held::OneWay) => held == direction,
-            Standing::Held(_, Held::BothWays) => true,
-            Standing::Flowing | Standing::Closed => false,
+    fn wait_until_flowing(&self, direction: Direction) -> FlowState {
+        let is_held = |state: &mut State| match state.flow {
+            FlowState::Held(held, Blocked::OneWay) => held == direction,
+            FlowState::Held(_, Blocked::BothWays) => true,
+            FlowState::Flowing | FlowState::Closed => false,
         };
-        self.changed.wait_while(self.state(), is_held).unwrap_or_else(PoisonError::into_inner).standing
+        self.changed.wait_while(self.state(), is_held).unwrap_or_else(PoisonError::into_inner).flow
     }
 
     fn close(&self) {
         let mut state = self.state();
-        state.standing = Standing::Closed;
+        state.flow = FlowState::Closed;
         for end in state.ends.drain(..).filter_map(|end| end.upgrade()) {
             // Tells the peer nothing, but ends the wait of whoever reads here.
             let _ = end.shutdown(Shutdown::Read);
@@ -286,7 +285,7 @@ struct Reading {
     message_head: Vec<u8>,
     message_rest: usize,
     /// Bytes of the message at hand up to the one waited for, and what then holds.
-    until_stop: Option<(usize, Standing)>,
+    until_stop: Option<(usize, FlowState)>,
 }
 
 impl Reading {
@@ -304,7 +303,7 @@ impl Reading {
     }
 
     /// Reads on; how many of the bytes may pass now, and whether this stops after them.
-    fn advance(&mut self, bytes: &[u8], armed: &mut Option<Trigger>) -> (usize, Option<Standing>) {
+    fn advance(&mut self, bytes: &[u8], armed: &mut Option<Trigger>) -> (usize, Option<FlowState>) {
         let mut place = 0;
         while place < bytes.len() {
             let rest = &bytes[place..];
@@ -316,8 +315,8 @@ impl Reading {
                 let n_bytes = self.advance_message(&rest[..self.frame_rest.min(rest.len())], armed);
                 self.frame_rest -= n_bytes;
                 place += n_bytes;
-                if let Some((_, standing)) = self.until_stop.take_if(|(n_bytes, _)| *n_bytes == 0) {
-                    return (place, Some(standing));
+                if let Some((_, flow)) = self.until_stop.take_if(|(n_bytes, _)| *n_bytes == 0) {
+                    return (place, Some(flow));
                 }
             } else {
                 self.frame_head.push(rest[0]);
@@ -373,12 +372,12 @@ impl Reading {
             trigger.nth -= 1;
             trigger.nth == 0
         };
-        if let Some(Trigger { byte, held, .. }) = armed.take_if(is_waited_for) {
+        if let Some(Trigger { byte, blocked, .. }) = armed.take_if(is_waited_for) {
             let n_bytes = match byte {
                 Byte::Middle => self.message_rest / 2,
                 Byte::Last => self.message_rest,
             };
-            self.until_stop = Some((n_bytes, Standing::Held(self.direction, held)));
+            self.until_stop = Some((n_bytes, FlowState::Held(self.direction, blocked)));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Place, Process, Stream};
+use super::{Process, Stream, TestDir};
 
 /// A file system in memory at `disk` in a test's folder, as long as this is there.
 pub struct SmallDisk {
@@ -16,13 +16,13 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     /// A disk of so many KiB; none, and said aloud, where the system lets nobody mount one.
-    pub fn new(place: &Place, n_kibibytes: u32) -> Option<Self> {
-        let folder = place.path("disk");
+    pub fn new(dir: &TestDir, n_kibibytes: u32) -> Option<Self> {
+        let folder = dir.path("disk");
         fs::create_dir(&folder).expect("a folder");
         let script = format!("mount -t tmpfs -o size={n_kibibytes}k tmpfs disk && echo mounted && exec sleep 1000");
         let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "--mount", "sh", "-c", &script]).current_dir(place.path(""));
-        let keeper = place.start("small disk", command);
+        command.args(["--map-root-user", "--mount", "sh", "-c", &script]).current_dir(dir.path(""));
+        let keeper = dir.start("small disk", command);
         if keeper.line_if_any(Stream::Out, "mounted", 1).is_some() {
             return Some(Self { keeper, folder });
         }

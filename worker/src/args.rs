@@ -37,8 +37,8 @@ pub struct Cli {
     #[arg(long, env = "TELAR_SUPERVISED", help_heading = "Connection")]
     pub supervised: bool,
     /// Look for messages for up to a millisecond before sleeping: quicker by what it takes to wake up, for part of a CPU
-    #[arg(long, env = "TELAR_WATCH", help_heading = "Connection")]
-    pub watch: bool,
+    #[arg(long, env = "TELAR_BUSY_POLL", help_heading = "Connection")]
+    pub busy_poll: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would become help")]
     pub access: AccessArgs,

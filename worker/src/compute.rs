@@ -20,7 +20,7 @@ use computer::{Computer, Job};
 
 /// Orders that wait for the thread. More than these wait in the connection, whose window bounds them.
 const ORDERS_MAX: usize = 16;
-/// What takes no longer is computed by the one who reads messages: signs of life can wait so long, and two threads that wake
+/// What takes no longer is computed by the one who reads messages: heartbeats can wait so long, and two threads that wake
 /// one another cost more than a small shard does.
 const SHORT: Duration = HEARTBEAT_INTERVAL.checked_div(10).expect("ten is above 0");
 
@@ -146,7 +146,7 @@ mod tests {
 
     use super::computer::tests::{Bench, work};
     use super::*;
-    use crate::link::GradientPath;
+    use crate::link::GradientTransport;
 
     fn compute(bench: &Bench) -> Compute {
         Compute::start(bench.computer.backend.clone()).expect("a thread")
@@ -228,7 +228,7 @@ mod tests {
     async fn a_panic_of_the_thread_is_noticed() {
         let mut bench = Bench::new();
         let plan = Arc::get_mut(&mut bench.plan).expect("nobody else has it");
-        plan.path = GradientPath::open(Encoding::F32, None, 1); // which has no place for the network's gradient
+        plan.transport = GradientTransport::open(Encoding::F32, None, 1); // which has no memory for the network's gradient
         let compute = compute(&bench);
         let state = bench.state(0, Some(work(0, &[0])));
         compute.submit(&bench.plan, state, &bench.replies).await.expect("a queue");

@@ -24,7 +24,7 @@ pub struct Config {
     /// How long to look for it before giving up.
     pub connect_timeout: Duration,
     /// Whether to wait for messages without sleep at first.
-    pub watch: bool,
+    pub busy_poll: bool,
     /// Where an own copy of the data set may be, besides the usual places.
     pub data: DataSource,
     /// What computes.
@@ -42,7 +42,7 @@ impl Config {
             coordinator,
             access,
             connect_timeout: Duration::from_secs(cli.connect_timeout.into()),
-            watch: cli.watch,
+            busy_poll: cli.busy_poll,
             data: cli.data.data,
             backend: cli.backend.open()?,
         })

@@ -30,9 +30,9 @@ const PIECE_WAIT_MAX: Duration = limits::FIRST_MESSAGE_WAIT_MAX;
 
 /// The data set, kept open from one session to the next.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct DatasetCache {
     source: DataSource,
-    kept: Option<Arc<dyn OpenTask>>,
+    cached: Option<Arc<dyn OpenTask>>,
 }
 
 /// A data set that cannot be had.
@@ -84,10 +84,10 @@ impl DatasetError {
     }
 }
 
-impl Shelf {
-    /// A shelf with nothing on it; `source` is where a copy may be besides the usual places.
+impl DatasetCache {
+    /// An empty cache; `source` is where a copy may be besides the usual places.
     pub fn new(source: DataSource) -> Self {
-        Self { source, kept: None }
+        Self { source, cached: None }
     }
 
     /// A task on the data set of this fingerprint, which has the form of one.
@@ -97,14 +97,15 @@ impl Shelf {
         task: &Arc<dyn AnyTask>,
         fingerprint: &str,
     ) -> Result<Arc<dyn OpenTask>, DatasetError> {
-        let is_same = |kept: &&Arc<dyn OpenTask>| {
-            let (kept_spec, spec) = (kept.spec(), task.spec());
-            kept.fingerprint() == fingerprint && (kept_spec.name, &kept_spec.settings) == (spec.name, &spec.settings)
+        let is_same = |cached: &&Arc<dyn OpenTask>| {
+            let (cached_spec, spec) = (cached.spec(), task.spec());
+            cached.fingerprint() == fingerprint
+                && (cached_spec.name, &cached_spec.settings) == (spec.name, &spec.settings)
         };
-        if let Some(open) = self.kept.as_ref().filter(is_same) {
+        if let Some(open) = self.cached.as_ref().filter(is_same) {
             return Ok(Arc::clone(open));
         }
-        self.kept = None;
+        self.cached = None;
         let (known, source, wanted) = (Arc::clone(task), self.source.clone(), fingerprint.to_owned());
         let open = match blocking(move || known.find(&source, &wanted)).await? {
             Some(open) => open,
@@ -115,7 +116,7 @@ impl Shelf {
             None => fetch(link, task, fingerprint).await?,
         };
         info!(data = open.data_name(), "the data set is open");
-        self.kept = Some(Arc::clone(&open));
+        self.cached = Some(Arc::clone(&open));
         Ok(open)
     }
 }
@@ -285,10 +286,10 @@ impl Incoming {
         };
         let IncomingFile { name, n_bytes, file_bytes, .. } = &incoming;
         let n_added = piece.content.len() as u64;
-        let goes_on = (&piece.name, piece.file_bytes, piece.offset) == (name, *file_bytes, *n_bytes);
+        let is_continuation = (&piece.name, piece.file_bytes, piece.offset) == (name, *file_bytes, *n_bytes);
         // An empty piece would let a stream go on for ever.
         let is_within = (1..=file_bytes - n_bytes).contains(&n_added);
-        if !goes_on || !is_within {
+        if !is_continuation || !is_within {
             let expected = format!("`{name}` from byte {n_bytes} of {file_bytes}, not empty and not beyond its end");
             let found =
                 format!("`{}` from byte {} of {} with {n_added} bytes", piece.name, piece.offset, piece.file_bytes);

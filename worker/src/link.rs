@@ -217,7 +217,7 @@ impl Service<Uri> for BufferedTcp {
 
 /// How gradients travel, both ways: settled when a worker is admitted, and of no interest to who computes them.
 #[derive(Debug)]
-pub(crate) struct GradientPath {
+pub(crate) struct GradientTransport {
     encoding: Encoding,
     /// For gradients that lie in no slot.
     buffers: Arc<Buffers>,
@@ -242,7 +242,7 @@ pub(crate) enum GradientError {
     NotShared,
 }
 
-impl GradientPath {
+impl GradientTransport {
     /// The way that the coordinator has chosen, or the one that this worker can go: what is in memory or in messages is the
     /// same.
     pub fn open(encoding: Encoding, offered: Option<&SharedMemory>, n_params: usize) -> Self {
@@ -261,11 +261,11 @@ impl GradientPath {
         self.shared.is_some()
     }
 
-    /// Where to put a gradient that goes out.
-    pub fn place(&self) -> Place<'_> {
+    /// Where to write a gradient that is sent.
+    pub fn outbound_gradient(&self) -> OutboundGradient<'_> {
         // If all slots are full, the coordinator is late: nobody waits for it.
         let free = self.shared.as_ref().and_then(|shared| shared.results.free());
-        free.map_or_else(|| Place::Message(self, self.buffers.take()), Place::Slot)
+        free.map_or_else(|| OutboundGradient::Message(self, self.buffers.take()), OutboundGradient::Slot)
     }
 
     /// Takes a gradient that came in, part by part: `apply` is given the position of the first value of each, and the values.
@@ -290,15 +290,15 @@ impl SharedSlots {
     }
 }
 
-/// Where a gradient is put that goes out.
+/// Where a gradient is written that is sent.
 #[derive(Debug)]
-pub(crate) enum Place<'a> {
+pub(crate) enum OutboundGradient<'a> {
     Slot(FreeSlot<'a>),
-    Message(&'a GradientPath, Vec<f32>),
+    Message(&'a GradientTransport, Vec<f32>),
 }
 
-impl Place<'_> {
-    /// The places, whatever they hold.
+impl OutboundGradient<'_> {
+    /// The memory for its values, with undefined contents.
     pub fn values(&mut self) -> &mut [f32] {
         match self {
             Self::Slot(slot) => slot.values(),
@@ -310,7 +310,9 @@ impl Place<'_> {
     pub fn close(self) -> (Bytes, Option<u32>) {
         match self {
             Self::Slot(slot) => (Bytes::new(), Some(slot.fill())),
-            Self::Message(path, values) => (values::encode_owned(path.encoding, path.buffers.lend(values)), None),
+            Self::Message(transport, values) => {
+                (values::encode_owned(transport.encoding, transport.buffers.lend(values)), None)
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use engine::recipe::{Recipe, RecipeError};
 use engine::task::{AnyTask, OpenTask, TaskError, Tasks};
 use proto::v1::{Encoding, Fence, Ready, SharedMemory, Welcome};
 
-use crate::link::GradientPath;
+use crate::link::GradientTransport;
 
 /// The run as the coordinator describes it.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Plan {
     /// What is trained, on what.
     pub task: Arc<dyn OpenTask>,
     /// How gradients travel.
-    pub path: GradientPath,
+    pub transport: GradientTransport,
 }
 
 /// A welcome that this program cannot follow.
@@ -123,8 +123,8 @@ impl Terms {
 impl Terms {
     /// With the data set, all there is to know.
     pub(crate) fn plan(&self, task: Arc<dyn OpenTask>) -> Plan {
-        let path = GradientPath::open(self.encoding, self.shared_memory.as_ref(), self.n_params);
-        Plan { terms: self.clone(), task, path }
+        let transport = GradientTransport::open(self.encoding, self.shared_memory.as_ref(), self.n_params);
+        Plan { terms: self.clone(), task, transport }
     }
 }
 
@@ -136,7 +136,7 @@ impl Plan {
             fence: Some(fence.clone()),
             layout_fingerprint: layout_fingerprint.0,
             data_fingerprint: data_fingerprint.clone(),
-            shared_memory: self.path.is_shared(),
+            shared_memory: self.transport.is_shared(),
         }
     }
 }

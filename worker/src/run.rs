@@ -9,13 +9,13 @@ use tracing::{Instrument, info, info_span, warn};
 use engine::exit;
 use engine::task::Tasks;
 use proto::limits;
-use proto::v1::Farewell;
+use proto::v1::CloseReason;
 
 use crate::compute::Compute;
 use crate::config::{Address, Config, ConfigError};
-use crate::dataset::{DatasetError, PieceError, Shelf};
+use crate::dataset::{DatasetCache, DatasetError, PieceError};
 use crate::link::{Link, LinkError};
-use crate::session::{Admission, End, Session, SessionError};
+use crate::session::{Admission, Session, SessionEnd, SessionError};
 
 /// The first pause between two attempts; each is twice the one before, up to the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -102,40 +102,41 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Works on whichever of the tasks the coordinator trains until that dismisses this worker for good, or `shutdown` is cancelled.
+/// Works on whichever of the tasks the coordinator trains until that closes the session for good, or `shutdown` is cancelled.
 ///
 /// # Errors
 /// If no coordinator takes it in for as long as the configuration says, or one refuses it for good.
 pub async fn run(config: &Config, tasks: &Tasks, shutdown: &CancellationToken) -> Result<Outcome, WorkerError> {
     let compute = Compute::start(config.backend.clone()).map_err(WorkerError::Thread)?;
-    let mut datasets = Shelf::new(config.data.clone());
-    let mut search = Search::begin(&config.coordinator, config.connect_timeout, Instant::now());
+    let mut datasets = DatasetCache::new(config.data.clone());
+    let mut backoff = Backoff::begin(&config.coordinator, config.connect_timeout, Instant::now());
     loop {
-        // Ends with a session that ends for good, with `shutdown`, or when the search has gone on for too long.
+        // Ends with a session that ends for good, with `shutdown`, or when no coordinator was reached for too long.
         let joined = tokio::select! {
-            joined = join(config, tasks, search.time_left(Instant::now())) => joined,
+            joined = join(config, tasks, backoff.time_left(Instant::now())) => joined,
             () = shutdown.cancelled() => return Ok(Outcome::Stopped),
         };
-        let dismissed = match joined {
+        let ended = match joined {
             Ok(Admission::Admitted(session)) => {
                 let begun = Instant::now();
-                let ended = be_in((*session).watching(config.watch), &compute, &mut datasets, shutdown).await;
-                search.begin_again(begun, Instant::now());
+                let ended =
+                    run_session((*session).with_busy_poll(config.busy_poll), &compute, &mut datasets, shutdown).await;
+                backoff.reset(begun, Instant::now());
                 ended
             }
-            Ok(Admission::Dismissed(dismissal)) => Ok(End::Dismissed(dismissal)),
+            Ok(Admission::Closed(close)) => Ok(SessionEnd::Closed(close)),
             Err(error) => Err(error),
         };
-        let reason = match dismissed {
-            Ok(End::Left) => return Ok(Outcome::Stopped),
-            Ok(End::Dismissed(dismissal)) => match dismissal.farewell() {
-                Farewell::End => {
-                    info!(reason = dismissal.reason, "dismissed");
+        let reason = match ended {
+            Ok(SessionEnd::Left) => return Ok(Outcome::Stopped),
+            Ok(SessionEnd::Closed(close)) => match close.close_reason() {
+                CloseReason::End => {
+                    info!(reason = close.reason, "the coordinator closed the session");
                     return Ok(Outcome::RunOver);
                 }
-                Farewell::Refused => return Err(WorkerError::Refused { reason: dismissal.reason }),
-                Farewell::Evicted => return Err(WorkerError::Evicted { reason: dismissal.reason }),
-                Farewell::ComeBack | Farewell::Unspecified => dismissal.reason,
+                CloseReason::Refused => return Err(WorkerError::Refused { reason: close.reason }),
+                CloseReason::Evicted => return Err(WorkerError::Evicted { reason: close.reason }),
+                CloseReason::ComeBack | CloseReason::Unspecified => close.reason,
             },
             Err(error) if error.is_final() => return Err(error.into()),
             Err(error) => error.to_string(),
@@ -143,7 +144,7 @@ pub async fn run(config: &Config, tasks: &Tasks, shutdown: &CancellationToken) -
         if shutdown.is_cancelled() {
             return Ok(Outcome::Stopped); // the coordinator let go of a worker that had asked for it
         }
-        let pause = search.go_on(Instant::now(), reason)?;
+        let pause = backoff.next_pause(Instant::now(), reason)?;
         tokio::select! {
             () = sleep(pause) => {}
             () = shutdown.cancelled() => return Ok(Outcome::Stopped),
@@ -156,12 +157,12 @@ async fn join(config: &Config, tasks: &Tasks, time_left: Duration) -> Result<Adm
     Session::join(link, tasks, &config.backend, time_left.min(limits::FIRST_MESSAGE_WAIT_MAX)).await
 }
 
-async fn be_in(
+async fn run_session(
     session: Session,
     compute: &Compute,
-    datasets: &mut Shelf,
+    datasets: &mut DatasetCache,
     shutdown: &CancellationToken,
-) -> Result<End, SessionError> {
+) -> Result<SessionEnd, SessionError> {
     let span = info_span!(
         "session",
         worker = session.terms.worker_id,
@@ -171,9 +172,9 @@ async fn be_in(
     session.run(compute, datasets, shutdown).instrument(span).await
 }
 
-/// The search for a coordinator: since when, how fast, and what was said about it.
+/// Attempts to reach a coordinator: since when, the pause before the next one, and what was logged.
 #[derive(Debug)]
-struct Search<'a> {
+struct Backoff<'a> {
     address: &'a Address,
     wait_max: Duration,
     begun: Instant,
@@ -183,7 +184,7 @@ struct Search<'a> {
     told: Option<String>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> Backoff<'a> {
     fn begin(address: &'a Address, wait_max: Duration, now: Instant) -> Self {
         Self { address, wait_max, begun: now, pause: PAUSE_MIN, told: None }
     }
@@ -193,7 +194,7 @@ impl<'a> Search<'a> {
     }
 
     /// A session was there, and ended now.
-    fn begin_again(&mut self, session_begun: Instant, now: Instant) {
+    fn reset(&mut self, session_begun: Instant, now: Instant) {
         // Sessions that end as soon as they begin are no reason to try again as fast as can be.
         if now - session_begun > PAUSE_MAX {
             self.pause = PAUSE_MIN;
@@ -203,7 +204,7 @@ impl<'a> Search<'a> {
     }
 
     /// How long to wait after an attempt that came to nothing.
-    fn go_on(&mut self, now: Instant, reason: String) -> Result<Duration, WorkerError> {
+    fn next_pause(&mut self, now: Instant, reason: String) -> Result<Duration, WorkerError> {
         let time_left = self.time_left(now);
         if time_left.is_zero() {
             let address = self.address.clone();
@@ -226,10 +227,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The pauses in milliseconds until the search gives up, if each attempt takes no time.
-    fn pauses(search: &mut Search, now: &mut Instant) -> Vec<u128> {
+    /// The pauses in milliseconds until it gives up, if each attempt takes no time.
+    fn pauses(backoff: &mut Backoff, now: &mut Instant) -> Vec<u128> {
         let mut pauses = vec![];
-        while let Ok(pause) = search.go_on(*now, "nobody".to_owned()) {
+        while let Ok(pause) = backoff.next_pause(*now, "nobody".to_owned()) {
             *now += pause;
             pauses.push(pause.as_millis());
         }
@@ -240,9 +241,9 @@ mod tests {
     fn pauses_double_up_to_two_seconds_and_end_with_the_time_given() {
         let address = Address::Unix("socket".to_owned());
         let mut now = Instant::now();
-        let mut search = Search::begin(&address, 6 * SECOND, now);
-        assert_eq!(pauses(&mut search, &mut now), [50, 100, 200, 400, 800, 1_600, 2_000, 850]); // 6 s in all
-        let error = search.go_on(now, "nobody".to_owned()).expect_err("the time is over").to_string();
+        let mut backoff = Backoff::begin(&address, 6 * SECOND, now);
+        assert_eq!(pauses(&mut backoff, &mut now), [50, 100, 200, 400, 800, 1_600, 2_000, 850]); // 6 s in all
+        let error = backoff.next_pause(now, "nobody".to_owned()).expect_err("the time is over").to_string();
         assert_eq!(
             error,
             "no coordinator at unix:socket: nobody; tried for 6 s; start one there, or name another with --coordinator"
@@ -254,11 +255,11 @@ mod tests {
         let address = Address::Unix("socket".to_owned());
         let check = |lasted: Duration, expected: &[u128]| {
             let mut now = Instant::now();
-            let mut search = Search::begin(&address, 3 * SECOND, now);
-            assert_eq!(pauses(&mut search, &mut now), [50, 100, 200, 400, 800, 1_450]);
-            search.begin_again(now, now + lasted);
+            let mut backoff = Backoff::begin(&address, 3 * SECOND, now);
+            assert_eq!(pauses(&mut backoff, &mut now), [50, 100, 200, 400, 800, 1_450]);
+            backoff.reset(now, now + lasted);
             now += lasted;
-            assert_eq!(pauses(&mut search, &mut now), expected);
+            assert_eq!(pauses(&mut backoff, &mut now), expected);
         };
         check(SECOND, &[2_000, 1_000]);
         check(3 * SECOND, &[50, 100, 200, 400, 800, 1_450]);

@@ -15,15 +15,15 @@ use tracing::{info, warn};
 
 use engine::args::OpenBackend;
 use engine::task::Tasks;
+use proto::busy_poll::BusyPoll;
 use proto::call::Messages;
 use proto::limits;
 use proto::v1::coordinator_message::Kind as Inbound;
 use proto::v1::worker_message::Kind as Outbound;
-use proto::v1::{CoordinatorMessage, Dismissal, Heartbeat, Join, Leaving, Welcome, WorkerMessage};
-use proto::watch::Watch;
+use proto::v1::{Close, CoordinatorMessage, Heartbeat, Join, Leaving, Welcome, WorkerMessage};
 
 use crate::compute::{Compute, ComputeEnded, Order};
-use crate::dataset::{DatasetError, Shelf};
+use crate::dataset::{DatasetCache, DatasetError};
 use crate::link::{Link, LinkError};
 use crate::plan::{Terms, TermsError};
 
@@ -41,21 +41,21 @@ pub(crate) struct Session {
     outbound: mpsc::Sender<WorkerMessage>,
     inbound: Messages<CoordinatorMessage>,
     /// Whether it waits for messages without sleep at first.
-    watches: bool,
+    busy_poll: bool,
 }
 
 /// The coordinator's answer to a join.
 #[derive(Debug)]
 pub(crate) enum Admission {
     Admitted(Box<Session>),
-    Dismissed(Dismissal),
+    Closed(Close),
 }
 
 /// How a session ended that did what it should.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum SessionEnd {
     /// The coordinator ended it.
-    Dismissed(Dismissal),
+    Closed(Close),
     /// This worker was asked to end, and waited long enough.
     Left,
 }
@@ -67,7 +67,7 @@ pub enum SessionError {
     #[error("{0}")]
     Link(#[from] LinkError),
     /// The coordinator, or the connection, says so.
-    #[error("{}", words(.0))]
+    #[error("{}", describe(.0))]
     Status(#[from] Status),
     /// Without a word.
     #[error("the coordinator ended the session")]
@@ -115,7 +115,7 @@ fn is_refusal(status: &Status) -> bool {
     matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
 }
 
-fn words(status: &Status) -> String {
+fn describe(status: &Status) -> String {
     if status.message().is_empty() { status.code().description().to_owned() } else { status.message().to_owned() }
 }
 
@@ -139,45 +139,45 @@ impl Session {
         let answered = timeout(wait_max, answer).await;
         let (inbound, first) = answered.map_err(|_| SessionError::Silent { waited: wait_max })??;
         match first {
-            Heard::Welcome(welcome) => {
+            Received::Welcome(welcome) => {
                 let terms = Terms::new(welcome, tasks)?;
-                Ok(Admission::Admitted(Box::new(Self { terms, link, outbound, inbound, watches: false })))
+                Ok(Admission::Admitted(Box::new(Self { terms, link, outbound, inbound, busy_poll: false })))
             }
-            Heard::Dismissal(dismissal) => Ok(Admission::Dismissed(dismissal)),
-            Heard::Order(_) => Err(SessionError::OutOfOrder { expected: "a welcome", found: "an order" }),
+            Received::Close(close) => Ok(Admission::Closed(close)),
+            Received::Order(_) => Err(SessionError::OutOfOrder { expected: "a welcome", found: "an order" }),
         }
     }
 
     /// The same, and whether it waits for messages without sleep at first.
-    pub fn watching(self, watches: bool) -> Self {
-        Self { watches, ..self }
+    pub fn with_busy_poll(self, busy_poll: bool) -> Self {
+        Self { busy_poll, ..self }
     }
 
-    /// Does what it is told until the session's end, and gives signs of life, which wait for a shard at most while that is short.
+    /// Does what it is told until the session's end, and sends heartbeats, which wait for a shard at most while that is short.
     pub async fn run(
         mut self,
         compute: &Compute,
-        datasets: &mut Shelf,
+        datasets: &mut DatasetCache,
         shutdown: &CancellationToken,
-    ) -> Result<End, SessionError> {
+    ) -> Result<SessionEnd, SessionError> {
         let outbound = self.outbound.clone();
         tokio::select! {
-            dismissal = self.converse(compute, datasets) => Ok(End::Dismissed(dismissal?)),
+            close = self.converse(compute, datasets) => Ok(SessionEnd::Closed(close?)),
             ended = compute.ended() => Err(ended.into()),
-            () = leave(&outbound, shutdown) => Ok(End::Left),
-            never = give_signs_of_life(&outbound, compute) => match never {},
+            () = leave(&outbound, shutdown) => Ok(SessionEnd::Left),
+            never = send_heartbeats(&outbound, compute) => match never {},
         }
     }
 
-    async fn converse(&mut self, compute: &Compute, datasets: &mut Shelf) -> Result<Dismissal, SessionError> {
+    async fn converse(&mut self, compute: &Compute, datasets: &mut DatasetCache) -> Result<Close, SessionError> {
         let recipe = &self.terms.recipe;
         info!(task = %recipe.task, step = recipe.cut(), "joined the run");
         let task = tokio::select! {
             task = datasets.open(&self.link, &self.terms.task, &self.terms.data_fingerprint) => task?,
-            heard = next(&mut self.inbound) => return match heard? {
-                Heard::Dismissal(dismissal) => Ok(dismissal),
-                Heard::Welcome(_) => Err(out_of_order("a second welcome")),
-                Heard::Order(_) => Err(out_of_order("an order before the data set was ready")),
+            received = next(&mut self.inbound) => return match received? {
+                Received::Close(close) => Ok(close),
+                Received::Welcome(_) => Err(out_of_order("a second welcome")),
+                Received::Order(_) => Err(out_of_order("an order before the data set was ready")),
             },
         };
         let plan = Arc::new(self.terms.plan(task));
@@ -186,18 +186,19 @@ impl Session {
         let _ = self.outbound.send(ready).await;
         loop {
             // Ends with the stream. A silent coordinator may have nothing to say; one that is gone is noticed by HTTP/2.
-            let heard = if self.watches { watch(&mut self.inbound).await } else { next(&mut self.inbound).await };
-            match heard? {
-                Heard::Order(order) => compute.submit(&plan, order, &self.outbound).await?,
-                Heard::Dismissal(dismissal) => return Ok(dismissal),
-                Heard::Welcome(_) => return Err(out_of_order("a second welcome")),
+            let received =
+                if self.busy_poll { next_busy_polling(&mut self.inbound).await } else { next(&mut self.inbound).await };
+            match received? {
+                Received::Order(order) => compute.submit(&plan, order, &self.outbound).await?,
+                Received::Close(close) => return Ok(close),
+                Received::Welcome(_) => return Err(out_of_order("a second welcome")),
             }
         }
     }
 }
 
 fn out_of_order(found: &'static str) -> SessionError {
-    SessionError::OutOfOrder { expected: "an order or a dismissal", found }
+    SessionError::OutOfOrder { expected: "an order or a close", found }
 }
 
 fn introduction(opened: &OpenBackend) -> Join {
@@ -225,22 +226,22 @@ fn host() -> String {
 
 /// A message that something has to be done about.
 #[derive(Debug)]
-enum Heard {
+enum Received {
     Welcome(Welcome),
     Order(Order),
-    Dismissal(Dismissal),
+    Close(Close),
 }
 
-async fn next(inbound: &mut Messages<CoordinatorMessage>) -> Result<Heard, SessionError> {
+async fn next(inbound: &mut Messages<CoordinatorMessage>) -> Result<Received, SessionError> {
     loop {
         // Ends with the stream.
         let message = inbound.message().await?.ok_or(SessionError::Closed)?;
         return Ok(match message.kind {
-            Some(Inbound::Welcome(welcome)) => Heard::Welcome(welcome),
-            Some(Inbound::State(state)) => Heard::Order(Order::State(state)),
-            Some(Inbound::Update(update)) => Heard::Order(Order::Update(update)),
-            Some(Inbound::Work(work)) => Heard::Order(Order::Work(work)),
-            Some(Inbound::Dismissal(dismissal)) => Heard::Dismissal(dismissal),
+            Some(Inbound::Welcome(welcome)) => Received::Welcome(welcome),
+            Some(Inbound::State(state)) => Received::Order(Order::State(state)),
+            Some(Inbound::Update(update)) => Received::Order(Order::Update(update)),
+            Some(Inbound::Work(work)) => Received::Order(Order::Work(work)),
+            Some(Inbound::Close(close)) => Received::Close(close),
             Some(Inbound::Refusal(refusal)) => {
                 warn!(reason = refusal.reason, "the coordinator did not use what this worker sent");
                 continue;
@@ -251,27 +252,27 @@ async fn next(inbound: &mut Messages<CoordinatorMessage>) -> Result<Heard, Sessi
 }
 
 /// As [`next`], without sleep at first.
-async fn watch(inbound: &mut Messages<CoordinatorMessage>) -> Result<Heard, SessionError> {
-    let watch = Watch::begin();
+async fn next_busy_polling(inbound: &mut Messages<CoordinatorMessage>) -> Result<Received, SessionError> {
+    let poll = BusyPoll::begin();
     let mut next = pin!(next(inbound));
     loop {
-        // Ends with the message, or with the watch.
+        // Ends with the message, or when the busy poll has taken long enough.
         tokio::select! {
             biased;
-            heard = &mut next => return heard,
-            () = yield_now() => if !watch.goes_on() {
+            received = &mut next => return received,
+            () = yield_now() => if !poll.should_continue() {
                 return next.await;
             }
         }
     }
 }
 
-async fn give_signs_of_life(outbound: &mpsc::Sender<WorkerMessage>, compute: &Compute) -> Infallible {
+async fn send_heartbeats(outbound: &mpsc::Sender<WorkerMessage>, compute: &Compute) -> Infallible {
     let mut ticks = interval(limits::HEARTBEAT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // If there is no room, what is in the queue is a sign of life as well.
+        // If there is no room, what is in the queue shows as well that it is alive.
         let heartbeat = Heartbeat { step: compute.step() };
         let _ = outbound.try_send(WorkerMessage { kind: Some(Outbound::Heartbeat(heartbeat)) });
     }
@@ -287,6 +288,6 @@ async fn leave(outbound: &mpsc::Sender<WorkerMessage>, shutdown: &CancellationTo
     };
     tokio::select! {
         never = tell => match never {},
-        () = sleep(LEAVING_WAIT_MAX) => warn!("the coordinator did not dismiss this worker in time"),
+        () = sleep(LEAVING_WAIT_MAX) => warn!("the coordinator did not close the session in time"),
     }
 }

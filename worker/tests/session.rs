@@ -25,12 +25,12 @@ use model::arch::Architecture;
 use model::data::Garments;
 use model::task::{book_task, initial_params, task_on};
 use prost::bytes::Bytes;
-use proto::shared::{Offer, Results, Updates};
-use proto::v1::coordinator_message::Kind as Said;
+use proto::shared::{RegionHandle, Results, Updates};
+use proto::v1::coordinator_message::Kind as ToWorker;
 use proto::v1::training_server::{Training, TrainingServer};
-use proto::v1::worker_message::Kind as Heard;
+use proto::v1::worker_message::Kind as FromWorker;
 use proto::v1::{
-    CoordinatorMessage, DatasetPiece, Dismissal, Encoding, Farewell, FetchDatasetRequest, Leaving, ShardDone,
+    Close, CloseReason, CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, Leaving, ShardDone,
     SharedMemory, State, Update, Welcome, Work, WorkerMessage,
 };
 use proto::{limits, values};
@@ -88,15 +88,15 @@ impl Training for Script {
     }
 }
 
-/// A coordinator's place, and the workers that come to it.
-struct Place {
+/// A coordinator played by the test, and the workers that connect to it.
+struct FakeCoordinator {
     folder: TempDir,
     peers: mpsc::Receiver<Peer>,
     data: Arc<Garments>,
     n_fetched: Arc<AtomicUsize>,
 }
 
-impl Place {
+impl FakeCoordinator {
     fn open() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (data, n_fetched) = (Arc::new(peers::data_set()), Arc::new(AtomicUsize::new(0)));
@@ -137,8 +137,8 @@ impl Place {
     /// The next worker that joins.
     async fn joined(&mut self) -> Peer {
         let mut peer = timeout(WAIT_MAX, self.peers.recv()).await.expect("a session in time").expect("a session");
-        match peer.hear().await {
-            Heard::Join(join) => {
+        match peer.receive().await {
+            FromWorker::Join(join) => {
                 assert_eq!((join.version.as_str(), join.backend.is_empty()), (proto::VERSION, false));
                 assert!(join.compute_class.contains(std::env::consts::ARCH), "{}", join.compute_class);
             }
@@ -158,9 +158,9 @@ impl Place {
     async fn ready_to_share(&mut self, shared_memory: Option<SharedMemory>) -> (Peer, bool) {
         let mut peer = self.joined().await;
         let welcome = peers::welcome(peers::fence(), self.data.fingerprint().to_string());
-        peer.say(Said::Welcome(Welcome { shared_memory, ..welcome })).await;
-        match peer.hear().await {
-            Heard::Ready(ready) => {
+        peer.say(ToWorker::Welcome(Welcome { shared_memory, ..welcome })).await;
+        match peer.receive().await {
+            FromWorker::Ready(ready) => {
                 assert_eq!(ready.data_fingerprint, self.data.fingerprint().as_str());
                 (peer, ready.shared_memory)
             }
@@ -172,18 +172,18 @@ impl Place {
 /// Memory as a coordinator shares it.
 struct Memory {
     results: Results,
-    offer: Offer,
+    handle: RegionHandle,
     updates: Updates,
 }
 
 impl Memory {
     fn new() -> Self {
-        let (results, offer) = Results::create(N_PARAMS).expect("shared memory");
-        Self { results, offer, updates: Updates::create(N_PARAMS).expect("shared memory") }
+        let (results, handle) = Results::create(N_PARAMS).expect("shared memory");
+        Self { results, handle, updates: Updates::create(N_PARAMS).expect("shared memory") }
     }
 
     fn message(&self) -> SharedMemory {
-        let (results, updates) = (Some(self.offer.message()), Some(self.updates.message()));
+        let (results, updates) = (Some(self.handle.message()), Some(self.updates.message()));
         SharedMemory { process: std::process::id(), results, updates }
     }
 
@@ -197,23 +197,23 @@ impl Memory {
 }
 
 impl Peer {
-    async fn say(&self, kind: Said) {
+    async fn say(&self, kind: ToWorker) {
         self.said.send(Ok(CoordinatorMessage { kind: Some(kind) })).await.expect("the worker is there");
     }
 
-    /// The next message that is more than a sign of life.
-    async fn hear(&mut self) -> Heard {
+    /// The next message that is more than a heartbeat.
+    async fn receive(&mut self) -> FromWorker {
         loop {
             let message = timeout(WAIT_MAX, self.heard.message()).await.expect("a message in time");
             match message.expect("the worker is there").expect("a message").kind.expect("a known kind") {
-                Heard::Heartbeat(_) => {}
+                FromWorker::Heartbeat(_) => {}
                 kind => return kind,
             }
         }
     }
 
-    async fn dismiss(&self, farewell: Farewell) {
-        self.say(Said::Dismissal(Dismissal { farewell: farewell.into(), reason: "the script says so".to_owned() }))
+    async fn close(&self, close_reason: CloseReason) {
+        self.say(ToWorker::Close(Close { close_reason: close_reason.into(), reason: "the script says so".to_owned() }))
             .await;
     }
 }
@@ -256,29 +256,29 @@ fn work(step: u64, shards: &[u32], batches: &[u32]) -> Work {
     Work { step, epoch: 0, step_of_epoch, shards: shards.to_vec(), batches: batches.to_vec() }
 }
 
-fn state(step: u64, params: &[f32], work: Work) -> Said {
+fn state(step: u64, params: &[f32], work: Work) -> ToWorker {
     let encoded = |values: &[f32]| values::encode(Encoding::F32, values);
     let slots = encoded(&recipe().optimizer.slots(params.len()).concat());
-    Said::State(State { step, params: encoded(params), slots, work: Some(work) })
+    ToWorker::State(State { step, params: encoded(params), slots, work: Some(work) })
 }
 
 /// The goal: a whole life, with a data set that is fetched once, results that one process alone would have, a replica
 /// that is loaded anew after a wrong update, and a second session after the first.
 #[tokio::test]
 async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
-    let mut place = Place::open();
-    let child = place.start_worker();
-    let mut peer = place.ready().await;
+    let mut coordinator = FakeCoordinator::open();
+    let child = coordinator.start_worker();
+    let mut peer = coordinator.ready().await;
 
     let recipe = recipe();
     let params = initial_params(Architecture::Denoising, recipe.seed);
-    let mut replica = task(&place.data).replica(recipe.seed, &reference_device());
+    let mut replica = task(&coordinator.data).replica(recipe.seed, &reference_device());
     replica.params_mut().copy_from_slice(&params);
     let sampler = recipe.sampler(0, peers::N_TRAIN);
     peer.say(state(0, &params, work(0, &[0, 1], &[]))).await;
     let mut gradient = vec![];
     for shard in 0..2 {
-        let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
+        let FromWorker::ShardDone(done) = peer.receive().await else { panic!("a shard's result") };
         let key = ShardKey { epoch: 0, step: 0, shard };
         let mut expected = vec![0.0; params.len()];
         let sums = replica.shard_result(key, sampler.shard(0, shard as usize), &mut expected);
@@ -293,31 +293,31 @@ async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
         let gradient = values::encode(Encoding::F32, &gradient);
         Update { step, gradient, work: Some(work(step, &[0], &[])), slot: None }
     };
-    peer.say(Said::Update(update(1))).await;
+    peer.say(ToWorker::Update(update(1))).await;
     let (mut updated, mut slots) = (params.clone(), recipe.optimizer.slots(params.len()));
     let rates = recipe.learning_rates(peers::N_TRAIN.into());
     recipe.optimizer.apply(rates.at(0), &mut updated, &mut slots, 0, &gradient);
-    let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
+    let FromWorker::ShardDone(done) = peer.receive().await else { panic!("a shard's result") };
     assert_eq!((done.step, done.params_fingerprint), (1, params_fingerprint(&updated)));
 
-    peer.say(Said::Update(update(3))).await;
-    let Heard::Lagging(lagging) = peer.hear().await else { panic!("a replica that lags") };
+    peer.say(ToWorker::Update(update(3))).await;
+    let FromWorker::Lagging(lagging) = peer.receive().await else { panic!("a replica that lags") };
     assert_eq!(lagging.reason, "expected the update to step 2, found that to step 3");
     peer.say(state(1, &updated, work(1, &[], &[0]))).await;
-    let Heard::BatchDone(done) = peer.hear().await else { panic!("a batch's result") };
+    let FromWorker::BatchDone(done) = peer.receive().await else { panic!("a batch's result") };
     assert_eq!((done.step, done.batch, done.n_samples), (1, 0, 10));
-    peer.dismiss(Farewell::ComeBack).await;
+    peer.close(CloseReason::ComeBack).await;
 
-    let peer = place.ready().await;
-    peer.dismiss(Farewell::End).await;
+    let peer = coordinator.ready().await;
+    peer.close(CloseReason::End).await;
     check_end(&end(child).await, 0, "the script says so");
-    assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
+    assert_eq!(coordinator.n_fetched.load(Ordering::Relaxed), 1);
 
     // Another process finds what the first one kept.
-    let child = place.start_worker();
-    place.ready().await.dismiss(Farewell::End).await;
+    let child = coordinator.start_worker();
+    coordinator.ready().await.close(CloseReason::End).await;
     check_end(&end(child).await, 0, "the script says so");
-    assert_eq!(place.n_fetched.load(Ordering::Relaxed), 1);
+    assert_eq!(coordinator.n_fetched.load(Ordering::Relaxed), 1);
 }
 
 /// What one process alone computes of the first step's shards.
@@ -334,9 +334,9 @@ fn gradients_alone(data: &Arc<Garments>, params: &[f32], step: u64) -> [Vec<f32>
     })
 }
 
-async fn hear_shard(peer: &mut Peer) -> ShardDone {
-    match peer.hear().await {
-        Heard::ShardDone(done) => done,
+async fn receive_shard(peer: &mut Peer) -> ShardDone {
+    match peer.receive().await {
+        FromWorker::ShardDone(done) => done,
         other => panic!("a shard's result expected, found {other:?}"),
     }
 }
@@ -345,41 +345,41 @@ async fn hear_shard(peer: &mut Peer) -> ShardDone {
 /// who comes too late for an update says so.
 #[tokio::test]
 async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_them() {
-    let mut place = Place::open();
+    let mut coordinator = FakeCoordinator::open();
     let mut memory = Memory::new();
-    let child = place.start_worker();
-    let (mut peer, is_shared) = place.ready_to_share(Some(memory.message())).await;
+    let child = coordinator.start_worker();
+    let (mut peer, is_shared) = coordinator.ready_to_share(Some(memory.message())).await;
     assert!(is_shared, "it is on this machine");
 
     let (recipe, mut params) = (recipe(), initial_params(Architecture::Denoising, recipe().seed));
     let mut slots = recipe.optimizer.slots(params.len());
     let rates = recipe.learning_rates(peers::N_TRAIN.into());
     peer.say(state(0, &params, work(0, &[0, 1, 0], &[]))).await;
-    let alone = gradients_alone(&place.data, &params, 0);
+    let alone = gradients_alone(&coordinator.data, &params, 0);
     let [first, second, third] =
-        [hear_shard(&mut peer).await, hear_shard(&mut peer).await, hear_shard(&mut peer).await];
+        [receive_shard(&mut peer).await, receive_shard(&mut peer).await, receive_shard(&mut peer).await];
     assert_eq!((third.slot, &third.gradient_sum), (None, &values::encode(Encoding::F32, &alone[0])), "no slot is free");
     assert_eq!([memory.take(&first), memory.take(&second)], alone);
 
     let update = |step, slot| Update { step, gradient: Bytes::new(), work: Some(work(step, &[0], &[])), slot };
     let slot = memory.updates.write(1, &alone[0]);
-    peer.say(Said::Update(update(1, Some(slot)))).await;
+    peer.say(ToWorker::Update(update(1, Some(slot)))).await;
     recipe.optimizer.apply(rates.at(0), &mut params, &mut slots, 0, &alone[0]);
-    let done = hear_shard(&mut peer).await;
+    let done = receive_shard(&mut peer).await;
     assert_eq!((done.step, done.params_fingerprint), (1, params_fingerprint(&params)));
-    assert_eq!(memory.take(&done), gradients_alone(&place.data, &params, 1)[0]);
+    assert_eq!(memory.take(&done), gradients_alone(&coordinator.data, &params, 1)[0]);
 
     let slot = memory.updates.write(2, &alone[0]);
     memory.updates.write(2 + u64::from(limits::UPDATE_SLOTS), &alone[1]);
-    peer.say(Said::Update(update(2, Some(slot)))).await;
-    let Heard::Lagging(lagging) = peer.hear().await else { panic!("a replica that lags") };
+    peer.say(ToWorker::Update(update(2, Some(slot)))).await;
+    let FromWorker::Lagging(lagging) = peer.receive().await else { panic!("a replica that lags") };
     assert!(lagging.reason.contains("expected the update to step 2 in slot 2, found a later one"), "{lagging:?}");
     peer.say(state(2, &params, work(2, &[1], &[]))).await;
-    let done = hear_shard(&mut peer).await;
+    let done = receive_shard(&mut peer).await;
     assert_eq!((done.step, done.params_fingerprint), (2, params_fingerprint(&params)));
-    assert_eq!(memory.take(&done), gradients_alone(&place.data, &params, 2)[1]);
+    assert_eq!(memory.take(&done), gradients_alone(&coordinator.data, &params, 2)[1]);
 
-    peer.dismiss(Farewell::End).await;
+    peer.close(CloseReason::End).await;
     check_end(&end(child).await, 0, "the script says so");
 }
 
@@ -387,23 +387,23 @@ async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_the
 #[tokio::test]
 async fn a_worker_without_the_coordinators_memory_goes_on_without() {
     let check = async |spoil: fn(&mut SharedMemory), part: &str| {
-        let mut place = Place::open();
+        let mut coordinator = FakeCoordinator::open();
         let memory = Memory::new();
         let mut offered = memory.message();
         spoil(&mut offered);
-        let child = place.start_worker();
-        let (mut peer, is_shared) = place.ready_to_share(Some(offered)).await;
+        let child = coordinator.start_worker();
+        let (mut peer, is_shared) = coordinator.ready_to_share(Some(offered)).await;
         assert!(!is_shared, "{part}");
         let params = initial_params(Architecture::Denoising, recipe().seed);
         peer.say(state(0, &params, work(0, &[0], &[]))).await;
-        let (done, alone) = (hear_shard(&mut peer).await, gradients_alone(&place.data, &params, 0));
+        let (done, alone) = (receive_shard(&mut peer).await, gradients_alone(&coordinator.data, &params, 0));
         assert_eq!((done.slot, done.gradient_sum), (None, values::encode(Encoding::F32, &alone[0])), "{part}");
 
         let slot = Some(0);
-        peer.say(Said::Update(Update { step: 1, gradient: Bytes::new(), work: None, slot })).await;
-        let Heard::Lagging(lagging) = peer.hear().await else { panic!("a gradient out of reach") };
+        peer.say(ToWorker::Update(Update { step: 1, gradient: Bytes::new(), work: None, slot })).await;
+        let FromWorker::Lagging(lagging) = peer.receive().await else { panic!("a gradient out of reach") };
         assert!(lagging.reason.contains("memory that this worker does not share"), "{lagging:?}");
-        peer.dismiss(Farewell::End).await;
+        peer.close(CloseReason::End).await;
         check_end(&end(child).await, 0, part);
     };
     let results = |offered: &mut SharedMemory| offered.results.as_mut().expect("a region").token = vec![1; 16].into();
@@ -416,14 +416,14 @@ async fn a_worker_without_the_coordinators_memory_goes_on_without() {
 
 #[tokio::test]
 async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
-    let mut place = Place::open();
-    let child = place.start_worker();
-    let mut peer = place.ready().await;
+    let mut coordinator = FakeCoordinator::open();
+    let child = coordinator.start_worker();
+    let mut peer = coordinator.ready().await;
     terminate(&child).await;
-    let Heard::Leaving(Leaving { reason }) = peer.hear().await else { panic!("a worker that leaves") };
+    let FromWorker::Leaving(Leaving { reason }) = peer.receive().await else { panic!("a worker that leaves") };
     assert_eq!(reason, "the worker was asked to end");
     peer.say(state(0, &initial_params(Architecture::Denoising, 7), work(0, &[1], &[]))).await;
-    let Heard::ShardDone(done) = peer.hear().await else { panic!("a shard's result") };
+    let FromWorker::ShardDone(done) = peer.receive().await else { panic!("a shard's result") };
     assert_eq!(done.shard, 1);
     drop(peer); // and with it the stream
     check_end(&end(child).await, 128 + 15, "asked to end");
@@ -431,21 +431,21 @@ async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
 
 #[tokio::test]
 async fn a_second_signal_ends_a_worker_at_once() {
-    let mut place = Place::open();
-    let child = place.start_worker();
-    let mut peer = place.ready().await;
+    let mut coordinator = FakeCoordinator::open();
+    let child = coordinator.start_worker();
+    let mut peer = coordinator.ready().await;
     terminate(&child).await;
-    assert!(matches!(peer.hear().await, Heard::Leaving(_)));
+    assert!(matches!(peer.receive().await, FromWorker::Leaving(_)));
     terminate(&child).await;
     check_end(&end(child).await, 128 + 15, ""); // so much at once that the log's last line may be lost
 }
 
 #[tokio::test]
 async fn a_worker_that_is_refused_says_why() {
-    let check = async |answer: Result<Said, Status>, exit_code, part: &str| {
-        let mut place = Place::open();
-        let child = place.start_worker();
-        let peer = place.joined().await;
+    let check = async |answer: Result<ToWorker, Status>, exit_code, part: &str| {
+        let mut coordinator = FakeCoordinator::open();
+        let child = coordinator.start_worker();
+        let peer = coordinator.joined().await;
         let answer = answer.map(|kind| CoordinatorMessage { kind: Some(kind) });
         peer.said.send(answer).await.expect("the worker is there");
         check_end(&end(child).await, exit_code, part);
@@ -453,8 +453,8 @@ async fn a_worker_that_is_refused_says_why() {
     check(Err(Status::failed_precondition("expected version 9")), 64, "error: expected version 9").await;
     let mut welcome = peers::welcome(peers::fence(), "0".repeat(64));
     welcome.layout_fingerprint += 1;
-    check(Ok(Said::Welcome(welcome)), 64, "expected the parameter layout").await;
-    let dismissal = Dismissal { farewell: Farewell::End.into(), reason: "nothing to do".to_owned() };
-    check(Ok(Said::Dismissal(dismissal)), 0, "nothing to do").await;
-    check(Ok(Said::Work(Work::default())), 70, "expected a welcome, found an order").await;
+    check(Ok(ToWorker::Welcome(welcome)), 64, "expected the parameter layout").await;
+    let close = Close { close_reason: CloseReason::End.into(), reason: "nothing to do".to_owned() };
+    check(Ok(ToWorker::Close(close)), 0, "nothing to do").await;
+    check(Ok(ToWorker::Work(Work::default())), 70, "expected a welcome, found an order").await;
 }

@@ -21,9 +21,9 @@ const LAST_EVENTS_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Shows what others than the observer have to show, until the view's end is waited for.
 #[derive(Clone, Debug)]
-pub struct Teller(Weak<SyncSender<RunEvent>>);
+pub struct ViewHandle(Weak<SyncSender<RunEvent>>);
 
-impl Teller {
+impl ViewHandle {
     /// Shows something about the mirror, unless too much waits to be shown.
     pub fn mirror(&self, event: MirrorEvent) {
         if let Some(events) = self.0.upgrade() {
@@ -69,8 +69,8 @@ impl View {
     }
 
     /// What others may show something with.
-    pub fn teller(&self) -> Teller {
-        Teller(Arc::downgrade(&self.events))
+    pub fn handle(&self) -> ViewHandle {
+        ViewHandle(Arc::downgrade(&self.events))
     }
 
     /// The screen, when all is shown; None if nobody takes it.

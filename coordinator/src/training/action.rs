@@ -5,12 +5,12 @@ use std::fmt;
 
 use super::report::Report;
 use super::roster::WorkerId;
-use super::schedule::Place;
+use super::schedule::SchedulePosition;
 
 /// What the core wishes to be done, in this order.
 #[derive(Debug)]
 pub enum Action {
-    /// Greet a worker that joined.
+    /// Welcome a worker that joined.
     Welcome(WorkerId),
     /// Send a worker the state, and what to compute on it.
     SendState(WorkerId, Work),
@@ -26,7 +26,7 @@ pub enum Action {
     /// Tell a worker that something it sent was not used.
     Refuse(WorkerId, Refusal),
     /// Close a worker's session.
-    Dismiss(WorkerId, Farewell, String),
+    Close(WorkerId, CloseReason, String),
     /// Compute a task in this process, on the parameters as they are now, and say what comes out.
     ComputeTask(Work),
     /// Keep the state as it is now.
@@ -37,9 +37,9 @@ pub enum Action {
     Finish(Outcome),
 }
 
-/// Whether a worker that is dismissed should come back.
+/// Why a session is closed, and so whether its worker should come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
+pub enum CloseReason {
     /// It should end, as soon as what the run came to is kept.
     End,
     /// It may join anew.
@@ -60,7 +60,7 @@ pub enum Work {
         /// Updates applied to the parameters.
         step: u64,
         /// Where the step lies.
-        place: Place,
+        position: SchedulePosition,
         /// Which of them.
         shards: Vec<u32>,
     },

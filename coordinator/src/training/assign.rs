@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::opinion::{Answer, Opinion, Verdict, Votes};
 use super::roster::{Identity, Member, Profile, Roster, WorkerId};
+use super::vote::{Answer, Ballot, Vote, VoteOutcome};
 use crate::events::RunEvent;
 
 /// The tasks of a round, by number.
@@ -24,7 +24,7 @@ struct Slot {
     /// Who was dealt it and has not answered.
     holders: Vec<WorkerId>,
     /// What came, until it is settled.
-    opinions: Vec<Opinion>,
+    votes: Vec<Vote>,
     /// What the coordinator makes of it.
     own: Own,
     /// Whose result counts.
@@ -44,7 +44,7 @@ enum Own {
 
 /// What an answer is to its round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum AnswerStatus {
     /// It is of use.
     Wanted,
     /// It is not needed: another worker was faster, or others are asked now.
@@ -106,7 +106,7 @@ impl Tasks {
             is_audited: is_audited(task),
             is_suspect: false,
             holders: Vec::new(),
-            opinions: Vec::new(),
+            votes: Vec::new(),
             own: Own::NotAsked,
             settled: None,
         };
@@ -114,7 +114,7 @@ impl Tasks {
     }
 
     /// Deals what wants a worker. Tasks that nobody has go to whoever has least to do, the one that joined first among
-    /// equals: the same workers so get the same tasks in every round. A second opinion goes to another identity, of the same
+    /// equals: the same workers so get the same tasks in every round. A second vote goes to another identity, of the same
     /// compute class if it has to agree. A task that is late goes to an idle worker. Those who lag behind are dealt
     /// something only where there is nobody else. Without workers, all stays open.
     pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Duration) -> Dealt {
@@ -123,7 +123,7 @@ impl Tasks {
         let mut dealt = Dealt::default();
         let mut is_short = vec![false; self.slots.len()];
         for (task, slot) in (0..).zip(&mut self.slots) {
-            if slot.settled.is_none() && slot.holders.is_empty() && slot.opinions.is_empty() {
+            if slot.settled.is_none() && slot.holders.is_empty() && slot.votes.is_empty() {
                 match least(&mut candidates, |_| true) {
                     Some(candidate) => slot.hold(task, candidate, &mut dealt),
                     None => is_short[task as usize] = true,
@@ -226,7 +226,7 @@ impl Tasks {
     }
 
     /// Takes what the coordinator made of a task, if it was asked to and the task is not settled; gives it back otherwise.
-    pub fn hear_coordinator(&mut self, task: u32, answer: Answer) -> Option<Answer> {
+    pub fn add_own_answer(&mut self, task: u32, answer: Answer) -> Option<Answer> {
         match self.slots.get_mut(task as usize) {
             Some(slot) if slot.settled.is_none() && matches!(slot.own, Own::Asked) => {
                 slot.own = Own::Answer(answer);
@@ -236,23 +236,22 @@ impl Tasks {
         }
     }
 
-    /// Forgets what a worker said of tasks that are not settled.
-    pub fn disbelieve(&mut self, worker_id: WorkerId) {
+    /// Discards a worker's votes on tasks that are not settled.
+    pub fn discard_votes(&mut self, worker_id: WorkerId) {
         for slot in &mut self.slots {
-            slot.opinions.retain(|opinion| opinion.worker_id != worker_id);
+            slot.votes.retain(|vote| vote.worker_id != worker_id);
         }
     }
 
     /// What an answer of a worker would be.
-    pub fn standing(&self, task: u32, worker_id: WorkerId) -> Standing {
-        let Some(slot) = self.slots.get(task as usize) else { return Standing::Unknown };
-        let has_answered =
-            slot.settled == Some(worker_id) || slot.opinions.iter().any(|opinion| opinion.worker_id == worker_id);
+    pub fn answer_status(&self, task: u32, worker_id: WorkerId) -> AnswerStatus {
+        let Some(slot) = self.slots.get(task as usize) else { return AnswerStatus::Unknown };
+        let has_answered = slot.settled == Some(worker_id) || slot.votes.iter().any(|vote| vote.worker_id == worker_id);
         match slot.settled {
-            _ if has_answered => Standing::Duplicate,
-            _ if !slot.holders.contains(&worker_id) => Standing::NotDealt,
-            Some(_) => Standing::Spare,
-            None => Standing::Wanted,
+            _ if has_answered => AnswerStatus::Duplicate,
+            _ if !slot.holders.contains(&worker_id) => AnswerStatus::NotDealt,
+            Some(_) => AnswerStatus::Spare,
+            None => AnswerStatus::Wanted,
         }
     }
 
@@ -269,9 +268,9 @@ impl Tasks {
         self.slots[task as usize].is_simple()
     }
 
-    /// Keeps an opinion until its task is settled.
-    pub fn hear(&mut self, task: u32, opinion: Opinion) {
-        self.slots[task as usize].opinions.push(opinion);
+    /// Keeps a vote until its task is settled.
+    pub fn add_vote(&mut self, task: u32, vote: Vote) {
+        self.slots[task as usize].votes.push(vote);
     }
 
     /// Has a task wait for another vote that agrees with what is said of it.
@@ -280,24 +279,29 @@ impl Tasks {
     }
 
     /// The first task whose votes come to something.
-    pub fn verdict(&self, roster: &Roster, own_class: &str, stragglers: &BTreeSet<WorkerId>) -> Option<(u32, Verdict)> {
-        let verdict = |(task, slot): (u32, &Slot)| {
+    pub fn tally(
+        &self,
+        roster: &Roster,
+        own_class: &str,
+        stragglers: &BTreeSet<WorkerId>,
+    ) -> Option<(u32, VoteOutcome)> {
+        let outcome = |(task, slot): (u32, &Slot)| {
             let own = match &slot.own {
                 Own::Answer(answer) => Some(answer),
                 Own::NotAsked | Own::Asked => None,
             };
-            if slot.settled.is_some() || (slot.opinions.is_empty() && own.is_none()) {
+            if slot.settled.is_some() || (slot.votes.is_empty() && own.is_none()) {
                 return None;
             }
             let may_hear_more = matches!(slot.own, Own::Asked)
                 || slot.holders.iter().any(|holder| !stragglers.contains(holder))
                 || roster.active_members().any(|(id, member)| slot.may_ask(roster, stragglers, id, member));
-            let (opinions, n_wanted) = (slot.opinions.as_slice(), slot.n_wanted());
-            let verdict = Votes { opinions, own, own_class, n_wanted, may_hear_more }.tally();
-            let is_unclear_again = verdict == Verdict::Unclear && matches!(slot.own, Own::Asked);
-            (verdict != Verdict::Open && !is_unclear_again).then_some((task, verdict))
+            let (votes, n_wanted) = (slot.votes.as_slice(), slot.n_wanted());
+            let outcome = Ballot { votes, own, own_class, n_wanted, may_hear_more }.tally();
+            let is_unclear_again = outcome == VoteOutcome::Unclear && matches!(slot.own, Own::Asked);
+            (outcome != VoteOutcome::Open && !is_unclear_again).then_some((task, outcome))
         };
-        (0..).zip(&self.slots).find_map(verdict)
+        (0..).zip(&self.slots).find_map(outcome)
     }
 
     /// Whether a task is audited.
@@ -313,9 +317,9 @@ impl Tasks {
         }
     }
 
-    /// The opinions on a task, which are not kept any longer.
-    pub fn take_opinions(&mut self, task: u32) -> Vec<Opinion> {
-        std::mem::take(&mut self.slots[task as usize].opinions)
+    /// The votes on a task, which are not kept any longer.
+    pub fn take_votes(&mut self, task: u32) -> Vec<Vote> {
+        std::mem::take(&mut self.slots[task as usize].votes)
     }
 
     /// Settles a task by the result of a worker.
@@ -357,7 +361,7 @@ impl Slot {
 
     /// Whether one finite answer is all that it waits for.
     fn is_simple(&self) -> bool {
-        self.n_wanted() == 1 && self.opinions.is_empty()
+        self.n_wanted() == 1 && self.votes.is_empty()
     }
 
     fn hold(&mut self, task: u32, candidate: &mut Candidate, dealt: &mut Dealt) {
@@ -367,10 +371,10 @@ impl Slot {
     }
 
     /// The identities that have voted, or may do so in time.
-    fn voices<'a>(&'a self, roster: &'a Roster, stragglers: &BTreeSet<WorkerId>) -> BTreeSet<&'a Identity> {
+    fn voters<'a>(&'a self, roster: &'a Roster, stragglers: &BTreeSet<WorkerId>) -> BTreeSet<&'a Identity> {
         let in_time = self.holders.iter().filter(|holder| !stragglers.contains(holder));
         let holders = in_time.filter_map(|&holder| Some(&roster.member(holder)?.profile.identity));
-        self.opinions.iter().map(|opinion| &opinion.profile.identity).chain(holders).collect()
+        self.votes.iter().map(|vote| &vote.profile.identity).chain(holders).collect()
     }
 
     /// How many more workers are to be asked.
@@ -382,21 +386,21 @@ impl Slot {
             return usize::from(self.holders.iter().all(|holder| stragglers.contains(holder)));
         }
         // Where as many have answered as should agree, they do not.
-        let n_answers = self.opinions.iter().map(|opinion| &opinion.profile.identity).collect::<BTreeSet<_>>().len();
+        let n_answers = self.votes.iter().map(|vote| &vote.profile.identity).collect::<BTreeSet<_>>().len();
         let n_asked_for = self.n_wanted().max(n_answers + usize::from(n_answers >= self.n_wanted()));
-        n_asked_for.saturating_sub(self.voices(roster, stragglers).len())
+        n_asked_for.saturating_sub(self.voters(roster, stragglers).len())
     }
 
     /// Whether a worker may say in time what those who were asked before it cannot.
     fn may_ask(&self, roster: &Roster, stragglers: &BTreeSet<WorkerId>, worker_id: WorkerId, member: &Member) -> bool {
         let Profile { identity, compute_class, .. } = &member.profile;
         let holders = self.holders.iter().filter_map(|&holder| Some(&roster.member(holder)?.profile));
-        let mut asked = self.opinions.iter().map(|opinion| &opinion.profile).chain(holders);
+        let mut asked = self.votes.iter().map(|vote| &vote.profile).chain(holders);
         let has_to_agree = self.n_wanted() > 1;
         !member.is_behind
             && !stragglers.contains(&worker_id)
             && !self.holders.contains(&worker_id)
-            && !self.voices(roster, stragglers).contains(identity)
+            && !self.voters(roster, stragglers).contains(identity)
             && (!has_to_agree || asked.all(|other| other.compute_class == *compute_class))
     }
 }

@@ -23,8 +23,8 @@ pub enum Event {
     Lagging(WorkerId, String),
     /// It wants to go.
     Leaving(WorkerId, String),
-    /// It gave a sign of life, and said how many updates its replica has.
-    Heard(WorkerId, u64),
+    /// A heartbeat, with how many updates its replica has.
+    Heartbeat(WorkerId, u64),
     /// It is gone.
     Lost(WorkerId, String),
     /// The coordinator has computed a task, as [`Action::ComputeTask`](super::Action::ComputeTask) asks it to.

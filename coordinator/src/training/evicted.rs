@@ -49,7 +49,7 @@ impl Evicted {
         if wait.is_zero() {
             return Ok(());
         }
-        let (wait, times) = (words(wait), if n_times == 1 { "eviction" } else { "evictions" });
+        let (wait, times) = (describe(wait), if n_times == 1 { "eviction" } else { "evictions" });
         Err(format!("expected no worker of {identity} for {wait} more, after {n_times} {times}, found one"))
     }
 }
@@ -62,7 +62,7 @@ impl Record {
 }
 
 /// A time to wait, rounded up the more the longer it is: a worker that tries again and again logs each reason once.
-fn words(wait: Duration) -> String {
+fn describe(wait: Duration) -> String {
     let seconds = wait.as_millis().div_ceil(1_000);
     match seconds {
         0..=10 => format!("{seconds} s"),

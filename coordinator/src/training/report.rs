@@ -59,7 +59,8 @@ pub struct EpochReport {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Tally {
     /// Shards and batches of workers that were lost, which others computed.
-    pub n_handed_on: u64,
+    #[serde(rename = "n_handed_on")]
+    pub n_reassigned: u64,
     /// Shards and batches that were dealt once more, since those who had them were late.
     pub n_late: u64,
     /// Shards that two computed, to the same bits.
@@ -80,24 +81,24 @@ const N_NAMED_MAX: usize = 100;
 
 impl Tally {
     /// Counts a worker that is evicted, and why.
-    pub fn add_evicted(&mut self, words: String) {
+    pub fn add_evicted(&mut self, text: String) {
         self.n_evicted += 1;
         if self.evicted.len() < N_NAMED_MAX {
-            self.evicted.push(words);
+            self.evicted.push(text);
         }
     }
 
     /// What people should know of it.
-    pub fn words(&self) -> Vec<String> {
+    pub fn describe(&self) -> Vec<String> {
         let Self { n_audited, n_not_audited, evicted, .. } = self;
-        let mut words: Vec<String> = evicted.iter().map(|words| format!("evicted: {words}")).collect();
+        let mut lines: Vec<String> = evicted.iter().map(|text| format!("evicted: {text}")).collect();
         if n_audited + n_not_audited > 0 {
             let without = match n_not_audited {
                 0 => String::new(),
                 _ => format!("; {n_not_audited} more are near what the coordinator computed, which has other bits"),
             };
-            words.push(format!("audit: {n_audited} shards were computed twice, to the same bits{without}"));
+            lines.push(format!("audit: {n_audited} shards were computed twice, to the same bits{without}"));
         }
-        words
+        lines
     }
 }

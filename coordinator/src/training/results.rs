@@ -6,20 +6,20 @@ use std::time::Duration;
 use engine::sums::{Metric, Sums, impossible_metric};
 
 use super::Training;
-use super::action::{Action, Farewell, Refusal};
-use super::assign::Standing;
+use super::action::{Action, CloseReason, Refusal};
+use super::assign::AnswerStatus;
 use super::event::{Computed, OwnTaskDone};
-use super::opinion::{Answer, By, Opinion, Verdict};
 use super::roster::{Identity, Profile, WorkerId};
 use super::round::TaskKind;
 use super::size::Size;
+use super::vote::{Answer, Vote, VoteOutcome, Winner};
 use crate::events::RunEvent;
 
 /// Vectors of results that were not used, kept for the next update to give back.
 const SPENT_MAX: usize = 64;
 
 /// A result as it came, be it of a shard or of a batch.
-pub(super) struct Arrived {
+pub(super) struct TaskResult {
     pub kind: TaskKind,
     pub step: u64,
     pub task: u32,
@@ -30,8 +30,8 @@ pub(super) struct Arrived {
 }
 
 impl Training {
-    pub(super) fn handle_result(&mut self, now: Duration, worker_id: WorkerId, arrived: Arrived) {
-        let Arrived { kind, step, task, computed, gradient_norm, params_fingerprint, compute } = arrived;
+    pub(super) fn handle_result(&mut self, now: Duration, worker_id: WorkerId, task_result: TaskResult) {
+        let TaskResult { kind, step, task, computed, gradient_norm, params_fingerprint, compute } = task_result;
         let is_of_now = step == self.state.step;
         let expected_fingerprint = self.fingerprint();
         let round = self.phase.round_mut().filter(|round| is_of_now && round.task_kind() == kind);
@@ -39,15 +39,15 @@ impl Training {
             self.keep_spent(computed);
             return self.handle_stale(now, worker_id, step);
         };
-        let refusal = match round.tasks.standing(task, worker_id) {
-            Standing::Wanted => None,
-            Standing::Spare => {
+        let refusal = match round.tasks.answer_status(task, worker_id) {
+            AnswerStatus::Wanted => None,
+            AnswerStatus::Spare => {
                 self.keep_spent(computed);
                 return self.handle_answered(now, worker_id, task);
             }
-            Standing::Duplicate => Some(Refusal::Duplicate { step, task }),
-            Standing::NotDealt => Some(Refusal::NotDealt { step, task }),
-            Standing::Unknown => Some(Refusal::NoSuchTask { step, task }),
+            AnswerStatus::Duplicate => Some(Refusal::Duplicate { step, task }),
+            AnswerStatus::NotDealt => Some(Refusal::NotDealt { step, task }),
+            AnswerStatus::Unknown => Some(Refusal::NoSuchTask { step, task }),
         };
         if let Some(refusal) = refusal {
             self.keep_spent(computed);
@@ -65,14 +65,14 @@ impl Training {
             Computed::NotFinite(what) => Answer::NotFinite(what),
             Computed::Finite(result) if !result.sums.loss_sum.is_finite() => Answer::NotFinite("loss"),
             Computed::Finite(result) => {
-                if let Err(reason) = check_counts(&result.sums, self.rules.metrics, expected, || round.words(task)) {
+                if let Err(reason) = check_counts(&result.sums, self.rules.metrics, expected, || round.describe(task)) {
                     self.spent.push(result.gradient_sum);
                     return self.evict(now, worker_id, self.roster.profile(worker_id), reason);
                 }
                 Answer::Finite(result)
             }
             Computed::WrongLength { expected, found } => {
-                let task = round.words(task);
+                let task = round.describe(task);
                 let reason = format!("expected {expected} bytes in the gradient of {task}, found {found}");
                 return self.evict(now, worker_id, self.roster.profile(worker_id), reason);
             }
@@ -99,7 +99,7 @@ impl Training {
             }
             answer => {
                 let profile = self.roster.profile(worker_id);
-                round.tasks.hear(task, Opinion { worker_id, profile, answer, gradient_norm });
+                round.tasks.add_vote(task, Vote { worker_id, profile, answer, gradient_norm });
                 self.note_answered(now, worker_id, task);
                 self.decide(now);
                 self.deal_more(now);
@@ -154,7 +154,7 @@ impl Training {
     }
 
     /// A worker whose replica has taken over later updates has nothing left of what it was overtaken at.
-    pub(super) fn handle_heard(&mut self, now: Duration, worker_id: WorkerId, found: u64) {
+    pub(super) fn handle_heartbeat(&mut self, now: Duration, worker_id: WorkerId, found: u64) {
         let step = self.state.step;
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         if member.is_behind && member.overtaken_at.is_some_and(|overtaken_at| overtaken_at < found) {
@@ -176,7 +176,7 @@ impl Training {
             () if !is_finite => Answer::NotFinite("gradient"),
             () => Answer::Finite(result),
         };
-        if let Some(Answer::Finite(result)) = round.tasks.hear_coordinator(task, answer) {
+        if let Some(Answer::Finite(result)) = round.tasks.add_own_answer(task, answer) {
             self.spent.push(result.gradient_sum);
         }
         self.decide(now);
@@ -186,22 +186,22 @@ impl Training {
 
     /// Does what the votes on tasks come to.
     pub(super) fn decide(&mut self, now: Duration) {
-        // Ends: each verdict settles a task, has the coordinator compute it, which it does once, or ends the run.
+        // Ends: each outcome settles a task, has the coordinator compute it, which it does once, or ends the run.
         while let Some(round) = self.phase.round_mut() {
             let stragglers = round.tasks.stragglers(&self.roster, now, round.late_after);
-            let verdict = round.tasks.verdict(&self.roster, &self.rules.own_class, &stragglers);
-            let Some((task, verdict)) = verdict else { return };
-            match verdict {
-                Verdict::Open => return,
-                Verdict::Settled { by, wrong, n_agreeing } => self.settle(now, task, by, &wrong, n_agreeing),
-                Verdict::NotFinite(what) => {
+            let outcome = round.tasks.tally(&self.roster, &self.rules.own_class, &stragglers);
+            let Some((task, outcome)) = outcome else { return };
+            match outcome {
+                VoteOutcome::Open => return,
+                VoteOutcome::Settled { by, wrong, n_agreeing } => self.settle(now, task, by, &wrong, n_agreeing),
+                VoteOutcome::NotFinite(what) => {
                     let step = self.state.step;
                     return match round.task_kind() {
                         TaskKind::Shard => self.diverge(step + 1, &format!("{what} of shard {task}")),
                         TaskKind::Batch => self.diverge(step, "validation loss"),
                     };
                 }
-                Verdict::Unclear => {
+                VoteOutcome::Unclear => {
                     round.tasks.ask_coordinator(task);
                     let work = round.work(self.state.step, vec![task]);
                     self.actions.push_back(Action::ComputeTask(work));
@@ -212,34 +212,34 @@ impl Training {
     }
 
     /// Settles a task by one of the votes on it, or by what the coordinator made of it, and evicts those who are wrong.
-    fn settle(&mut self, now: Duration, task: u32, by: By, wrong: &[WorkerId], n_agreeing: usize) {
+    fn settle(&mut self, now: Duration, task: u32, by: Winner, wrong: &[WorkerId], n_agreeing: usize) {
         let step = self.state.step;
         let Some(round) = self.phase.round_mut() else { return };
         match (round.tasks.is_audited(task), by, n_agreeing) {
-            (false, _, _) | (true, By::Coordinator, _) => {}
-            (true, By::Vote(_), 1) => self.tally.n_not_audited += 1,
-            (true, By::Vote(_), _) => self.tally.n_audited += 1,
+            (false, _, _) | (true, Winner::Coordinator, _) => {}
+            (true, Winner::Vote(_), 1) => self.tally.n_not_audited += 1,
+            (true, Winner::Vote(_), _) => self.tally.n_audited += 1,
         }
-        let (kind, words) = (round.task_kind(), round.words(task));
-        let mut opinions = round.tasks.take_opinions(task);
+        let (kind, text) = (round.task_kind(), round.describe(task));
+        let mut votes = round.tasks.take_votes(task);
         let own = round.tasks.take_own(task);
         let right = match (by, own.is_some()) {
             (_, true) => "that of the coordinator".to_owned(),
-            (By::Coordinator, false) => unreachable!("what the coordinator found counts when it is there"),
-            (By::Vote(right), false) => {
-                let worker_id = opinions[right].worker_id;
+            (Winner::Coordinator, false) => unreachable!("what the coordinator found counts when it is there"),
+            (Winner::Vote(right), false) => {
+                let worker_id = votes[right].worker_id;
                 let n_others = n_agreeing - 1;
                 let others = if n_others == 1 { "of another one".to_owned() } else { format!("{n_others} more") };
                 format!("those of worker {worker_id} and {others}")
             }
         };
         let counted = match by {
-            By::Vote(right) => {
-                let Opinion { worker_id, answer, gradient_norm, profile } = opinions.swap_remove(right);
+            Winner::Vote(right) => {
+                let Vote { worker_id, answer, gradient_norm, profile } = votes.swap_remove(right);
                 self.spent.extend(own.and_then(Answer::into_gradient));
                 (worker_id, Some(answer), Some((profile.identity, gradient_norm)))
             }
-            By::Coordinator => (WorkerId::COORDINATOR, own, None),
+            Winner::Coordinator => (WorkerId::COORDINATOR, own, None),
         };
         let (worker_id, Some(Answer::Finite(result)), measured) = counted else {
             unreachable!("what settles a task is finite")
@@ -249,13 +249,13 @@ impl Training {
         if let Some((identity, gradient_norm)) = measured {
             self.note_size(kind, &identity, Size::new(gradient_norm, &sums), sums.n_samples);
         }
-        if by == By::Coordinator {
+        if by == Winner::Coordinator {
             self.add_class(self.rules.own_class.clone());
         }
-        for Opinion { worker_id: other, answer, profile, .. } in opinions {
+        for Vote { worker_id: other, answer, profile, .. } in votes {
             let what = match &answer {
-                Answer::Finite(_) => format!("its result of {words} of step {} differs from", step + 1),
-                Answer::NotFinite(what) => format!("its {what} of {words} of step {} is not finite, unlike", step + 1),
+                Answer::Finite(_) => format!("its result of {text} of step {} differs from", step + 1),
+                Answer::NotFinite(what) => format!("its {what} of {text} of step {} is not finite, unlike", step + 1),
             };
             self.spent.extend(answer.into_gradient());
             if wrong.contains(&other) {
@@ -289,13 +289,13 @@ impl Training {
         let (worker, identity) = (worker_id.0, identity.to_string());
         self.tell(RunEvent::WorkerEvicted { worker, identity, host, process, reason: reason.clone() });
         if let Some(round) = self.phase.round_mut() {
-            round.tasks.disbelieve(worker_id);
+            round.tasks.discard_votes(worker_id);
             if round.tasks.counts(worker_id) {
                 let begun = round.begun;
                 self.begin_round_again(begun);
             }
         }
-        self.dismiss(now, worker_id, Farewell::Evicted, reason);
+        self.close_session(now, worker_id, CloseReason::Evicted, reason);
         self.deal_more(now);
     }
 

@@ -1,4 +1,4 @@
-//! Who is in: the workers, what each is, and when each was heard of last.
+//! Who is in: the workers, what each is, and when each was last heard from.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,7 +55,7 @@ pub struct Profile {
 
 /// How far a worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum MemberState {
     /// Preparing its data set.
     Preparing,
     /// Computes what it is dealt.
@@ -73,11 +73,11 @@ pub struct Member {
     /// What it is.
     pub profile: Profile,
     /// How far it is.
-    pub standing: Standing,
+    pub state: MemberState,
     /// When it joined.
     pub joined: Duration,
-    /// When it was heard of last.
-    pub heard: Duration,
+    /// When it was last heard from.
+    pub last_heard: Duration,
     /// When it began with what it computes now.
     pub began: Duration,
     /// The step whose end has overtaken it: others have answered in its place.
@@ -162,22 +162,22 @@ impl Member {
 #[derive(Clone, Debug)]
 pub struct Roster {
     members: BTreeMap<WorkerId, Member>,
-    silence_max: Duration,
+    heartbeat_timeout: Duration,
 }
 
 impl Roster {
-    /// Nobody. A worker that is silent for longer than `silence_max` is taken for dead.
-    pub fn new(silence_max: Duration) -> Self {
-        Self { members: BTreeMap::new(), silence_max }
+    /// Nobody. A worker that is silent for longer than `heartbeat_timeout` is taken for dead.
+    pub fn new(heartbeat_timeout: Duration) -> Self {
+        Self { members: BTreeMap::new(), heartbeat_timeout }
     }
 
     /// Takes a worker in.
     pub fn add(&mut self, worker_id: WorkerId, profile: Profile, now: Duration) {
         let member = Member {
             profile,
-            standing: Standing::Preparing,
+            state: MemberState::Preparing,
             joined: now,
-            heard: now,
+            last_heard: now,
             began: now,
             overtaken_at: None,
             n_owed: 0,
@@ -190,7 +190,7 @@ impl Roster {
         assert!(known.is_none(), "a worker's number is given once");
     }
 
-    /// Strikes a worker off, if it is there.
+    /// Removes a worker, if it is there.
     pub fn remove(&mut self, worker_id: WorkerId) -> Option<Member> {
         self.members.remove(&worker_id)
     }
@@ -213,30 +213,30 @@ impl Roster {
         self.members.get_mut(&worker_id)
     }
 
-    /// Notes a sign of life; whether the worker is there.
-    pub fn hear(&mut self, worker_id: WorkerId, now: Duration) -> bool {
+    /// Notes that a worker was heard from now; gives whether it is a member.
+    pub fn heard_from(&mut self, worker_id: WorkerId, now: Duration) -> bool {
         let member = self.members.get_mut(&worker_id);
-        member.map(|member| member.heard = now).is_some()
+        member.map(|member| member.last_heard = now).is_some()
     }
 
     /// Whether a worker is there, and not ready yet.
     pub fn is_preparing(&self, worker_id: WorkerId) -> bool {
-        self.members.get(&worker_id).is_some_and(|member| member.standing == Standing::Preparing)
+        self.members.get(&worker_id).is_some_and(|member| member.state == MemberState::Preparing)
     }
 
     /// When the first of those joined that are not ready yet.
     pub fn next_joined(&self) -> Option<Duration> {
-        let preparing = self.members.values().filter(|member| member.standing == Standing::Preparing);
+        let preparing = self.members.values().filter(|member| member.state == MemberState::Preparing);
         preparing.map(|member| member.joined).min()
     }
 
     /// Those that are not ready yet, for so long.
     pub fn late(&self, now: Duration, wait_max: Duration) -> Vec<WorkerId> {
-        let is_late = |member: &Member| member.standing == Standing::Preparing && member.joined + wait_max <= now;
+        let is_late = |member: &Member| member.state == MemberState::Preparing && member.joined + wait_max <= now;
         self.members.iter().filter(|(_, member)| is_late(member)).map(|(&worker_id, _)| worker_id).collect()
     }
 
-    /// How many there are, whatever their standing.
+    /// How many there are, whatever their state.
     pub fn n_members(&self) -> usize {
         self.members.len()
     }
@@ -249,7 +249,7 @@ impl Roster {
     /// Those that take work.
     pub fn active_members(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
         let members = self.members.iter().map(|(&worker_id, member)| (worker_id, member));
-        members.filter(|(_, member)| matches!(member.standing, Standing::Active { .. }))
+        members.filter(|(_, member)| matches!(member.state, MemberState::Active { .. }))
     }
 
     /// How many take work.
@@ -259,27 +259,27 @@ impl Roster {
 
     /// Those whose replica has to follow the parameters: they take work, or still have some.
     pub fn following(&self) -> Vec<WorkerId> {
-        self.with(|standing| standing != Standing::Preparing)
+        self.with(|state| state != MemberState::Preparing)
     }
 
     /// Those that only finish what they have.
     pub fn leaving(&self) -> Vec<WorkerId> {
-        self.with(|standing| standing == Standing::Leaving)
+        self.with(|state| state == MemberState::Leaving)
     }
 
     /// Those that were silent for too long.
     pub fn silent(&self, now: Duration) -> Vec<WorkerId> {
-        let is_silent = |member: &Member| member.heard + self.silence_max <= now;
+        let is_silent = |member: &Member| member.last_heard + self.heartbeat_timeout <= now;
         self.members.iter().filter(|(_, member)| is_silent(member)).map(|(&worker_id, _)| worker_id).collect()
     }
 
     /// When the next worker will have been silent for too long, if it stays so.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.members.values().map(|member| member.heard + self.silence_max).min()
+        self.members.values().map(|member| member.last_heard + self.heartbeat_timeout).min()
     }
 
-    fn with(&self, has: impl Fn(Standing) -> bool) -> Vec<WorkerId> {
-        self.members.iter().filter(|(_, member)| has(member.standing)).map(|(&worker_id, _)| worker_id).collect()
+    fn with(&self, has: impl Fn(MemberState) -> bool) -> Vec<WorkerId> {
+        self.members.iter().filter(|(_, member)| has(member.state)).map(|(&worker_id, _)| worker_id).collect()
     }
 }
 

@@ -10,14 +10,14 @@ use super::action::Work;
 use super::assign::Tasks;
 use super::reduce::Reduction;
 use super::roster::{Roster, WorkerId};
-use super::schedule::Place;
+use super::schedule::SchedulePosition;
 use super::size::{Size, Sizes};
 
 /// Tasks that have to be settled before the run goes on.
 #[derive(Debug)]
 pub struct Round {
     /// What they are.
-    pub kind: Kind,
+    pub kind: RoundKind,
     /// Who computes what.
     pub tasks: Tasks,
     /// When it began.
@@ -34,11 +34,11 @@ pub struct Round {
 
 /// What is computed, and what has come of it.
 #[derive(Debug)]
-pub enum Kind {
+pub enum RoundKind {
     /// The shards of a step.
     Step {
         /// Where it lies.
-        place: Place,
+        position: SchedulePosition,
         /// Their sum.
         reduction: Reduction,
         /// How long each worker computed.
@@ -62,18 +62,18 @@ pub enum TaskKind {
 
 impl Round {
     /// A step, none of whose shards is dealt.
-    pub fn of_step(place: Place, n_shards: u32, is_audited: impl Fn(u32) -> bool) -> Self {
-        let kind = Kind::Step { place, reduction: Reduction::new(n_shards), computed: BTreeMap::new() };
+    pub fn of_step(position: SchedulePosition, n_shards: u32, is_audited: impl Fn(u32) -> bool) -> Self {
+        let kind = RoundKind::Step { position, reduction: Reduction::new(n_shards), computed: BTreeMap::new() };
         Self::new(kind, Tasks::new(n_shards, is_audited))
     }
 
     /// A validation, none of whose batches is dealt.
     pub fn of_validation(n_batches: u32) -> Self {
-        let kind = Kind::Validation { results: vec![Sums::default(); n_batches as usize] };
+        let kind = RoundKind::Validation { results: vec![Sums::default(); n_batches as usize] };
         Self::new(kind, Tasks::new(n_batches, |_| false))
     }
 
-    fn new(kind: Kind, tasks: Tasks) -> Self {
+    fn new(kind: RoundKind, tasks: Tasks) -> Self {
         let (begun, late_after, deadline) = (Duration::ZERO, Duration::ZERO, None);
         Self { kind, tasks, begun, late_after, usual: Sizes::default().begin_round(), is_short: false, deadline }
     }
@@ -81,8 +81,8 @@ impl Round {
     /// What its tasks are.
     pub fn task_kind(&self) -> TaskKind {
         match self.kind {
-            Kind::Step { .. } => TaskKind::Shard,
-            Kind::Validation { .. } => TaskKind::Batch,
+            RoundKind::Step { .. } => TaskKind::Shard,
+            RoundKind::Validation { .. } => TaskKind::Batch,
         }
     }
 
@@ -91,8 +91,8 @@ impl Round {
         self.tasks.awaited().next().is_some() || self.tasks.awaits_coordinator()
     }
 
-    /// A task in words.
-    pub fn words(&self, task: u32) -> String {
+    /// A task, for people.
+    pub fn describe(&self, task: u32) -> String {
         match self.task_kind() {
             TaskKind::Shard => format!("shard {task}"),
             TaskKind::Batch => format!("validation batch {task}"),
@@ -103,8 +103,8 @@ impl Round {
     pub fn work(&self, step: u64, tasks: Vec<u32>) -> Work {
         match self.kind {
             _ if tasks.is_empty() => Work::Nothing,
-            Kind::Step { place, .. } => Work::Shards { step, place, shards: tasks },
-            Kind::Validation { .. } => Work::Batches { step, batches: tasks },
+            RoundKind::Step { position, .. } => Work::Shards { step, position, shards: tasks },
+            RoundKind::Validation { .. } => Work::Batches { step, batches: tasks },
         }
     }
 
@@ -112,21 +112,21 @@ impl Round {
     pub fn settle(&mut self, task: u32, worker_id: WorkerId, result: ShardResult) {
         self.tasks.settle(task, worker_id);
         match &mut self.kind {
-            Kind::Step { reduction, .. } => reduction.add(task, result),
-            Kind::Validation { results } => results[task as usize] = result.sums,
+            RoundKind::Step { reduction, .. } => reduction.add(task, result),
+            RoundKind::Validation { results } => results[task as usize] = result.sums,
         }
     }
 
     /// Notes how long a worker computed.
     pub fn add_compute(&mut self, worker_id: WorkerId, compute: Duration) {
-        if let Kind::Step { computed, .. } = &mut self.kind {
+        if let RoundKind::Step { computed, .. } = &mut self.kind {
             *computed.entry(worker_id).or_default() += compute;
         }
     }
 
     /// Works out when to look again, if nothing happens before: when a task that is on time will be late, or somebody will
     /// not have answered for `answer_wait_max`.
-    pub fn watch(&mut self, roster: &Roster, now: Duration, answer_wait_max: Duration) {
+    pub fn set_deadline(&mut self, roster: &Roster, now: Duration, answer_wait_max: Duration) {
         let began = |worker_id| roster.member(worker_id).map(|member| member.began);
         let late = self.tasks.awaited().filter_map(began).map(|began| began + self.late_after);
         let late = late.filter(|&moment| moment > now).min();

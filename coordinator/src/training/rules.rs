@@ -26,9 +26,9 @@ pub struct Rules {
     /// When checkpoints are due.
     pub checkpoint_every: CheckpointEvery,
     /// How long a worker may be silent.
-    pub silence_max: Duration,
+    pub heartbeat_timeout: Duration,
     /// How long the first worker may take to come, each one to get ready, and each one to answer.
-    pub join_wait_max: Duration,
+    pub join_timeout: Duration,
     /// The share of shards, from 0 to 1, that two compute, whose results are compared.
     pub audit: f64,
     /// What these are drawn by.

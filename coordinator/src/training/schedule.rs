@@ -23,7 +23,7 @@ pub struct Schedule {
 
 /// Where a step lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SchedulePosition {
     /// Epoch, counted from 0.
     pub epoch: u32,
     /// Which step of the epoch, counted from 0.
@@ -32,7 +32,7 @@ pub struct Place {
 
 /// What there is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextRound {
     /// Another step.
     Step,
     /// To validate what was trained since the last validation.
@@ -73,8 +73,11 @@ impl Schedule {
     }
 
     /// Where the step after `step` updates lies.
-    pub fn place(&self, step: u64) -> Place {
-        Place { epoch: as_u32(step / self.steps_per_epoch), step_of_epoch: as_u32(step % self.steps_per_epoch) }
+    pub fn position(&self, step: u64) -> SchedulePosition {
+        SchedulePosition {
+            epoch: as_u32(step / self.steps_per_epoch),
+            step_of_epoch: as_u32(step % self.steps_per_epoch),
+        }
     }
 
     /// Samples of a shard of the step after `step` updates. As the sampler cuts it: sizes differ by at most one.
@@ -93,13 +96,13 @@ impl Schedule {
 
     /// What comes after `step` updates, the last of which gave the sums that are not validated yet, where `best` is the best
     /// epoch so far.
-    pub fn next(&self, step: u64, unvalidated: &Sums, best: Option<BestEpoch>) -> Next {
+    pub fn next(&self, step: u64, unvalidated: &Sums, best: Option<BestEpoch>) -> NextRound {
         let is_end = step >= self.n_steps || self.is_exhausted(step, best);
         let is_epoch_end = step.is_multiple_of(self.steps_per_epoch);
         match (unvalidated.n_samples > 0, is_end, is_epoch_end) {
-            (true, true, _) | (true, _, true) => Next::Validate,
-            (false, true, _) => Next::End,
-            (_, false, _) => Next::Step,
+            (true, true, _) | (true, _, true) => NextRound::Validate,
+            (false, true, _) => NextRound::End,
+            (_, false, _) => NextRound::Step,
         }
     }
 
@@ -116,7 +119,7 @@ impl Schedule {
     /// If there was none.
     pub fn trained_epoch(&self, step: u64) -> u32 {
         assert!(step > 0, "an epoch is trained by at least one step");
-        self.place(step - 1).epoch
+        self.position(step - 1).epoch
     }
 
     /// Steps of an epoch, counted from 0, as numbers of updates before each.
@@ -149,15 +152,15 @@ mod tests {
                 "step {step}"
             );
         };
-        check(None, 0, 0, Next::Step);
-        check(None, 1, 4, Next::Step);
-        check(None, 3, 10, Next::Validate);
-        check(None, 3, 0, Next::Step);
-        check(None, 6, 10, Next::Validate);
-        check(None, 6, 0, Next::End);
-        check(Some(5), 5, 8, Next::Validate);
-        check(Some(5), 5, 0, Next::End);
-        check(Some(5), 7, 0, Next::End); // a resumed run that is asked for fewer steps than it has
+        check(None, 0, 0, NextRound::Step);
+        check(None, 1, 4, NextRound::Step);
+        check(None, 3, 10, NextRound::Validate);
+        check(None, 3, 0, NextRound::Step);
+        check(None, 6, 10, NextRound::Validate);
+        check(None, 6, 0, NextRound::End);
+        check(Some(5), 5, 8, NextRound::Validate);
+        check(Some(5), 5, 0, NextRound::End);
+        check(Some(5), 7, 0, NextRound::End); // a resumed run that is asked for fewer steps than it has
     }
 
     #[test]
@@ -170,13 +173,13 @@ mod tests {
             let found = schedule.next(step, &Sums { n_samples, ..Sums::default() }, best);
             assert_eq!(found, expected, "step {step}");
         };
-        check(9, 0, Next::Step); // one epoch after the best
-        check(11, 8, Next::Step);
-        check(12, 10, Next::Validate);
-        check(12, 0, Next::End); // two
-        check(27, 0, Next::End);
-        assert_eq!(schedule.next(27, &Sums::default(), None), Next::End);
-        assert_eq!(schedule.next(12, &Sums::default(), None), Next::Step);
+        check(9, 0, NextRound::Step); // one epoch after the best
+        check(11, 8, NextRound::Step);
+        check(12, 10, NextRound::Validate);
+        check(12, 0, NextRound::End); // two
+        check(27, 0, NextRound::End);
+        assert_eq!(schedule.next(27, &Sums::default(), None), NextRound::End);
+        assert_eq!(schedule.next(12, &Sums::default(), None), NextRound::Step);
     }
 
     proptest! {

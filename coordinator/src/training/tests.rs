@@ -1,7 +1,7 @@
 //! The core as a whole: what happens, written as words, and what the core then wishes, written as words.
 
-mod opinions;
 mod stragglers;
+mod votes;
 
 use std::time::Duration;
 
@@ -61,8 +61,8 @@ impl Run {
             metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Epoch,
-            silence_max: SILENCE_MAX,
-            join_wait_max: Duration::from_mins(1),
+            heartbeat_timeout: SILENCE_MAX,
+            join_timeout: Duration::from_mins(1),
             audit: 0.0,
             audit_secret: AuditSecret::new([1; 32]),
             own_class: "one".to_owned(),
@@ -88,13 +88,14 @@ impl Run {
     /// What is wished for now.
     fn drain(&mut self) -> String {
         let actions = std::iter::from_fn(|| self.training.poll_action(self.now));
-        actions.map(|action| words_of(&action)).filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
+        actions.map(|action| describe(&action)).filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
     fn happen(&mut self, words: &str) {
         let words: Vec<&str> = words.split(' ').collect();
-        let number = |place: usize| words[place].parse::<u64>().unwrap_or_else(|_| panic!("a number in {words:?}"));
-        let worker = |place: usize| WorkerId(number(place));
+        let number =
+            |position: usize| words[position].parse::<u64>().unwrap_or_else(|_| panic!("a number in {words:?}"));
+        let worker = |position: usize| WorkerId(number(position));
         let event = match words[0] {
             "join" => Event::Joined(worker(1), profile(number(1), "one")),
             // alien WORKER: of another compute class
@@ -152,9 +153,9 @@ impl Run {
             "strayed" => Event::BatchDone(worker(5), self.batch(number(3), number(1), 1)),
             "lagging" => Event::Lagging(worker(1), "it lost count".to_owned()),
             "leaving" => Event::Leaving(worker(1), "a signal".to_owned()),
-            "heard" => Event::Heard(worker(1), 0),
+            "heard" => Event::Heartbeat(worker(1), 0),
             // caught WORKER up to STEP
-            "caught" => Event::Heard(worker(1), number(4)),
+            "caught" => Event::Heartbeat(worker(1), number(4)),
             "lost" => Event::Lost(worker(1), "connection closed".to_owned()),
             "stop" => Event::Stop,
             // at SECONDS
@@ -210,12 +211,12 @@ fn profile(process: u64, compute_class: &str) -> Profile {
     Profile { identity, process, compute_class, ..Profile::default() }
 }
 
-fn words_of(action: &Action) -> String {
+fn describe(action: &Action) -> String {
     let list = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join("+");
     let work = |work: &Work| match work {
         Work::Nothing => "nothing".to_owned(),
-        Work::Shards { step, shards, place } => {
-            assert_eq!(place.epoch * 3 + place.step_of_epoch, u32::try_from(*step).expect("a small number"));
+        Work::Shards { step, shards, position } => {
+            assert_eq!(position.epoch * 3 + position.step_of_epoch, u32::try_from(*step).expect("a small number"));
             format!("shards {} of {step}", list(shards))
         }
         Work::Batches { step, batches } => format!("batches {} of {step}", list(batches)),
@@ -230,10 +231,10 @@ fn words_of(action: &Action) -> String {
         }
         Action::SendWork(worker_id, next) => format!("work {worker_id}: {}", work(next)),
         Action::Refuse(worker_id, refusal) => format!("refuse {worker_id}: {refusal}"),
-        Action::Dismiss(worker_id, Farewell::End, reason) => format!("end {worker_id}: {reason}"),
-        Action::Dismiss(worker_id, Farewell::Refused, reason) => format!("refuse {worker_id} for good: {reason}"),
-        Action::Dismiss(worker_id, Farewell::Evicted, reason) => format!("evict {worker_id}: {reason}"),
-        Action::Dismiss(worker_id, Farewell::ComeBack, reason) => format!("close {worker_id}: {reason}"),
+        Action::Close(worker_id, CloseReason::End, reason) => format!("end {worker_id}: {reason}"),
+        Action::Close(worker_id, CloseReason::Refused, reason) => format!("refuse {worker_id} for good: {reason}"),
+        Action::Close(worker_id, CloseReason::Evicted, reason) => format!("evict {worker_id}: {reason}"),
+        Action::Close(worker_id, CloseReason::ComeBack, reason) => format!("close {worker_id}: {reason}"),
         Action::ComputeTask(task) => format!("compute {}", work(task)),
         Action::Checkpoint => "checkpoint".to_owned(),
         Action::Finish(Outcome::Diverged { step, epoch, what }) => {
@@ -255,7 +256,7 @@ fn describe_event(event: &RunEvent) -> String {
     match event {
         RunEvent::Waiting => "waiting".to_owned(),
         RunEvent::Continuing => "going on".to_owned(),
-        RunEvent::WorkerLeft { worker, n_reassigned, .. } => format!("left {worker}, {n_reassigned} handed on"),
+        RunEvent::WorkerLeft { worker, n_reassigned, .. } => format!("left {worker}, {n_reassigned} reassigned"),
         RunEvent::ReplicaResent { worker, .. } => format!("lagging {worker}"),
         RunEvent::TaskLate { task, worker, helper, .. } => format!("late {task} of {worker} for {helper} too"),
         _ => String::new(),
@@ -298,7 +299,7 @@ fn workers_share_the_shards_and_those_beyond_stand_by() {
             "shard 0 of 0 by 1, shard 1 of 0 by 1",
             "update 1 1: shards 0 of 1 2: shards 1 of 1 3: nothing; step 1 by 1+1",
         ),
-        ("shard 1 of 1 by 2, lost 1", "left 1, 1 handed on; work 2: shards 0 of 1"),
+        ("shard 1 of 1 by 2, lost 1", "left 1, 1 reassigned; work 2: shards 0 of 1"),
         ("shard 0 of 1 by 2", "update 1 2: shards 0 of 2 3: shards 1 of 2; step 2 by 2+2"),
     ]);
 }
@@ -307,7 +308,7 @@ fn workers_share_the_shards_and_those_beyond_stand_by() {
 fn without_workers_the_run_waits_and_goes_on() {
     check(&[
         ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
-        ("lost 1", "left 1, 1 handed on; waiting"),
+        ("lost 1", "left 1, 1 reassigned; waiting"),
         ("at 3600", ""),
         ("join 2", "welcome 2"),
         ("ready 2", "going on; state 2: shards 1 of 0"),
@@ -322,7 +323,7 @@ fn one_who_leaves_finishes_what_it_has_and_gets_nothing_new() {
         ("leaving 1", ""),
         (
             "shard 1 of 0 by 1",
-            "close 1: it wanted to leave; left 1, 0 handed on; update 1 2: shards 0+1 of 1; step 1 by 1+1",
+            "close 1: it wanted to leave; left 1, 0 reassigned; update 1 2: shards 0+1 of 1; step 1 by 1+1",
         ),
         ("join 3, leaving 3", "welcome 3; close 3: it wanted to leave"),
     ]);
@@ -376,7 +377,7 @@ fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         ("stray 0 of 0 by 1", "lagging 1; state 1: shards 0 of 0"),
-        ("lagging 1", "close 1: it lost count; left 1, 1 handed on; waiting"),
+        ("lagging 1", "close 1: it lost count; left 1, 1 reassigned; waiting"),
     ]);
 }
 
@@ -409,7 +410,7 @@ fn a_worker_that_counts_wrongly_is_evicted_and_its_shards_go_to_others() {
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
             "short 0 of 0 by 1",
-            "evict 1: expected 2 samples in shard 0, found 1; left 1, 2 handed on; work 2: shards 0+1 of 0",
+            "evict 1: expected 2 samples in shard 0, found 1; left 1, 2 reassigned; work 2: shards 0+1 of 0",
         ),
     ]);
 }
@@ -431,7 +432,7 @@ fn the_silent_are_closed_and_may_come_back() {
         (
             "at 1, heard 2, at 2",
             "late 0 of 1 for 2 too; work 2: shards 0 of 0; \
-             close 1: silent for 2000 ms; left 1, 2 handed on; work 2: shards 1 of 0",
+             close 1: silent for 2000 ms; left 1, 2 reassigned; work 2: shards 1 of 0",
         ),
         ("shard 0 of 0 by 1", ""),
     ]);

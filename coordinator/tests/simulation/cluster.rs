@@ -1,7 +1,7 @@
 //! A cluster in virtual time: what happens when, one thing after the other, as drawn. Knows nothing of how a core decides.
 
+mod faults;
 mod incarnations;
-mod mishaps;
 mod workers;
 
 use std::cmp::Reverse;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use coordinator::training::{OwnTaskDone, Profile, Training};
 use proto::limits::HEARTBEAT_INTERVAL;
 
-use super::chance::Chance;
+use super::coverage::CoverageCounts;
+use super::describe;
 use super::network::{Connection, ToCoordinator, ToWorker};
 use super::plan::Plan;
 use super::reference::{Problem, Reference, all_bits};
-use super::seen::Counts;
 use super::shell::{Notes, Run, Saved, Shell};
-use super::words;
+use super::sim_rng::SimRng;
 use super::worker::Worker;
 
 /// How long a schedule may take: far more than the longest of them does.
@@ -25,12 +25,12 @@ const TIME_MAX: Duration = Duration::from_hours(1);
 const ENTRIES_MAX: u64 = 1_000_000;
 
 /// Something that happens at its time.
-enum Happening {
+enum SimEvent {
     /// A process begins in a slot.
     Start(usize),
     /// A process tries to connect.
     Connect(usize),
-    /// A letter arrives.
+    /// A message arrives.
     AtCoordinator(usize, ToCoordinator),
     AtWorker(usize, ToWorker),
     /// The end of a stream arrives.
@@ -52,22 +52,22 @@ enum Happening {
     Saved(u32),
     /// The coordinator begins.
     Begin,
-    Mishap,
-    /// Nothing goes wrong any more but what the network does to letters.
+    Fault,
+    /// Nothing goes wrong any more but what the network does to messages.
     Calm,
 }
 
 struct Entry {
     moment: Duration,
     number: u64,
-    happening: Happening,
+    sim_event: SimEvent,
 }
 
 /// All there is.
 pub struct Cluster {
     plan: Plan,
     run: Run,
-    chance: Chance,
+    rng: SimRng,
     notes: Notes,
     entries: BinaryHeap<Reverse<Entry>>,
     n_entries: u64,
@@ -77,7 +77,7 @@ pub struct Cluster {
     workers: Vec<Worker>,
     slowness: BTreeMap<usize, (u32, Duration)>,
     disk: Disk,
-    n_mishaps_left: u64,
+    n_faults_left: u64,
     is_calm: bool,
     is_complete: bool,
 }
@@ -92,33 +92,33 @@ struct Disk {
 }
 
 /// Plays the schedule of a seed; gives what was seen in it.
-pub fn play(seed: u64, is_told: bool) -> Counts {
+pub fn play(seed: u64, is_told: bool) -> CoverageCounts {
     let mut cluster = Cluster::new(seed, is_told);
     cluster.play();
-    cluster.notes.seen
+    cluster.notes.coverage
 }
 
 impl Cluster {
     fn new(seed: u64, is_told: bool) -> Self {
-        let mut chance = Chance::new(seed);
-        let plan = Plan::draw(&mut chance);
+        let mut rng = SimRng::new(seed);
+        let plan = Plan::draw(&mut rng);
         let problem = Problem::new(&plan.rules);
         let reference = Reference::new(&problem, &plan.initial);
         let run = Run { rules: plan.rules.clone(), problem, reference, is_rough: plan.network.is_rough() };
         let durable = Saved { state: plan.initial.clone(), n_validated: 0 };
         let disk = Disk { durable, journal: [None, None], writing: None, waiting: None };
         let notes = Notes {
-            seen: Counts::default(),
+            coverage: CoverageCounts::default(),
             is_told,
             now: Duration::ZERO,
             liars: BTreeMap::new(),
             hindered: BTreeSet::new(),
         };
         let mut cluster = Self {
-            n_mishaps_left: plan.n_mishaps,
+            n_faults_left: plan.n_faults,
             plan,
             run,
-            chance,
+            rng,
             notes,
             entries: BinaryHeap::new(),
             n_entries: 0,
@@ -133,12 +133,12 @@ impl Cluster {
         };
         cluster.notes.tell(|| format!("{:?}", cluster.plan.rules));
         cluster.notes.tell(|| format!("{:?}, {:?}", cluster.plan.network, cluster.plan.lies));
-        cluster.after(Duration::ZERO, Happening::Begin);
+        cluster.after(Duration::ZERO, SimEvent::Begin);
         for slot in 0..cluster.plan.n_slots {
-            let delay = cluster.chance.time(0..=cluster.plan.join_time);
-            cluster.after(delay, Happening::Start(slot));
+            let delay = cluster.rng.time(0..=cluster.plan.join_time);
+            cluster.after(delay, SimEvent::Start(slot));
         }
-        cluster.after_ms(cluster.plan.mishap_gap, Happening::Mishap);
+        cluster.after_ms(cluster.plan.fault_gap, SimEvent::Fault);
         cluster
     }
 
@@ -149,14 +149,14 @@ impl Cluster {
             assert!(deadline.is_some() || next.is_some(), "nothing will ever happen again");
             if let Some(deadline) = deadline.filter(|&deadline| next.is_none_or(|next| deadline <= next)) {
                 // Nobody is woken in the very moment that was asked for.
-                let lag = if self.chance.is_one_in(2) { self.chance.time(0..=5) } else { Duration::ZERO };
+                let lag = if self.rng.is_one_in(2) { self.rng.time(0..=5) } else { Duration::ZERO };
                 self.notes.now = deadline + lag;
                 let shell = self.shell.as_mut().expect("whose deadline it is");
-                let wishes = shell.wake(&self.run, &mut self.notes);
-                self.grant(wishes);
-            } else if let Some(Reverse(Entry { moment, happening, .. })) = self.entries.pop() {
+                let effects = shell.wake(&self.run, &mut self.notes);
+                self.apply(effects);
+            } else if let Some(Reverse(Entry { moment, sim_event, .. })) = self.entries.pop() {
                 self.notes.now = self.notes.now.max(moment);
-                self.happen(happening);
+                self.happen(sim_event);
             }
             assert!(self.notes.now < TIME_MAX && self.n_entries < ENTRIES_MAX, "the run does not come to its end");
         }
@@ -170,128 +170,129 @@ impl Cluster {
         let state = shell.training.state().clone();
         assert_eq!(all_bits(&state.params), all_bits(&self.run.reference.last().params));
         for Reverse(entry) in std::mem::take(&mut self.entries) {
-            let Happening::AtCoordinator(connection, letter) = entry.happening else { continue };
-            if let (Some(worker_id), false) = (self.connections[connection].worker_id, is_join(&letter)) {
-                shell.read(&self.run, worker_id, letter, &mut self.notes);
+            let SimEvent::AtCoordinator(connection, message) = entry.sim_event else { continue };
+            if let (Some(worker_id), false) = (self.connections[connection].worker_id, is_join(&message)) {
+                shell.read(&self.run, worker_id, message, &mut self.notes);
             }
         }
         shell.join(&self.run, Profile::default(), 0, &mut self.notes);
         let mut again = Training::new(self.run.rules.clone(), state, Duration::ZERO);
-        let wishes: Vec<String> =
-            std::iter::from_fn(|| again.poll_action(Duration::ZERO)).map(|action| words::of_action(&action)).collect();
-        assert_eq!(wishes, ["checkpoint", "finish: Completed"], "a run that is complete is not begun again");
+        let effects: Vec<String> = std::iter::from_fn(|| again.poll_action(Duration::ZERO))
+            .map(|action| describe::of_action(&action))
+            .collect();
+        assert_eq!(effects, ["checkpoint", "finish: Completed"], "a run that is complete is not begun again");
     }
 
-    fn happen(&mut self, happening: Happening) {
-        if let Some(process) = self.process_of(&happening) {
+    fn happen(&mut self, sim_event: SimEvent) {
+        if let Some(process) = self.process_of(&sim_event) {
             let Worker { is_alive, stalled_until, .. } = self.workers[process];
             if !is_alive {
                 return;
             }
             if stalled_until > self.notes.now {
-                return self.at(stalled_until, happening);
+                return self.at(stalled_until, sim_event);
             }
         }
-        match happening {
-            Happening::Start(slot) => self.start(slot),
-            Happening::Connect(process) => self.connect(process),
-            Happening::AtCoordinator(connection, letter) => self.at_coordinator(connection, letter),
-            Happening::AtWorker(connection, letter) => self.at_worker(connection, letter),
-            Happening::ClosedAtCoordinator(connection) => self.closed_at_coordinator(connection),
-            Happening::ClosedAtWorker(connection) => {
+        match sim_event {
+            SimEvent::Start(slot) => self.start(slot),
+            SimEvent::Connect(process) => self.connect(process),
+            SimEvent::AtCoordinator(connection, message) => self.at_coordinator(connection, message),
+            SimEvent::AtWorker(connection, message) => self.at_worker(connection, message),
+            SimEvent::ClosedAtCoordinator(connection) => self.closed_at_coordinator(connection),
+            SimEvent::ClosedAtWorker(connection) => {
                 if self.is_in_session(connection) && !self.connections[connection].is_half_open {
                     self.end_session(connection);
                     self.go_on_searching(self.connections[connection].process);
                 }
             }
-            Happening::Prepared(connection) => {
+            SimEvent::Prepared(connection) => {
                 if self.is_in_session(connection) {
                     self.write(connection, ToCoordinator::Ready);
                 }
             }
-            Happening::NotWelcomed(connection) => {
+            SimEvent::NotWelcomed(connection) => {
                 let process = self.connections[connection].process;
                 if self.is_in_session(connection) && !self.workers[process].search.is_found() {
                     self.give_up(connection);
                 }
             }
-            Happening::Unheard(connection) => {
+            SimEvent::Unheard(connection) => {
                 if self.is_in_session(connection) {
                     self.give_up(connection);
                 }
             }
-            Happening::Heartbeat(connection) => {
+            SimEvent::Heartbeat(connection) => {
                 if self.is_in_session(connection) {
                     let step = self.workers[self.connections[connection].process].computer.step();
                     self.write(connection, ToCoordinator::Heartbeat(step));
-                    self.after(HEARTBEAT_INTERVAL, Happening::Heartbeat(connection));
+                    self.after(HEARTBEAT_INTERVAL, SimEvent::Heartbeat(connection));
                 }
             }
-            Happening::Computed(process, compute) => self.computed(process, compute),
-            Happening::Left(process) => self.end_process(process),
-            Happening::Saved(incarnation) => {
+            SimEvent::Computed(process, compute) => self.computed(process, compute),
+            SimEvent::Left(process) => self.end_process(process),
+            SimEvent::Saved(incarnation) => {
                 if self.shell.as_ref().is_some_and(|shell| shell.incarnation == incarnation) {
                     self.disk.durable = self.disk.writing.take().expect("it was being written");
                     self.write_next();
                 }
             }
-            Happening::OwnTask(incarnation, done) => {
+            SimEvent::OwnTask(incarnation, done) => {
                 let shell = self.shell.as_mut().filter(|shell| shell.incarnation == incarnation);
                 if let Some(shell) = shell {
-                    let wishes = shell.hear_own(&self.run, done, &mut self.notes);
-                    self.grant(wishes);
+                    let effects = shell.own_task_done(&self.run, done, &mut self.notes);
+                    self.apply(effects);
                 }
             }
-            Happening::Begin => {
+            SimEvent::Begin => {
                 self.n_incarnations += 1;
                 let saved = self.disk.durable.clone();
-                let (shell, wishes) = Shell::start(&self.run, saved, self.n_incarnations, &mut self.notes);
+                let (shell, effects) = Shell::start(&self.run, saved, self.n_incarnations, &mut self.notes);
                 self.shell = Some(shell);
-                self.grant(wishes);
+                self.apply(effects);
             }
-            Happening::Mishap => self.mishap(),
-            Happening::Calm => self.calm_down(),
+            SimEvent::Fault => self.inject_fault(),
+            SimEvent::Calm => self.calm_down(),
         }
     }
 
     /// The process that something happens to.
-    fn process_of(&self, happening: &Happening) -> Option<usize> {
-        match happening {
-            Happening::Connect(process) | Happening::Computed(process, _) | Happening::Left(process) => Some(*process),
-            Happening::AtWorker(connection, _)
-            | Happening::ClosedAtWorker(connection)
-            | Happening::Prepared(connection)
-            | Happening::NotWelcomed(connection)
-            | Happening::Unheard(connection)
-            | Happening::Heartbeat(connection) => Some(self.connections[*connection].process),
-            Happening::Start(_)
-            | Happening::AtCoordinator(..)
-            | Happening::ClosedAtCoordinator(_)
-            | Happening::OwnTask(..)
-            | Happening::Saved(_)
-            | Happening::Begin
-            | Happening::Mishap
-            | Happening::Calm => None,
+    fn process_of(&self, sim_event: &SimEvent) -> Option<usize> {
+        match sim_event {
+            SimEvent::Connect(process) | SimEvent::Computed(process, _) | SimEvent::Left(process) => Some(*process),
+            SimEvent::AtWorker(connection, _)
+            | SimEvent::ClosedAtWorker(connection)
+            | SimEvent::Prepared(connection)
+            | SimEvent::NotWelcomed(connection)
+            | SimEvent::Unheard(connection)
+            | SimEvent::Heartbeat(connection) => Some(self.connections[*connection].process),
+            SimEvent::Start(_)
+            | SimEvent::AtCoordinator(..)
+            | SimEvent::ClosedAtCoordinator(_)
+            | SimEvent::OwnTask(..)
+            | SimEvent::Saved(_)
+            | SimEvent::Begin
+            | SimEvent::Fault
+            | SimEvent::Calm => None,
         }
     }
 
-    fn at(&mut self, moment: Duration, happening: Happening) {
+    fn at(&mut self, moment: Duration, sim_event: SimEvent) {
         self.n_entries += 1;
-        self.entries.push(Reverse(Entry { moment, number: self.n_entries, happening }));
+        self.entries.push(Reverse(Entry { moment, number: self.n_entries, sim_event }));
     }
 
-    fn after(&mut self, delay: Duration, happening: Happening) {
-        self.at(self.notes.now + delay, happening);
+    fn after(&mut self, delay: Duration, sim_event: SimEvent) {
+        self.at(self.notes.now + delay, sim_event);
     }
 
-    fn after_ms(&mut self, (min, max): (u64, u64), happening: Happening) {
-        let delay = self.chance.time(min..=max);
-        self.after(delay, happening);
+    fn after_ms(&mut self, (min, max): (u64, u64), sim_event: SimEvent) {
+        let delay = self.rng.time(min..=max);
+        self.after(delay, sim_event);
     }
 }
 
-fn is_join(letter: &ToCoordinator) -> bool {
-    matches!(letter, ToCoordinator::Join(_))
+fn is_join(message: &ToCoordinator) -> bool {
+    matches!(message, ToCoordinator::Join(_))
 }
 
 impl PartialEq for Entry {

@@ -1,13 +1,13 @@
-//! What lies between workers and coordinator: connections, the letters on them, and what can happen to both.
+//! What lies between workers and coordinator: connections, the messages on them, and what can happen to both.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use coordinator::training::{Farewell, Profile, Work, WorkerId};
+use coordinator::training::{CloseReason, Profile, Work, WorkerId};
 use engine::sums::Sums;
 
-use super::chance::Chance;
-use super::seen::{Counts, Seen};
+use super::coverage::{Coverage, CoverageCounts};
+use super::sim_rng::SimRng;
 
 /// What a worker says.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub enum ToWorker {
     Update { step: u64, gradient: Rc<[f32]>, work: Work },
     Work(Work),
     Refusal,
-    Dismissal(Farewell),
+    Close(CloseReason),
 }
 
 /// One worker's stream, both ways.
@@ -58,14 +58,14 @@ pub struct Connection {
     pub is_cut: bool,
     /// Whether its end is not noticed either.
     pub is_half_open: bool,
-    /// When the last letter arrives, each way.
+    /// When the last message arrives, each way.
     to_coordinator: Duration,
     to_worker: Duration,
 }
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     ToCoordinator,
     ToWorker,
 }
@@ -78,20 +78,20 @@ impl Connection {
     }
 
     /// Lets something arrive after all that was sent before it.
-    pub fn arrive_last(&mut self, way: Way, moment: Duration) -> Duration {
-        let last = match way {
-            Way::ToCoordinator => &mut self.to_coordinator,
-            Way::ToWorker => &mut self.to_worker,
+    pub fn arrive_last(&mut self, direction: Direction, moment: Duration) -> Duration {
+        let last = match direction {
+            Direction::ToCoordinator => &mut self.to_coordinator,
+            Direction::ToWorker => &mut self.to_worker,
         };
         *last = moment.max(*last);
         *last
     }
 }
 
-/// What letters go through.
+/// What messages go through.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// How long a letter is on its way, in milliseconds.
+    /// How long a message is on its way, in milliseconds.
     pub delay: (u64, u64),
     /// How many of a thousand are lost, doubled, or overtake others.
     pub n_lost: u64,
@@ -100,52 +100,52 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether it does more to letters than that they take their time.
+    /// Whether it does more to messages than that they take their time.
     pub fn is_rough(&self) -> bool {
         self.n_lost + self.n_doubled + self.n_overtaking > 0
     }
 
     /// How long something is on its way.
-    pub fn delay(&self, chance: &mut Chance) -> Duration {
-        chance.time(self.delay.0..=self.delay.1)
+    pub fn delay(&self, rng: &mut SimRng) -> Duration {
+        rng.time(self.delay.0..=self.delay.1)
     }
 
-    /// When a letter sent now arrives: never, or once, or twice.
+    /// When a message sent now arrives: never, or once, or twice.
     pub fn arrivals(
         &self,
         connection: &mut Connection,
-        way: Way,
-        fate: Fate,
+        direction: Direction,
+        delivery: Delivery,
         now: Duration,
-        chance: &mut Chance,
-        seen: &mut Counts,
+        rng: &mut SimRng,
+        coverage: &mut CoverageCounts,
     ) -> Vec<Duration> {
-        let may_suffer = fate == Fate::Any;
-        if may_suffer && chance.is_of_thousand(self.n_lost) {
-            seen.add(Seen::LetterLost, 1);
+        let may_suffer = delivery == Delivery::Any;
+        if may_suffer && rng.is_of_thousand(self.n_lost) {
+            coverage.add(Coverage::MessageLost, 1);
             return Vec::new();
         }
         let mut arrivals = Vec::new();
-        let n_copies = if may_suffer && chance.is_of_thousand(self.n_doubled) { 2 } else { 1 };
-        seen.add(Seen::LetterDoubled, n_copies - 1);
+        let n_copies = if may_suffer && rng.is_of_thousand(self.n_doubled) { 2 } else { 1 };
+        coverage.add(Coverage::MessageDoubled, n_copies - 1);
         for _ in 0..n_copies {
-            let moment = now + self.delay(chance);
-            if may_suffer && chance.is_of_thousand(self.n_overtaking) {
-                seen.add(Seen::LetterOvertaken, 1);
+            let moment = now + self.delay(rng);
+            if may_suffer && rng.is_of_thousand(self.n_overtaking) {
+                coverage.add(Coverage::MessageOvertaken, 1);
                 arrivals.push(moment);
             } else {
-                arrivals.push(connection.arrive_last(way, moment));
+                arrivals.push(connection.arrive_last(direction, moment));
             }
         }
         arrivals
     }
 }
 
-/// What may happen to a letter.
+/// What may happen to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Whatever the network does to letters.
+pub enum Delivery {
+    /// Whatever the network does to messages.
     Any,
-    /// It arrives once and in its turn, since what it stands for is no letter of ours: the opening and the end of a stream.
+    /// It arrives once and in its turn, since what it stands for is no message of ours: the opening and the end of a stream.
     Sure,
 }

@@ -7,8 +7,8 @@ use engine::optimizer::{Adam, Decay, LrSchedule, Optimizer, Rule};
 use engine::recipe::Recipe;
 use engine::sums::{Metric, Whole};
 
-use super::chance::Chance;
 use super::network::Network;
+use super::sim_rng::SimRng;
 use super::worker::{Lie, Lies};
 
 /// One schedule's circumstances.
@@ -19,8 +19,8 @@ pub struct Plan {
     pub n_slots: usize,
     pub network: Network,
     /// How many things go wrong, and the time between two of them in milliseconds.
-    pub n_mishaps: u64,
-    pub mishap_gap: (u64, u64),
+    pub n_faults: u64,
+    pub fault_gap: (u64, u64),
     /// How long a worker takes for a shard or a batch, in milliseconds.
     pub task_time: (u64, u64),
     /// How long a worker takes to get ready, in milliseconds.
@@ -45,62 +45,62 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn draw(chance: &mut Chance) -> Self {
-        let lies = chance.is_one_in(3).then(|| draw_lies(chance));
+    pub fn draw(rng: &mut SimRng) -> Self {
+        let lies = rng.is_one_in(3).then(|| draw_lies(rng));
         // Wrong bits that look usual are found where all are compared.
         let has_wrong_bits = lies.is_some_and(|lies| matches!(lies.lie, Lie::WrongBits | Lie::Guess));
-        let network = draw_network(chance);
-        let recipe = draw_recipe(chance);
-        let rounding = chance.pick(&[Rounding::None, Rounding::None, Rounding::Bf16]);
-        let n_params = chance.number(1..=5);
-        let initial = (0..n_params).map(|_| chance.pick(&[-1.0, -0.3, 0.0, 0.001, 0.7, 12.5])).collect();
+        let network = draw_network(rng);
+        let recipe = draw_recipe(rng);
+        let rounding = rng.pick(&[Rounding::None, Rounding::None, Rounding::Bf16]);
+        let n_params = rng.number(1..=5);
+        let initial = (0..n_params).map(|_| rng.pick(&[-1.0, -0.3, 0.0, 0.001, 0.7, 12.5])).collect();
         let rules = Rules {
-            n_train: recipe.batch_size.get() * chance.count(1..=8) - chance.count(0..=recipe.batch_size.get() - 1),
-            n_valid: chance.count(1..=1501),
+            n_train: recipe.batch_size.get() * rng.count(1..=8) - rng.count(0..=recipe.batch_size.get() - 1),
+            n_valid: rng.count(1..=1501),
             evaluation_batch: 500,
             metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
             rounding,
-            checkpoint_every: match chance.number(0..=5) {
+            checkpoint_every: match rng.number(0..=5) {
                 0 | 1 => CheckpointEvery::Epoch,
                 n_steps => CheckpointEvery::Steps(n_steps - 1),
             },
-            silence_max: chance.time(1_500..=3_000),
-            // Each letter that is lost may cost as much.
-            join_wait_max: if network.is_rough() { chance.time(3_000..=8_000) } else { chance.time(3_000..=60_000) },
-            audit: if has_wrong_bits { 1.0 } else { chance.pick(&[0.0, 0.0, 0.0, 0.3, 1.0]) },
-            audit_secret: AuditSecret::new([u8::try_from(chance.number(0..=255)).expect("it is below 256"); 32]),
+            heartbeat_timeout: rng.time(1_500..=3_000),
+            // Each message that is lost may cost as much.
+            join_timeout: if network.is_rough() { rng.time(3_000..=8_000) } else { rng.time(3_000..=60_000) },
+            audit: if has_wrong_bits { 1.0 } else { rng.pick(&[0.0, 0.0, 0.0, 0.3, 1.0]) },
+            audit_secret: AuditSecret::new([u8::try_from(rng.number(0..=255)).expect("it is below 256"); 32]),
             // What a coordinator of another class finds has to be near only.
-            own_class: if has_wrong_bits { "one" } else { chance.pick(&["one", "one", "foreign"]) }.to_owned(),
-            after_stop: chance.pick(&[AfterStop::ComeBack, AfterStop::End]),
+            own_class: if has_wrong_bits { "one" } else { rng.pick(&["one", "one", "foreign"]) }.to_owned(),
+            after_stop: rng.pick(&[AfterStop::ComeBack, AfterStop::End]),
             recipe,
         };
-        let n_slots = chance.pick(&[1, 2, 3, 4, 5, 6]);
-        let task_ms = chance.pick(&[5, 20, 100, 300]);
+        let n_slots = rng.pick(&[1, 2, 3, 4, 5, 6]);
+        let task_ms = rng.pick(&[5, 20, 100, 300]);
         Self {
             initial: State::new(&rules.recipe, rounding, initial),
             n_slots,
             network,
-            n_mishaps: chance.pick(&[0, 10, 30, 100, 300]),
-            mishap_gap: (0, chance.pick(&[1, 3, 10, 30]) * task_ms),
-            task_time: (task_ms, task_ms + chance.pick(&[0, 1, task_ms])),
-            prepare_time: (0, chance.pick(&[1, 10, 100, 5_000])),
-            join_time: chance.pick(&[0, 10, 100, 20_000]),
-            search_max: chance.time(5_000..=60_000),
-            save_time: (1, chance.pick(&[2, 50, 500])),
-            has_journal: chance.is_one_in(4),
-            identity_slots: chance.pick(&[1, 1, 2, 3, 6]),
+            n_faults: rng.pick(&[0, 10, 30, 100, 300]),
+            fault_gap: (0, rng.pick(&[1, 3, 10, 30]) * task_ms),
+            task_time: (task_ms, task_ms + rng.pick(&[0, 1, task_ms])),
+            prepare_time: (0, rng.pick(&[1, 10, 100, 5_000])),
+            join_time: rng.pick(&[0, 10, 100, 20_000]),
+            search_max: rng.time(5_000..=60_000),
+            save_time: (1, rng.pick(&[2, 50, 500])),
+            has_journal: rng.is_one_in(4),
+            identity_slots: rng.pick(&[1, 1, 2, 3, 6]),
             // They are of one identity: two that lie alike would be right.
-            n_liars: chance.pick(&[1, 2]),
-            lying_time: chance.pick(&[100, 2_000, 20_000]),
-            classes: if lies.is_none() && chance.is_one_in(8) { &["one", "other"] } else { &["one"] },
+            n_liars: rng.pick(&[1, 2]),
+            lying_time: rng.pick(&[100, 2_000, 20_000]),
+            classes: if lies.is_none() && rng.is_one_in(8) { &["one", "other"] } else { &["one"] },
             lies,
             rules,
         }
     }
 }
 
-fn draw_lies(chance: &mut Chance) -> Lies {
-    let lie = chance.pick(&[
+fn draw_lies(rng: &mut SimRng) -> Lies {
+    let lie = rng.pick(&[
         Lie::NotFinite,
         Lie::WrongLength,
         Lie::WrongCount,
@@ -113,46 +113,46 @@ fn draw_lies(chance: &mut Chance) -> Lies {
         Lie::Silent,
         Lie::Flood,
     ]);
-    Lies { lie, n_true: chance.pick(&[0, 1, 3, 10]), is_once: chance.is_one_in(2), n_told: 0 }
+    Lies { lie, n_true: rng.pick(&[0, 1, 3, 10]), is_once: rng.is_one_in(2), n_told: 0 }
 }
 
-/// A network on which no more happens to letters than that they take their time.
-fn draw_orderly(chance: &mut Chance) -> Network {
-    Network { delay: (0, chance.pick(&[1, 10, 100, 400])), n_lost: 0, n_doubled: 0, n_overtaking: 0 }
+/// A network on which no more happens to messages than that they take their time.
+fn draw_orderly(rng: &mut SimRng) -> Network {
+    Network { delay: (0, rng.pick(&[1, 10, 100, 400])), n_lost: 0, n_doubled: 0, n_overtaking: 0 }
 }
 
-fn draw_network(chance: &mut Chance) -> Network {
-    let orderly = draw_orderly(chance);
-    if !chance.is_one_in(4) {
+fn draw_network(rng: &mut SimRng) -> Network {
+    let orderly = draw_orderly(rng);
+    if !rng.is_one_in(4) {
         return orderly;
     }
     Network {
-        n_lost: chance.pick(&[0, 0, 5, 30]),
-        n_doubled: chance.pick(&[0, 10, 50]),
-        n_overtaking: chance.pick(&[0, 10, 50]),
+        n_lost: rng.pick(&[0, 0, 5, 30]),
+        n_doubled: rng.pick(&[0, 10, 50]),
+        n_overtaking: rng.pick(&[0, 10, 50]),
         ..orderly
     }
 }
 
 /// How gradients change parameters. Drawn by a number of its own, so that it moves nothing else that is drawn.
 fn draw_optimizer(sgd: Optimizer, seed: u64) -> (Optimizer, LrSchedule, Option<f64>) {
-    let mut chance = Chance::new(seed);
+    let mut rng = SimRng::new(seed);
     let (adam, decay) = (Adam::default(), Decay::Step { factor: 0.5, epochs: 1 });
     let of = |rule| Optimizer { learning_rate: 0.01, weight_decay: 0.1, rule };
-    let optimizer = chance.pick(&[sgd, sgd, of(Rule::Adam(adam)), of(Rule::AdamW(adam))]);
-    let decay = chance.pick(&[Decay::Constant, Decay::Constant, Decay::Linear, Decay::Cosine, decay]);
-    let schedule = LrSchedule { decay, warmup_steps: chance.pick(&[0, 0, 3]) };
-    (optimizer, schedule, chance.pick(&[None, None, Some(0.5)]))
+    let optimizer = rng.pick(&[sgd, sgd, of(Rule::Adam(adam)), of(Rule::AdamW(adam))]);
+    let decay = rng.pick(&[Decay::Constant, Decay::Constant, Decay::Linear, Decay::Cosine, decay]);
+    let schedule = LrSchedule { decay, warmup_steps: rng.pick(&[0, 0, 3]) };
+    (optimizer, schedule, rng.pick(&[None, None, Some(0.5)]))
 }
 
-fn draw_recipe(chance: &mut Chance) -> Recipe {
-    let shards = chance.count(1..=8);
-    let momentum = chance.pick(&[0.0, 0.9]);
-    let epochs = chance.count(1..=3).try_into().expect("above 0");
-    let batch_size = (shards + chance.count(0..=6)).try_into().expect("above 0");
-    let sgd = Optimizer::sgd(0.01, momentum, momentum > 0.0 && chance.is_one_in(2));
-    let shuffle = chance.is_one_in(2);
-    let seed = chance.number(0..=u64::MAX - 1);
+fn draw_recipe(rng: &mut SimRng) -> Recipe {
+    let shards = rng.count(1..=8);
+    let momentum = rng.pick(&[0.0, 0.9]);
+    let epochs = rng.count(1..=3).try_into().expect("above 0");
+    let batch_size = (shards + rng.count(0..=6)).try_into().expect("above 0");
+    let sgd = Optimizer::sgd(0.01, momentum, momentum > 0.0 && rng.is_one_in(2));
+    let shuffle = rng.is_one_in(2);
+    let seed = rng.number(0..=u64::MAX - 1);
     let (optimizer, lr_schedule, clip_norm) = draw_optimizer(sgd, seed);
     Recipe {
         task: "denoising".to_owned(),
@@ -165,7 +165,7 @@ fn draw_recipe(chance: &mut Chance) -> Recipe {
         clip_norm,
         shuffle,
         seed,
-        max_steps: chance.is_one_in(4).then(|| chance.number(1..=20)),
+        max_steps: rng.is_one_in(4).then(|| rng.number(1..=20)),
         patience: None,
         init_from: None,
         init_partial: false,

@@ -9,7 +9,7 @@ use engine::reduce::{average, reduce};
 use engine::sums::{COUNTS_MAX, Sums, counts};
 use half::bf16;
 
-use coordinator::training::{Place, Rounding, Rules, State};
+use coordinator::training::{Rounding, Rules, SchedulePosition, State};
 
 /// What every worker knows: how many samples are where, and what comes out of them.
 pub struct Problem {
@@ -44,12 +44,12 @@ impl Problem {
 
     /// The result of a shard: a pure function of the parameters and of its place. Its numbers are of such different size that
     /// each order of addition gives other bits.
-    pub fn shard(&self, params: &[f32], place: Place, step: u64, shard: u32) -> ShardResult {
-        let n_samples = self.shard_samples[place.step_of_epoch as usize][shard as usize];
+    pub fn shard(&self, params: &[f32], position: SchedulePosition, step: u64, shard: u32) -> ShardResult {
+        let n_samples = self.shard_samples[position.step_of_epoch as usize][shard as usize];
         if n_samples == 0 {
             return ShardResult { gradient_sum: vec![0.0; params.len()], sums: Sums::default() };
         }
-        let key = [1, params_fingerprint(params), place.epoch.into(), step, shard.into()];
+        let key = [1, params_fingerprint(params), position.epoch.into(), step, shard.into()];
         let value = |(nth, param): (u64, &f32)| {
             let [a, b, power, ..] = mixed(&[key.as_slice(), &[nth]].concat()).to_le_bytes();
             let mantissa = f32::from(u16::from_le_bytes([a, b])) / 65_536.0 - 0.5;
@@ -113,8 +113,8 @@ impl Reference {
                 if state.step == n_steps_max {
                     break;
                 }
-                let place = Place { epoch, step_of_epoch };
-                let shard = |shard| problem.shard(&state.params, place, state.step, shard);
+                let position = SchedulePosition { epoch, step_of_epoch };
+                let shard = |shard| problem.shard(&state.params, position, state.step, shard);
                 let mut results: Vec<ShardResult> = (0..recipe.shards.get()).map(shard).collect();
                 let ShardResult { gradient_sum, sums } = reduce(&mut results);
                 average(gradient_sum, sums.n_samples);

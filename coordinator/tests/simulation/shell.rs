@@ -1,5 +1,5 @@
-//! The core in its shell, as `driver` and `server` are one: letters in, wishes out. After each event it is looked at what the
-//! core wishes and what it has come to, and compared with the undisturbed run.
+//! The core in its shell, as `driver` and `server` are one: messages in, effects out. After each event it is looked at what
+//! the core wishes and what it has come to, and compared with the undisturbed run.
 
 mod checks;
 
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use coordinator::events::RunEvent;
 use coordinator::training::{
-    Action, BatchDone, Computed, Event, Farewell, Identity, Outcome, OwnTaskDone, Profile, Refusal, Report, Rules,
+    Action, BatchDone, CloseReason, Computed, Event, Identity, Outcome, OwnTaskDone, Profile, Refusal, Report, Rules,
     ShardDone, State, TaskKind, Training, Work, WorkerId,
 };
 use engine::gradients::ShardResult;
 
+use super::coverage::{Coverage, CoverageCounts};
+use super::describe;
 use super::network::{ShardAnswer, ToCoordinator, ToWorker};
 use super::reference::{Problem, Reference};
-use super::seen::{Counts, Seen};
-use super::words;
 
 /// How the reason begins for which an identity is not let in.
 const KEPT_OUT: &str = "expected no worker of";
@@ -69,7 +69,7 @@ pub struct Session {
 /// What happens between two events.
 #[derive(Default)]
 struct Turn {
-    wishes: Vec<Wish>,
+    effects: Vec<Effect>,
     /// Who could have been asked when it began, and that worker's process.
     helpers: BTreeMap<WorkerId, u32>,
     had_ended: bool,
@@ -87,7 +87,7 @@ pub struct Saved {
 }
 
 /// What is to be done outside.
-pub enum Wish {
+pub enum Effect {
     Send(usize, ToWorker),
     Close(usize),
     Save(Saved),
@@ -100,37 +100,39 @@ pub struct Run {
     pub rules: Rules,
     pub problem: Problem,
     pub reference: Reference,
-    /// Whether letters may be lost, doubled or overtaken.
+    /// Whether messages may be lost, doubled or overtaken.
     pub is_rough: bool,
 }
 
 /// What happens in one schedule, counted and, if asked for, told.
 pub struct Notes {
-    pub seen: Counts,
+    pub coverage: CoverageCounts,
     pub is_told: bool,
     pub now: Duration,
     /// Processes that have lied so far.
-    pub liars: BTreeMap<u32, Seen>,
+    pub liars: BTreeMap<u32, Coverage>,
     /// Processes that something has happened to so far, be it only that they were slow.
     pub hindered: BTreeSet<u32>,
 }
 
 impl Notes {
-    pub fn tell(&self, words: impl FnOnce() -> String) {
+    pub fn tell(&self, text: impl FnOnce() -> String) {
         if self.is_told {
-            println!("{:>12.6}  {}", self.now.as_secs_f64(), words());
+            println!("{:>12.6}  {}", self.now.as_secs_f64(), text());
         }
     }
 }
 
 impl Shell {
-    pub fn start(run: &Run, saved: Saved, incarnation: u32, notes: &mut Notes) -> (Self, Vec<Wish>) {
+    pub fn start(run: &Run, saved: Saved, incarnation: u32, notes: &mut Notes) -> (Self, Vec<Effect>) {
         let Saved { state, n_validated } = saved;
         notes.tell(|| format!("coordinator {incarnation} starts from step {}", state.step));
         if state.step > 0 {
-            notes.seen.add(Seen::Resumed, 1);
+            notes.coverage.add(Coverage::Resumed, 1);
             let is_at_end = run.reference.validations.iter().any(|&(step, _)| step == state.step);
-            notes.seen.add(Seen::ResumedBeforeValidation, u64::from(is_at_end && state.epoch_sums.n_samples > 0));
+            notes
+                .coverage
+                .add(Coverage::ResumedBeforeValidation, u64::from(is_at_end && state.epoch_sums.n_samples > 0));
         }
         // There is nothing to go on from before the first checkpoint is written.
         // Nothing yet: what it goes on from may be in a journal.
@@ -151,12 +153,18 @@ impl Shell {
             kept,
             dealt: BTreeSet::new(),
         };
-        let wishes = shell.act(run, notes);
-        (shell, wishes)
+        let effects = shell.act(run, notes);
+        (shell, effects)
     }
 
     /// A worker's stream begins.
-    pub fn join(&mut self, run: &Run, profile: Profile, connection: usize, notes: &mut Notes) -> (WorkerId, Vec<Wish>) {
+    pub fn join(
+        &mut self,
+        run: &Run,
+        profile: Profile,
+        connection: usize,
+        notes: &mut Notes,
+    ) -> (WorkerId, Vec<Effect>) {
         self.n_joined += 1;
         let worker_id = WorkerId(self.n_joined);
         if self.outcome.is_none() {
@@ -168,9 +176,9 @@ impl Shell {
         (worker_id, self.happen(run, Event::Joined(worker_id, profile), notes))
     }
 
-    /// A letter on the stream of a worker, which may be out.
-    pub fn read(&mut self, run: &Run, worker_id: WorkerId, letter: ToCoordinator, notes: &mut Notes) -> Vec<Wish> {
-        let event = event_of(worker_id, letter, run.rules_n_params());
+    /// A message on the stream of a worker, which may be out.
+    pub fn read(&mut self, run: &Run, worker_id: WorkerId, message: ToCoordinator, notes: &mut Notes) -> Vec<Effect> {
+        let event = event_of(worker_id, message, run.rules_n_params());
         if let Some(session) = self.sessions.get_mut(&worker_id) {
             match &event {
                 Event::Ready(_) => session.is_ready = true,
@@ -179,23 +187,23 @@ impl Shell {
             }
             return self.happen(run, event, notes);
         }
-        let wishes = self.happen(run, event, notes);
-        assert!(wishes.is_empty(), "an event of worker {worker_id}, who is out, has no effect");
-        wishes
+        let effects = self.happen(run, event, notes);
+        assert!(effects.is_empty(), "an event of worker {worker_id}, who is out, has no effect");
+        effects
     }
 
-    pub fn lose(&mut self, run: &Run, worker_id: WorkerId, reason: &str, notes: &mut Notes) -> Vec<Wish> {
+    pub fn lose(&mut self, run: &Run, worker_id: WorkerId, reason: &str, notes: &mut Notes) -> Vec<Effect> {
         self.sessions.remove(&worker_id);
         self.happen(run, Event::Lost(worker_id, reason.to_owned()), notes)
     }
 
     /// The coordinator has computed a task itself.
-    pub fn hear_own(&mut self, run: &Run, done: OwnTaskDone, notes: &mut Notes) -> Vec<Wish> {
-        notes.seen.add(Seen::OwnTooLate, u64::from(done.step < self.training.state().step));
+    pub fn own_task_done(&mut self, run: &Run, done: OwnTaskDone, notes: &mut Notes) -> Vec<Effect> {
+        notes.coverage.add(Coverage::OwnTooLate, u64::from(done.step < self.training.state().step));
         self.happen(run, Event::OwnTaskDone(done), notes)
     }
 
-    pub fn stop(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
+    pub fn stop(&mut self, run: &Run, notes: &mut Notes) -> Vec<Effect> {
         self.happen(run, Event::Stop, notes)
     }
 
@@ -215,24 +223,24 @@ impl Shell {
     }
 
     /// Wakes the core.
-    pub fn wake(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
+    pub fn wake(&mut self, run: &Run, notes: &mut Notes) -> Vec<Effect> {
         let deadline = self.training.next_deadline();
         let (now, step) = (self.now(notes), self.training.state().step);
         notes.tell(|| format!("deadline {deadline:?}"));
         self.training.handle_deadline(now);
         let n_before = self.sessions.len();
-        let wishes = self.act(run, notes);
-        let has_acted = !wishes.is_empty() || self.sessions.len() < n_before || self.training.state().step > step;
+        let effects = self.act(run, notes);
+        let has_acted = !effects.is_empty() || self.sessions.len() < n_before || self.training.state().step > step;
         let is_same = self.last_deadline.replace(deadline.expect("it is woken when it wants to be")) == deadline;
         assert!(!is_same || has_acted, "the core wakes for the same deadline twice, and does nothing");
         let next = self.training.next_deadline();
         assert!(next.is_none_or(|next| next > now) || has_acted, "woken at {now:?}, it wants to be woken at {next:?}");
-        wishes
+        effects
     }
 
-    fn happen(&mut self, run: &Run, event: Event, notes: &mut Notes) -> Vec<Wish> {
-        if !matches!(event, Event::Heard(..)) {
-            notes.tell(|| words::of_event(&event));
+    fn happen(&mut self, run: &Run, event: Event, notes: &mut Notes) -> Vec<Effect> {
+        if !matches!(event, Event::Heartbeat(..)) {
+            notes.tell(|| describe::of_event(&event));
         }
         let step = self.training.state().step;
         self.training.handle_event(self.now(notes), event);
@@ -245,7 +253,7 @@ impl Shell {
     }
 
     /// Does what the core wishes, and looks at it.
-    fn act(&mut self, run: &Run, notes: &mut Notes) -> Vec<Wish> {
+    fn act(&mut self, run: &Run, notes: &mut Notes) -> Vec<Effect> {
         let active = self.sessions.iter().filter(|(_, session)| session.is_active());
         let helpers = active.map(|(&worker_id, session)| (worker_id, session.process)).collect();
         let (had_ended, age) = (self.outcome.is_some(), self.age());
@@ -257,14 +265,14 @@ impl Shell {
             let Some(action) = self.training.poll_action(self.now(notes)) else { break };
             let is_update = matches!(action, Action::SendUpdate { .. });
             assert_eq!(self.training.state().step, step + u64::from(is_update), "a step is one update");
-            notes.tell(|| format!("    {}", words::of_action(&action)));
-            let is_for_late_joiner = matches!(action, Action::Dismiss(_, Farewell::End, _));
+            notes.tell(|| format!("    {}", describe::of_action(&action)));
+            let is_for_late_joiner = matches!(action, Action::Close(_, CloseReason::End, _));
             assert!(self.outcome.is_none() || (had_ended && is_for_late_joiner), "after the end, {action:?}");
             self.take(run, action, &mut turn, notes);
         }
         assert!(turn.lagging.is_subset(&turn.lost), "expected a state for each of {:?}", turn.lagging);
         self.check_kept(run, age);
-        turn.wishes
+        turn.effects
     }
 
     fn take(&mut self, run: &Run, action: Action, turn: &mut Turn, notes: &mut Notes) {
@@ -295,10 +303,10 @@ impl Shell {
             }
             Action::Refuse(worker_id, refusal) => {
                 match refusal {
-                    Refusal::Stale { .. } => notes.seen.add(Seen::RefusedStale, 1),
-                    Refusal::Duplicate { .. } => notes.seen.add(Seen::RefusedDuplicate, 1),
+                    Refusal::Stale { .. } => notes.coverage.add(Coverage::RefusedStale, 1),
+                    Refusal::Duplicate { .. } => notes.coverage.add(Coverage::RefusedDuplicate, 1),
                     Refusal::NotDealt { .. } => {
-                        notes.seen.add(Seen::RefusedNotDealt, 1);
+                        notes.coverage.add(Coverage::RefusedNotDealt, 1);
                         let is_honest = |session: &Session| !notes.liars.contains_key(&session.process);
                         let is_expected = run.is_rough || !self.sessions.get(&worker_id).is_some_and(is_honest);
                         assert!(is_expected, "worker {worker_id} is honest, and not listened to: {refusal}");
@@ -307,27 +315,27 @@ impl Shell {
                 }
                 self.send(worker_id, turn, notes, |_| ToWorker::Refusal);
             }
-            Action::Dismiss(worker_id, farewell, reason) => {
-                self.dismiss(run, worker_id, farewell, &reason, turn, notes);
+            Action::Close(worker_id, close_reason, reason) => {
+                self.close_session(run, worker_id, close_reason, &reason, turn, notes);
             }
-            Action::ComputeTask(work) => turn.wishes.push(Wish::Compute(self.own_task(run, &work))),
+            Action::ComputeTask(work) => turn.effects.push(Effect::Compute(self.own_task(run, &work))),
             Action::Checkpoint => {
                 self.check_state(run);
                 assert_ne!(self.kept, self.age(), "a state is kept once");
                 self.kept = self.age();
-                turn.wishes.push(Wish::Save(self.save()));
+                turn.effects.push(Effect::Save(self.save()));
             }
             Action::Report(report) => {
                 if let Report::Event(RunEvent::ReplicaResent { worker, .. }) = &report {
                     turn.lagging.insert(WorkerId(*worker));
                 }
-                self.hear(run, report, notes);
+                self.check_report(run, report, notes);
             }
             Action::Finish(outcome) => {
                 let helpers = turn.helpers.iter().filter(|(worker_id, _)| !turn.lost.contains(worker_id));
                 self.check_end(run, &outcome, &helpers.map(|(_, &process)| process).collect(), notes);
                 self.outcome = Some(outcome.clone());
-                turn.wishes.push(Wish::Finish(outcome));
+                turn.effects.push(Effect::Finish(outcome));
             }
         }
     }
@@ -365,9 +373,9 @@ impl Shell {
         let params = &self.training.state().params;
         match work {
             Work::Nothing => panic!("nothing is no task"),
-            Work::Shards { step, place, shards } => {
+            Work::Shards { step, position, shards } => {
                 let [task] = shards[..] else { panic!("expected one shard, found {shards:?}") };
-                let result = run.problem.shard(params, *place, *step, task);
+                let result = run.problem.shard(params, *position, *step, task);
                 OwnTaskDone { step: *step, kind: TaskKind::Shard, task, result }
             }
             Work::Batches { step, batches } => {
@@ -385,22 +393,22 @@ impl Shell {
         }
     }
 
-    fn dismiss(
+    fn close_session(
         &mut self,
         run: &Run,
         worker_id: WorkerId,
-        farewell: Farewell,
+        close_reason: CloseReason,
         reason: &str,
         turn: &mut Turn,
         notes: &mut Notes,
     ) {
-        note_dismissal(farewell, reason, &mut notes.seen);
-        if farewell != Farewell::End {
+        note_close(close_reason, reason, &mut notes.coverage);
+        if close_reason != CloseReason::End {
             turn.helpers.remove(&worker_id);
         }
         let Some(session) = self.sessions.remove(&worker_id) else {
             let is_known_to_be_out = turn.had_ended || turn.lost.contains(&worker_id);
-            return assert!(is_known_to_be_out, "worker {worker_id} is dismissed, and is out: {reason}");
+            return assert!(is_known_to_be_out, "the session of worker {worker_id} is closed, and it is out: {reason}");
         };
         let is_given_up = reason.starts_with("silent for") || reason.starts_with("no answer for");
         let is_hindered = run.is_rough || notes.hindered.contains(&session.process);
@@ -408,21 +416,21 @@ impl Shell {
         let is_free = !self.evicted_identities.contains(&session.identity);
         assert!(!is_free || !reason.starts_with(KEPT_OUT), "worker {worker_id} is of no evicted identity: {reason}");
         if reason.contains("results in a row were not used") {
-            notes.seen.add(Seen::RefusedForGood, 1);
+            notes.coverage.add(Coverage::RefusedForGood, 1);
             assert!(
                 notes.liars.contains_key(&session.process) || run.is_rough,
                 "worker {worker_id} is honest: {reason}"
             );
-        } else if matches!(farewell, Farewell::Refused | Farewell::Evicted) {
+        } else if matches!(close_reason, CloseReason::Refused | CloseReason::Evicted) {
             let lie = notes.liars.get(&session.process).copied();
             let lie = lie.unwrap_or_else(|| panic!("worker {worker_id} never lied: {reason}"));
-            notes.seen.add(evicted_for(lie), 1);
-            notes.seen.add(Seen::EvictedByTwo, u64::from(reason.contains("and of another one")));
-            notes.seen.add(Seen::EvictedByCoordinator, u64::from(reason.ends_with("that of the coordinator")));
+            notes.coverage.add(evicted_for(lie), 1);
+            notes.coverage.add(Coverage::EvictedByTwo, u64::from(reason.contains("and of another one")));
+            notes.coverage.add(Coverage::EvictedByCoordinator, u64::from(reason.ends_with("that of the coordinator")));
             self.evicted.insert((worker_id, self.training.state().step));
         }
-        turn.wishes.push(Wish::Send(session.connection, ToWorker::Dismissal(farewell)));
-        turn.wishes.push(Wish::Close(session.connection));
+        turn.effects.push(Effect::Send(session.connection, ToWorker::Close(close_reason)));
+        turn.effects.push(Effect::Close(session.connection));
     }
 
     /// Sends a worker that is in something; one whose messages are not taken is lost by that, as `driver` has it.
@@ -431,22 +439,22 @@ impl Shell {
         worker_id: WorkerId,
         turn: &mut Turn,
         notes: &mut Notes,
-        letter: impl FnOnce(&mut Session) -> ToWorker,
+        message: impl FnOnce(&mut Session) -> ToWorker,
     ) {
         let Some(session) = self.sessions.get_mut(&worker_id) else {
             return assert!(turn.lost.contains(&worker_id), "worker {worker_id} is spoken to, and is out");
         };
-        let letter = letter(session);
+        let message = message(session);
         let connection = session.connection;
         if !session.is_full {
-            return turn.wishes.push(Wish::Send(connection, letter));
+            return turn.effects.push(Effect::Send(connection, message));
         }
-        notes.seen.add(Seen::Overflow, 1);
+        notes.coverage.add(Coverage::Overflow, 1);
         self.sessions.remove(&worker_id);
         turn.lost.insert(worker_id);
-        turn.wishes.push(Wish::Close(connection));
+        turn.effects.push(Effect::Close(connection));
         let event = Event::Lost(worker_id, "it does not take its messages".to_owned());
-        notes.tell(|| format!("    {}", words::of_event(&event)));
+        notes.tell(|| format!("    {}", describe::of_event(&event)));
         self.training.handle_event(self.now(notes), event);
     }
 }
@@ -464,9 +472,9 @@ impl Run {
     }
 }
 
-/// What `server` makes of a letter.
-fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Event {
-    match letter {
+/// What `server` makes of a message.
+fn event_of(worker_id: WorkerId, message: ToCoordinator, n_params: usize) -> Event {
+    match message {
         ToCoordinator::Join(_) => unreachable!("a stream has one join, which is no event of a session"),
         ToCoordinator::Ready => Event::Ready(worker_id),
         ToCoordinator::Shard(answer) => {
@@ -486,32 +494,32 @@ fn event_of(worker_id: WorkerId, letter: ToCoordinator, n_params: usize) -> Even
         }
         ToCoordinator::Lagging(reason) => Event::Lagging(worker_id, reason),
         ToCoordinator::Leaving => Event::Leaving(worker_id, "a signal".to_owned()),
-        ToCoordinator::Heartbeat(step) => Event::Heard(worker_id, step),
+        ToCoordinator::Heartbeat(step) => Event::Heartbeat(worker_id, step),
     }
 }
 
-fn note_dismissal(farewell: Farewell, reason: &str, seen: &mut Counts) {
+fn note_close(close_reason: CloseReason, reason: &str, coverage: &mut CoverageCounts) {
     let kinds = [
-        ("silent for", Seen::Silent),
-        ("not ready for", Seen::NotReady),
-        ("no answer for", Seen::NoAnswer),
-        ("it wanted to leave", Seen::Released),
-        (KEPT_OUT, Seen::KeptOut),
+        ("silent for", Coverage::Silent),
+        ("not ready for", Coverage::NotReady),
+        ("no answer for", Coverage::NoAnswer),
+        ("it wanted to leave", Coverage::Released),
+        (KEPT_OUT, Coverage::KeptOut),
     ];
     for (begin, kind) in kinds {
-        seen.add(kind, u64::from(reason.starts_with(begin)));
+        coverage.add(kind, u64::from(reason.starts_with(begin)));
     }
     let is_of_replica = reason.starts_with("expected parameters") || reason.starts_with("expected the update");
-    seen.add(Seen::LaggingTwice, u64::from(farewell == Farewell::ComeBack && is_of_replica));
+    coverage.add(Coverage::LaggingTwice, u64::from(close_reason == CloseReason::ComeBack && is_of_replica));
 }
 
-fn evicted_for(lie: Seen) -> Seen {
+fn evicted_for(lie: Coverage) -> Coverage {
     match lie {
-        Seen::LieNotFinite => Seen::EvictedNotFinite,
-        Seen::LieLength => Seen::EvictedLength,
-        Seen::LieCount => Seen::EvictedCount,
-        Seen::LieBits | Seen::LieGuess => Seen::EvictedBits,
-        Seen::LieNonsense => Seen::EvictedNonsense,
+        Coverage::LieNotFinite => Coverage::EvictedNotFinite,
+        Coverage::LieLength => Coverage::EvictedLength,
+        Coverage::LieCount => Coverage::EvictedCount,
+        Coverage::LieBits | Coverage::LieGuess => Coverage::EvictedBits,
+        Coverage::LieNonsense => Coverage::EvictedNonsense,
         other => panic!("nobody is evicted for {other:?}"),
     }
 }

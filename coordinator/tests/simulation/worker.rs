@@ -82,7 +82,7 @@ pub enum Lie {
     Undealt,
     /// Wrong bits where it guesses that nobody compares: as if shards were audited by the seed.
     Guess,
-    /// Nothing but signs of life.
+    /// Nothing but heartbeats.
     Silent,
     /// Signs of life without end, and every result four times.
     Flood,
@@ -107,10 +107,10 @@ impl Lies {
     }
 
     /// Makes a lie of a result, if the result can be one.
-    pub fn distort(&mut self, letter: &mut ToCoordinator, problem: &Problem) -> bool {
-        let is_lie = match (self.lie, letter) {
+    pub fn distort(&mut self, message: &mut ToCoordinator, problem: &Problem) -> bool {
+        let is_lie = match (self.lie, message) {
             (Lie::Stray | Lie::Silent | Lie::Flood, _) => true,
-            (Lie::Undealt, letter) => matches!(letter, ToCoordinator::Shard(_)),
+            (Lie::Undealt, message) => matches!(message, ToCoordinator::Shard(_)),
             (Lie::Guess, ToCoordinator::Shard(answer)) if is_guessed_audited(problem, answer) => false,
             (lie, ToCoordinator::Shard(answer)) => {
                 distort_shard(lie, self.n_told, answer);
@@ -169,7 +169,7 @@ pub struct Computer {
     jobs: VecDeque<Job>,
     /// Number of the newest order that changes the parameters.
     newest: u64,
-    held: Option<Held>,
+    loaded: Option<LoadedReplica>,
     at_work: Option<AtWork>,
 }
 
@@ -179,7 +179,7 @@ struct Job {
     change: u64,
 }
 
-struct Held {
+struct LoadedReplica {
     connection: usize,
     step: u64,
     params: Vec<f32>,
@@ -206,7 +206,7 @@ impl Computer {
 
     /// Updates that the replica has.
     pub fn step(&self) -> u64 {
-        self.held.as_ref().map_or(0, |held| held.step)
+        self.loaded.as_ref().map_or(0, |loaded| loaded.step)
     }
 
     /// Goes on until something has to be computed; whether that is so. What is wrong with the replica is told.
@@ -228,14 +228,14 @@ impl Computer {
             if session != Some(connection) {
                 continue;
             }
-            self.held.take_if(|held| held.connection != connection);
+            self.loaded.take_if(|loaded| loaded.connection != connection);
             match self.follow(connection, order, problem) {
                 Ok(Some(work)) => {
                     self.at_work = Some(AtWork { connection, change, work, n_done: 0, is_computing: false });
                 }
                 Ok(None) => {}
                 Err(reason) => {
-                    self.held = None;
+                    self.loaded = None;
                     told.push(ToCoordinator::Lagging(reason));
                 }
             }
@@ -247,77 +247,78 @@ impl Computer {
             ToWorker::State { step, params, slots, work } => {
                 let (params, slots) = (params.to_vec(), slots.to_vec());
                 let fingerprint = params_fingerprint(&params);
-                self.held = Some(Held { connection, step, params, slots, fingerprint });
+                self.loaded = Some(LoadedReplica { connection, step, params, slots, fingerprint });
                 work
             }
             ToWorker::Update { step, gradient, work } => {
-                if let Some(held) = &mut self.held {
-                    if step != held.step + 1 {
-                        return Err(format!("expected the update to step {}, found that to {step}", held.step + 1));
+                if let Some(loaded) = &mut self.loaded {
+                    if step != loaded.step + 1 {
+                        return Err(format!("expected the update to step {}, found that to {step}", loaded.step + 1));
                     }
-                    let rate = problem.rates.at(held.step);
-                    problem.recipe.optimizer.apply(rate, &mut held.params, &mut held.slots, 0, &gradient);
-                    held.step = step;
-                    held.fingerprint = params_fingerprint(&held.params);
+                    let rate = problem.rates.at(loaded.step);
+                    problem.recipe.optimizer.apply(rate, &mut loaded.params, &mut loaded.slots, 0, &gradient);
+                    loaded.step = step;
+                    loaded.fingerprint = params_fingerprint(&loaded.params);
                 }
                 work
             }
             ToWorker::Work(work) => work,
             other => unreachable!("{other:?} is no order"),
         };
-        let (Some(held), Work::Shards { step, .. } | Work::Batches { step, .. }) = (&self.held, &work) else {
+        let (Some(loaded), Work::Shards { step, .. } | Work::Batches { step, .. }) = (&self.loaded, &work) else {
             return Ok(None);
         };
-        if *step > held.step {
-            return Err(format!("expected work on step {}, found work on {step}", held.step));
+        if *step > loaded.step {
+            return Err(format!("expected work on step {}, found work on {step}", loaded.step));
         }
-        Ok((*step == held.step).then_some(work))
+        Ok((*step == loaded.step).then_some(work))
     }
 
     /// A bit of the replica turns over.
     pub fn stray(&mut self) {
-        let held = self.held.as_mut().expect("it computes on a replica");
-        held.params[0] = f32::from_bits(held.params[0].to_bits() ^ 1);
-        held.fingerprint = params_fingerprint(&held.params);
+        let loaded = self.loaded.as_mut().expect("it computes on a replica");
+        loaded.params[0] = f32::from_bits(loaded.params[0].to_bits() ^ 1);
+        loaded.fingerprint = params_fingerprint(&loaded.params);
     }
 
     /// Results of all shards of the step at hand that its order does not name. They are right, so that no harm is done if one of
     /// them is dealt to it meanwhile.
     pub fn undealt(&self, problem: &Problem) -> Vec<ToCoordinator> {
-        let (Some(held), Some(AtWork { work: Work::Shards { place, shards, .. }, .. })) = (&self.held, &self.at_work)
+        let (Some(loaded), Some(AtWork { work: Work::Shards { position, shards, .. }, .. })) =
+            (&self.loaded, &self.at_work)
         else {
             return Vec::new();
         };
-        let letter = |shard| {
-            let (step, params_fingerprint, compute) = (held.step, held.fingerprint, Duration::ZERO);
-            let ShardResult { gradient_sum, sums } = problem.shard(&held.params, *place, step, shard);
+        let message = |shard| {
+            let (step, params_fingerprint, compute) = (loaded.step, loaded.fingerprint, Duration::ZERO);
+            let ShardResult { gradient_sum, sums } = problem.shard(&loaded.params, *position, step, shard);
             ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
         };
-        (0..problem.recipe.shards.get()).filter(|shard| !shards.contains(shard)).map(letter).collect()
+        (0..problem.recipe.shards.get()).filter(|shard| !shards.contains(shard)).map(message).collect()
     }
 
     /// What it has computed, and on which connection it was asked to.
     pub fn finish(&mut self, problem: &Problem, compute: Duration) -> (usize, ToCoordinator) {
         let at_work = self.at_work.as_mut().expect("it was at work");
-        let held = self.held.as_ref().expect("it computes on a replica");
-        let (step, params_fingerprint) = (held.step, held.fingerprint);
-        let letter = match &at_work.work {
-            Work::Shards { place, shards, .. } => {
+        let loaded = self.loaded.as_ref().expect("it computes on a replica");
+        let (step, params_fingerprint) = (loaded.step, loaded.fingerprint);
+        let message = match &at_work.work {
+            Work::Shards { position, shards, .. } => {
                 let shard = shards[at_work.n_done];
-                let result = problem.shard(&held.params, *place, step, shard);
+                let result = problem.shard(&loaded.params, *position, step, shard);
                 let (gradient_sum, sums) = (result.gradient_sum, result.sums);
                 ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
             }
             Work::Batches { batches, .. } => {
                 let batch = batches[at_work.n_done];
-                let sums = problem.batch(&held.params, step, batch);
+                let sums = problem.batch(&loaded.params, step, batch);
                 ToCoordinator::Batch { step, batch, sums, params_fingerprint }
             }
             Work::Nothing => unreachable!("nothing is no work"),
         };
         at_work.n_done += 1;
         at_work.is_computing = false;
-        (at_work.connection, letter)
+        (at_work.connection, message)
     }
 }
 

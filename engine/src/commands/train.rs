@@ -16,7 +16,7 @@ use crate::params::params_blake3;
 use crate::recipe::{Recipe, RecipeArgs};
 use crate::report::{EpochRecord, RunFolder, Screen, best_json, best_lines};
 use crate::task::{OpenTask, TaskChoice};
-use crate::training::{self, Event, Next, Trained, TrainingError, initial_weights};
+use crate::training::{self, Continuation, ProgressEvent, Trained, TrainingError, initial_weights};
 
 /// The flags of `train`, but for the task's own.
 #[derive(Args, Debug)]
@@ -68,7 +68,7 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
     let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
     let n_steps_max = recipe.n_steps(n_samples.into());
     let mut screen = Screen::new(samples, n_steps_max, recipe.epochs.get(), args.json);
-    let mut lines = vec![recipe.words(n_samples, samples, task.data_name())];
+    let mut lines = vec![recipe.describe(n_samples, samples, task.data_name())];
     lines.extend(initial_text);
     lines.push(format!("run folder: {}", folder.path().display()));
     screen.begin(&lines);
@@ -76,7 +76,7 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
     let mut n_steps = 0;
     let trained = training::train(&recipe, &task, &backend.device, initial, &mut |event| {
         match event {
-            Event::Step { mut record, params } => {
+            ProgressEvent::Step { mut record, params } => {
                 if args.hash_steps {
                     record.params_blake3 = Some(params_blake3(params));
                 }
@@ -84,13 +84,17 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
                 screen.step(&record, "");
                 n_steps = record.step;
             }
-            Event::Epoch { record, weights, evaluator } => {
+            ProgressEvent::Epoch { record, weights, evaluator } => {
                 folder.add_epoch(&record, weights, evaluator.picture(recipe.seed).as_deref())?;
                 screen.epoch(&record);
                 last_epoch = Some(record);
             }
         }
-        Ok::<_, TrainingError>(if signals.stop.load(Ordering::Relaxed) { Next::Stop } else { Next::GoOn })
+        Ok::<_, TrainingError>(if signals.stop.load(Ordering::Relaxed) {
+            Continuation::Stop
+        } else {
+            Continuation::Continue
+        })
     });
     let trained = trained.inspect_err(|error| {
         description["result"] = json!({ "step": n_steps, "error": error.to_string() });

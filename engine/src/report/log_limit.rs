@@ -22,11 +22,11 @@ const PEER_FIELDS: [&str; 2] = ["peer", "worker"];
 #[derive(Debug, Default)]
 pub(super) struct LogLimit {
     /// By the place in the code; there are as many as the program has.
-    kinds: Mutex<HashMap<Identifier, Kind>>,
+    kinds: Mutex<HashMap<Identifier, LineKind>>,
 }
 
 #[derive(Debug)]
-struct Kind {
+struct LineKind {
     bucket: Bucket,
     n_left_out: u64,
 }
@@ -44,7 +44,7 @@ enum Line {
 impl LogLimit {
     fn line(&self, kind: Identifier, now: Instant) -> Line {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = kinds.entry(kind).or_insert_with(|| Kind { bucket: Bucket::new(RATE, now), n_left_out: 0 });
+        let kind = kinds.entry(kind).or_insert_with(|| LineKind { bucket: Bucket::new(RATE, now), n_left_out: 0 });
         if kind.bucket.take(now) {
             return Line::Written { n_left_out: std::mem::take(&mut kind.n_left_out) };
         }

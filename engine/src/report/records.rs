@@ -44,7 +44,7 @@ impl Figures {
     }
 
     /// As people read them: `, rounded accuracy 0.9512` for each.
-    pub fn words(&self) -> String {
+    pub fn describe(&self) -> String {
         self.0.iter().map(|(name, value)| format!(", {} {value:.4}", name.replace('_', " "))).collect()
     }
 }

@@ -69,7 +69,7 @@ impl Screen {
         let figures = format!(
             "loss {:.4}{}, {samples_per_second:.0} {}/s{separator}{note}",
             record.loss,
-            record.metrics.words(),
+            record.metrics.describe(),
             self.samples,
         );
         let epoch = format!("epoch {}/{}", record.epoch, self.n_epochs);
@@ -96,9 +96,9 @@ impl Screen {
             self.n_epochs,
             record.seconds,
             record.loss,
-            record.metrics.words(),
+            record.metrics.describe(),
             record.val_loss,
-            record.val_metrics.words(),
+            record.val_metrics.describe(),
             record.samples_per_second,
             self.samples,
         ));

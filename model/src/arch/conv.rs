@@ -9,7 +9,7 @@ use engine::backend::Operations;
 
 /// Three convolutions with pooling, three transposed convolutions.
 #[derive(Module, Debug)]
-pub struct Conv {
+pub struct ConvNetwork {
     encoder: Encoder,
     decoder: Decoder,
     #[module(skip)]
@@ -30,7 +30,7 @@ struct Decoder {
     deconv3: ConvTranspose,
 }
 
-impl Conv {
+impl ConvNetwork {
     pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {
@@ -68,9 +68,9 @@ impl Conv {
     /// The shapes in the comments are those of the plain operations; [`channel_axis`] says where the channels are.
     fn encode(&self, images: Tensor<3>) -> Tensor<4> {
         let x = images.unsqueeze_dim(channel_axis(self.operations)); // [batch, 1, 28, 28]
-        let x = self.encoder.conv1.selu_of_halved(x, self.operations); // [batch, 16, 14, 14]
-        let x = self.encoder.conv2.selu_of_halved(x, self.operations); // [batch, 32, 7, 7]
-        self.encoder.conv3.selu_of_halved(x, self.operations) // [batch, 64, 3, 3]
+        let x = self.encoder.conv1.max_pool_selu(x, self.operations); // [batch, 16, 14, 14]
+        let x = self.encoder.conv2.max_pool_selu(x, self.operations); // [batch, 32, 7, 7]
+        self.encoder.conv3.max_pool_selu(x, self.operations) // [batch, 64, 3, 3]
     }
 }
 

@@ -9,7 +9,7 @@ use engine::backend::Operations;
 
 /// Dense layers, 784 → 100 → 30 → 100 → 784.
 #[derive(Module, Debug)]
-pub struct Denoising {
+pub struct DenoisingNetwork {
     encoder: Encoder,
     decoder: Decoder,
     #[module(skip)]
@@ -28,7 +28,7 @@ struct Decoder {
     dense2: Dense,
 }
 
-impl Denoising {
+impl DenoisingNetwork {
     pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {

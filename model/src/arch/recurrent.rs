@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::{IMAGE_SIDE, LayerRow};
 #[cfg(feature = "flex")]
-use crate::layers::fused::Course;
+use crate::layers::fused::LstmMode;
 use crate::layers::{Dense, Initializer, Lstm, Sequence};
 use engine::backend::Operations;
 
@@ -16,7 +16,7 @@ const N_HIDDEN: usize = 100;
 
 /// Two LSTMs that read, one that writes.
 #[derive(Module, Debug)]
-pub struct Recurrent {
+pub struct RecurrentNetwork {
     encoder: Encoder,
     decoder: Decoder,
     #[module(skip)]
@@ -35,7 +35,7 @@ struct Decoder {
     dense: Dense,
 }
 
-impl Recurrent {
+impl RecurrentNetwork {
     pub(super) fn new(initializer: &mut Initializer, operations: Operations) -> Self {
         Self {
             encoder: Encoder {
@@ -69,7 +69,7 @@ impl Recurrent {
             #[cfg(feature = "flex")]
             Operations::Fused => {
                 let code = self.fused_code(images); // [1, batch, 30]
-                let hidden = self.decoder.lstm1.fused(code, Course::Repeated(n_rows)); // [rows, batch, 100]
+                let hidden = self.decoder.lstm1.fused(code, LstmMode::RepeatInput(n_rows)); // [rows, batch, 100]
                 let hidden = hidden.reshape([n_rows * n_samples, N_HIDDEN]);
                 let rows = self.decoder.dense.forward(hidden, self.operations); // [rows * batch, 28]
                 rows.reshape([n_rows, n_samples, IMAGE_SIDE]).permute([1, 0, 2])
@@ -86,8 +86,8 @@ impl Recurrent {
     /// [batch, rows, 28] → [1, batch, 30].
     #[cfg(feature = "flex")]
     fn fused_code(&self, images: Tensor<3>) -> Tensor<3> {
-        let hidden = self.encoder.lstm1.fused(images.permute([1, 0, 2]), Course::Steps); // [rows, batch, 100]
-        self.encoder.lstm2.fused(hidden, Course::Last)
+        let hidden = self.encoder.lstm1.fused(images.permute([1, 0, 2]), LstmMode::Sequence); // [rows, batch, 100]
+        self.encoder.lstm2.fused(hidden, LstmMode::Last)
     }
 
     /// [batch, rows, 28] → [batch, 30].

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::Images;
 use crate::arch::{Architecture, Network};
-use crate::layers::fused::{Buffer, announce, binary_cross_entropy, with_destination};
+use crate::layers::fused::{Buffer, binary_cross_entropy, register_grad_target, with_grad_targets};
 use engine::backend::ComputeDevice;
 use engine::gradients::collect_gradients;
 use engine::reduce::add_into;
@@ -108,8 +108,8 @@ fn ranges(architecture: Architecture, n_images: usize) -> Vec<Range<usize>> {
 }
 
 fn pass(network: &Network, [inputs, targets]: [Tensor<3>; 2], gradient_sum: &mut [f32]) -> Sums {
-    let ((sums, mut gradients), written) = with_destination(gradient_sum, || {
-        network.visit(&mut Announcer { start: 0 });
+    let ((sums, mut gradients), written) = with_grad_targets(gradient_sum, || {
+        network.visit(&mut GradTargetRegistrar { start: 0 });
         let (sums, loss) = binary_cross_entropy(network.logits(inputs), targets);
         (sums, loss.backward())
     });
@@ -118,14 +118,14 @@ fn pass(network: &Network, [inputs, targets]: [Tensor<3>; 2], gradient_sum: &mut
     sums
 }
 
-/// Says of each parameter where its gradient belongs.
-struct Announcer {
+/// Registers for each parameter where its gradient goes.
+struct GradTargetRegistrar {
     start: usize,
 }
 
-impl ModuleVisitor for Announcer {
+impl ModuleVisitor for GradTargetRegistrar {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        announce(param.val(), self.start);
+        register_grad_target(param.val(), self.start);
         self.start += param.shape().num_elements();
     }
 }

@@ -37,7 +37,7 @@ impl Conv {
 
     /// With 2x2 max pooling and SELU after it: [batch, in, height, width] → [batch, out, height / 2, width / 2], an odd last
     /// row or column dropped.
-    pub fn selu_of_halved(&self, x: Tensor<4>, operations: Operations) -> Tensor<4> {
+    pub fn max_pool_selu(&self, x: Tensor<4>, operations: Operations) -> Tensor<4> {
         match operations {
             #[cfg(feature = "flex")]
             Operations::Fused => fused::conv_pooled(x, self.weight.val(), self.bias.val()),

@@ -1,14 +1,14 @@
 //! Operations of a whole layer at once, with handwritten gradients, for the CPU backend that is pure Rust. Each has its plain
 //! twin beside it in the layer that uses it, made of Burn's own operations, and is tested against it.
 //!
-//! Here is what they are to Burn: a backend extension, forward. `graph` has the way back. The arithmetic is in the other
+//! Here is what they are to Burn: a backend extension, forward. `graph` has the backward pass. The arithmetic is in the other
 //! files, on slices, and knows nothing of tensors.
 
 mod activation;
 mod buffers;
 mod conv;
 mod dense;
-mod destination;
+mod grad_targets;
 mod graph;
 mod loss;
 mod lstm;
@@ -25,7 +25,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 pub use activation::Activation;
 pub use buffers::Buffer;
-pub use destination::with_destination;
+pub use grad_targets::with_grad_targets;
 #[cfg(test)]
 pub use product::HALF_VECTORS;
 
@@ -36,17 +36,17 @@ use engine::sums::Sums;
 
 /// What an LSTM is given, and what of it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Course {
+pub enum LstmMode {
     /// Another value at each step, and each step's output.
-    Steps,
+    Sequence,
     /// Another value at each step, and the last output alone.
     Last,
     /// One value at so many steps, and each step's output.
-    Repeated(usize),
+    RepeatInput(usize),
 }
 
 /// Where the sums of a loss go.
-pub type SumsPlace = Arc<OnceLock<Sums>>;
+pub type SumsCell = Arc<OnceLock<Sums>>;
 
 /// The operations. Shapes are those that the slices have in the files below.
 #[backend_extension(Flex, Autodiff)]
@@ -64,7 +64,7 @@ pub trait FusedOperations: Backend {
         weight_ih: FloatTensor<Self>,
         weight_hh: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        course: Course,
+        mode: LstmMode,
     ) -> FloatTensor<Self>;
     /// See [`conv_pooled`].
     fn fused_conv_pooled(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>)
@@ -78,9 +78,9 @@ pub trait FusedOperations: Backend {
         activation: Activation,
     ) -> FloatTensor<Self>;
     /// See [`binary_cross_entropy`].
-    fn fused_loss(logits: FloatTensor<Self>, targets: FloatTensor<Self>, sums: SumsPlace) -> FloatTensor<Self>;
-    /// See [`announce`].
-    fn fused_announce(parameter: FloatTensor<Self>, start: usize) -> FloatTensor<Self>;
+    fn fused_loss(logits: FloatTensor<Self>, targets: FloatTensor<Self>, sums: SumsCell) -> FloatTensor<Self>;
+    /// See [`register_grad_target`].
+    fn fused_register_grad_target(parameter: FloatTensor<Self>, start: usize) -> FloatTensor<Self>;
 }
 
 /// `act(x Wᵀ + b)`: x [batch, in], W [out, in], b [out] → [batch, out].
@@ -91,10 +91,10 @@ pub fn dense(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>, activation: Activ
 
 /// A whole LSTM: x [steps, batch, in], or [1, batch, in] if it is repeated; kernels [4 hidden, in] and [4 hidden, hidden],
 /// bias [4 hidden] → [steps, batch, hidden], or [1, batch, hidden] if the last output is asked for.
-pub fn lstm(x: Tensor<3>, [weight_ih, weight_hh]: [Tensor<2>; 2], bias: Tensor<1>, course: Course) -> Tensor<3> {
+pub fn lstm(x: Tensor<3>, [weight_ih, weight_hh]: [Tensor<2>; 2], bias: Tensor<1>, mode: LstmMode) -> Tensor<3> {
     let [x, weight_ih] = [x.into_dispatch(), weight_ih.into_dispatch()];
     let [weight_hh, bias] = [weight_hh.into_dispatch(), bias.into_dispatch()];
-    Tensor::from_dispatch(Dispatch::fused_lstm(x, weight_ih, weight_hh, bias, course))
+    Tensor::from_dispatch(Dispatch::fused_lstm(x, weight_ih, weight_hh, bias, mode))
 }
 
 /// 3x3 convolution, *same* padding, bias, SELU and 2x2 max pooling: x [batch, height, width, in], W [out, in, 3, 3],
@@ -116,17 +116,17 @@ pub fn conv_transposed(
     Tensor::from_dispatch(Dispatch::fused_conv_transposed(x, weight, bias, crop, activation))
 }
 
-/// Binary cross-entropy of logits and targets, both [batch, rows, columns]: its sums, and a scalar whose way back is the
-/// gradient of the loss's sum over the batch.
+/// Binary cross-entropy of logits and targets, both [batch, rows, columns]: its sums, and a scalar whose backward pass gives
+/// the gradient of the loss's sum over the batch.
 pub fn binary_cross_entropy(logits: Tensor<3>, targets: Tensor<3>) -> (Sums, Tensor<1>) {
-    let sums = SumsPlace::default();
+    let sums = SumsCell::default();
     let loss = Dispatch::fused_loss(logits.into_dispatch(), targets.into_dispatch(), Arc::clone(&sums));
     (*sums.get().expect("the loss has its sums"), Tensor::from_dispatch(loss))
 }
 
-/// Says that the gradient of a parameter belongs to `start` in the vector of [`with_destination`].
-pub fn announce<const D: usize>(parameter: Tensor<D>, start: usize) {
-    Dispatch::fused_announce(parameter.into_dispatch(), start);
+/// Registers that the gradient of a parameter goes to `start` in the vector of [`with_grad_targets`].
+pub fn register_grad_target<const D: usize>(parameter: Tensor<D>, start: usize) {
+    Dispatch::fused_register_grad_target(parameter.into_dispatch(), start);
 }
 
 type Primitive = FloatTensor<Flex>;
@@ -163,27 +163,27 @@ struct LstmOutput {
     y: Primitive,
     /// Each step's output: [steps, batch, hidden].
     hidden: Primitive,
-    /// For the way back.
+    /// For the backward pass.
     unrolled: Unrolled,
 }
 
-fn lstm_forward(x: &Primitive, parameters: Parameters, course: Course) -> LstmOutput {
+fn lstm_forward(x: &Primitive, parameters: Parameters, mode: LstmMode) -> LstmOutput {
     let [n_steps, n_samples, _] = shape_of(x);
     let n_hidden = parameters.weight_hh.len() / parameters.bias.len();
-    let (input, n_steps) = match course {
-        Course::Steps | Course::Last => (Input::Steps(values(x)), n_steps),
-        Course::Repeated(n_steps) => (Input::Repeated(values(x)), n_steps),
+    let (input, n_steps) = match mode {
+        LstmMode::Sequence | LstmMode::Last => (Input::Steps(values(x)), n_steps),
+        LstmMode::RepeatInput(n_steps) => (Input::Repeated(values(x)), n_steps),
     };
     let extent = Extent { n_steps, n_samples };
     let (hidden, unrolled) = lstm::forward(input, parameters, extent);
     let hidden = tensor(hidden, &[n_steps, n_samples, n_hidden]);
-    let y = match course {
-        Course::Last => {
+    let y = match mode {
+        LstmMode::Last => {
             let mut last = Buffer::new(n_samples * n_hidden);
             last.copy_from_slice(&values(&hidden)[(n_steps - 1) * n_samples * n_hidden..]);
             tensor(last, &[1, n_samples, n_hidden])
         }
-        Course::Steps | Course::Repeated(_) => hidden.clone(),
+        LstmMode::Sequence | LstmMode::RepeatInput(_) => hidden.clone(),
     };
     LstmOutput { y, hidden, unrolled }
 }
@@ -229,7 +229,7 @@ fn transposed_forward(
     tensor(y, &[n_samples, sizes.out_size.height, sizes.out_size.width, sizes.n_out])
 }
 
-fn loss_forward(logits: &Primitive, targets: &Primitive, sums: &SumsPlace) -> (Primitive, Primitive) {
+fn loss_forward(logits: &Primitive, targets: &Primitive, sums: &SumsCell) -> (Primitive, Primitive) {
     let shape: [usize; 3] = shape_of(logits);
     let (found, gradient) = loss::binary_cross_entropy(values(logits), values(targets), shape[1] * shape[2]);
     let mut loss = Buffer::new(1);
@@ -249,11 +249,11 @@ impl FusedOperations for Flex {
         weight_ih: Primitive,
         weight_hh: Primitive,
         bias: Primitive,
-        course: Course,
+        mode: LstmMode,
     ) -> Primitive {
         let parameters =
             Parameters { weight_ih: values(&weight_ih), weight_hh: values(&weight_hh), bias: values(&bias) };
-        lstm_forward(&in_order(x), parameters, course).y
+        lstm_forward(&in_order(x), parameters, mode).y
     }
 
     fn fused_conv_pooled(x: Primitive, weight: Primitive, bias: Primitive) -> Primitive {
@@ -271,11 +271,11 @@ impl FusedOperations for Flex {
         transposed_forward(&x, &weight, &bias, TransposedSizes::new(&x, &bias, crop), activation)
     }
 
-    fn fused_loss(logits: Primitive, targets: Primitive, sums: SumsPlace) -> Primitive {
+    fn fused_loss(logits: Primitive, targets: Primitive, sums: SumsCell) -> Primitive {
         loss_forward(&in_order(logits), &in_order(targets), &sums).0
     }
 
-    fn fused_announce(parameter: Primitive, _start: usize) -> Primitive {
+    fn fused_register_grad_target(parameter: Primitive, _start: usize) -> Primitive {
         parameter
     }
 }

@@ -6,10 +6,10 @@ use burn::tensor::{Device, Tensor, module::linear};
 
 use super::Initializer;
 #[cfg(feature = "flex")]
-use super::fused::{self, Course};
+use super::fused::{self, LstmMode};
 
 /// A sequence, step by step: `n_steps` tensors [batch, values]. Layers hand each other the steps as they are, since
-/// cutting one big tensor apart would cost, going back, a tensor of its whole size for every step.
+/// cutting one big tensor apart would cost, in the backward pass, a tensor of its whole size for every step.
 pub type Sequence = Vec<Tensor<2>>;
 
 /// An LSTM: `i, f, g, o` from `W_ih x + W_hh h + b`; `c = σ(f) c + σ(i) tanh(g)`; `h = σ(o) tanh(c)`; both start at 0.
@@ -31,10 +31,10 @@ impl Lstm {
         }
     }
 
-    /// The whole layer at once: [steps, batch, in] → [steps, batch, hidden], or as `course` says.
+    /// The whole layer at once: [steps, batch, in] → [steps, batch, hidden], or as `mode` says.
     #[cfg(feature = "flex")]
-    pub fn fused(&self, x: Tensor<3>, course: Course) -> Tensor<3> {
-        fused::lstm(x, [self.weight_ih.val(), self.weight_hh.val()], self.bias.val(), course)
+    pub fn fused(&self, x: Tensor<3>, mode: LstmMode) -> Tensor<3> {
+        fused::lstm(x, [self.weight_ih.val(), self.weight_hh.val()], self.bias.val(), mode)
     }
 
     /// Steps [batch, in] → as many steps [batch, hidden].

@@ -59,12 +59,12 @@ impl Layout {
 
 /// What others need to find a region, which they do as long as this is there.
 #[derive(Debug)]
-pub struct Offer {
+pub struct RegionHandle {
     file: File,
     token: [u8; 16],
 }
 
-impl Offer {
+impl RegionHandle {
     /// As it is told.
     pub fn message(&self) -> v1::Region {
         let descriptor = u32::try_from(self.file.as_raw_fd()).expect("an open file has a number from 0");
@@ -81,7 +81,7 @@ pub(super) struct Region {
 
 impl Region {
     /// A new one, all zeros, mapped for reading and writing.
-    pub fn create(layout: Layout, access: Access) -> io::Result<(Self, Offer)> {
+    pub fn create(layout: Layout, access: Access) -> io::Result<(Self, RegionHandle)> {
         let file = file::create(layout.n_bytes())?;
         let region = Self { map: MmapOptions::new().len(layout.n_bytes()).map_raw(&file)?, layout };
         file::seal(&file, access)?;
@@ -89,7 +89,7 @@ impl Region {
         for (word, bytes) in region.words(0, 2).iter().zip(token.as_chunks::<WORD_BYTES>().0) {
             word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
-        Ok((region, Offer { file, token }))
+        Ok((region, RegionHandle { file, token }))
     }
 
     /// That of another process.

@@ -21,10 +21,10 @@ fn values(n_values: usize, start: u16) -> Vec<f32> {
     (0..u16::MAX).cycle().take(n_values).map(|place| f32::from(start) + f32::from(place).sin()).collect()
 }
 
-fn results(n_values: usize) -> (Results, ResultSlots, Offer) {
-    let (results, offer) = Results::create(n_values).expect("shared memory");
-    let slots = ResultSlots::open(std::process::id(), &offer.message(), n_values).expect("a region");
-    (results, slots, offer)
+fn results(n_values: usize) -> (Results, ResultSlots, RegionHandle) {
+    let (results, handle) = Results::create(n_values).expect("shared memory");
+    let slots = ResultSlots::open(std::process::id(), &handle.message(), n_values).expect("a region");
+    (results, slots, handle)
 }
 
 fn updates(n_values: usize) -> (Updates, UpdateSlots) {
@@ -216,9 +216,9 @@ fn path(region: &v1::Region) -> String {
 /// The goal: no process can end another one by making a file smaller under its eyes.
 #[test]
 fn the_size_of_a_region_is_final() {
-    let (_results, _slots, offer) = results(2_000);
+    let (_results, _slots, handle) = results(2_000);
     let (updates, _slots) = updates(2_000);
-    for region in [offer.message(), updates.message()] {
+    for region in [handle.message(), updates.message()] {
         let file = File::options().write(true).open(path(&region)).expect("this process' own file");
         let n_bytes = file.metadata().expect("a file").len();
         for n_bytes in [0, n_bytes - 1, n_bytes + 1] {
@@ -249,8 +249,8 @@ fn check_closed(told: &v1::Region, n_values: usize, part: &str) {
 
 #[test]
 fn what_is_no_region_is_not_opened() {
-    let (_results, _slots, offer) = results(2_000);
-    let told = offer.message();
+    let (_results, _slots, handle) = results(2_000);
+    let told = handle.message();
     check_closed(&v1::Region { token: vec![7; 16].into(), ..told.clone() }, 2_000, "found another one");
     check_closed(&v1::Region { token: vec![].into(), ..told.clone() }, 2_000, "found another one");
     check_closed(&told, 4_000, "expected a file of 36864 bytes"); // 4096 + 2 * 16384
@@ -264,9 +264,9 @@ fn what_is_no_region_is_not_opened() {
 
 #[test]
 fn a_region_that_is_not_offered_any_more_stays_with_those_who_have_it() {
-    let (results, slots, offer) = results(2_000);
-    let told = offer.message();
-    drop(offer);
+    let (results, slots, handle) = results(2_000);
+    let told = handle.message();
+    drop(handle);
     // The number may be that of another file by now.
     ResultSlots::open(std::process::id(), &told, 2_000).expect_err("it is closed");
     let slot = fill(&slots, &values(2_000, 1));

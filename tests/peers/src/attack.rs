@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prost::bytes::Bytes;
 use proto::limits::STREAMS_PER_CONNECTION_MAX;
-use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::coordinator_message::Kind as ToWorker;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
 use proto::v1::{FetchDatasetRequest, Heartbeat, ShardDone, WorkerMessage};
@@ -31,9 +31,9 @@ pub enum Harm {
     IdleHttp2,
     /// Joins with each stream that its connection may have, and says nothing more than that it is there.
     JoinedSilent,
-    /// Gets ready, gives signs of life, and reads nothing.
+    /// Gets ready, sends heartbeats, and reads nothing.
     Unread,
-    /// Gets ready, and sends signs of life as fast as it can.
+    /// Gets ready, and sends heartbeats as fast as it can.
     Heartbeats,
     /// Gets ready, and sends results that it was not dealt, all zeros, for every shard.
     Results,
@@ -179,14 +179,14 @@ async fn lie(route: &Route) -> Option<()> {
             send(&worker, Kind::ShardDone(done)).await?;
         }
         work = match worker.inbound.message().await.ok()??.kind? {
-            Told::State(newer) => {
+            ToWorker::State(newer) => {
                 state = newer;
                 state.work.clone().unwrap_or_default()
             }
-            Told::Update(update) => update.work.unwrap_or_default(),
-            Told::Work(work) => work,
-            Told::Welcome(_) | Told::Refusal(_) => continue,
-            Told::Dismissal(_) => return None,
+            ToWorker::Update(update) => update.work.unwrap_or_default(),
+            ToWorker::Work(work) => work,
+            ToWorker::Welcome(_) | ToWorker::Refusal(_) => continue,
+            ToWorker::Close(_) => return None,
         };
     }
 }
@@ -219,7 +219,7 @@ async fn send(worker: &Worker, kind: Kind) -> Option<()> {
     worker.outbound.send(WorkerMessage { kind: Some(kind) }).await.ok()
 }
 
-/// Gives signs of life until a session ends.
+/// Sends heartbeats until a session ends.
 async fn keep_alive(workers: &[Worker]) -> Option<()> {
     loop {
         for worker in workers {

@@ -10,6 +10,6 @@ pub use attack::{Attack, Harm};
 pub use coordinator::{fence, welcome};
 pub use data::{N_TRAIN, data_set, task, task_of, write_data_set};
 pub use worker::{
-    N_PARAMS, Route, WAIT_MAX, Way, Worker, join, name_alone, next, open_memory, open_session, try_open, work,
-    work_honestly, zeros,
+    GradientRoute, N_PARAMS, Route, WAIT_MAX, Worker, join, name_alone, next, open_memory, open_session, try_open,
+    work, work_honestly, zeros,
 };

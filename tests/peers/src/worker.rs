@@ -11,15 +11,15 @@ use engine::params::{params_blake3, params_fingerprint};
 use engine::random::ShardKey;
 use engine::recipe::Recipe;
 use engine::task::OpenTask;
-use engine::training::{Next, initial_weights, train};
+use engine::training::{Continuation, initial_weights, train};
 use model::task::tasks;
 use prost::bytes::Bytes;
 use proto::shared::{ResultSlots, UpdateSlots};
-use proto::v1::coordinator_message::Kind as Told;
+use proto::v1::coordinator_message::Kind as ToWorker;
 use proto::v1::training_client::TrainingClient;
 use proto::v1::worker_message::Kind;
 use proto::v1::{
-    BatchDone, CoordinatorMessage, Dismissal, Encoding, Farewell, Fence, Join, Ready, ShardDone, SharedMemory, State,
+    BatchDone, Close, CloseReason, CoordinatorMessage, Encoding, Fence, Join, Ready, ShardDone, SharedMemory, State,
     Update, Welcome, Work, WorkerMessage,
 };
 use proto::values;
@@ -73,7 +73,7 @@ impl Route {
 
 /// How the gradients of a worker played by hand travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum GradientRoute {
     /// In messages.
     Bytes,
     /// In slots of shared memory.
@@ -138,7 +138,7 @@ pub fn params_fingerprint_of(state: &State) -> u64 {
 ///
 /// # Errors
 /// If the stream ends, with its status.
-pub async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<Told, Status> {
+pub async fn next(inbound: &mut Streaming<CoordinatorMessage>) -> Result<ToWorker, Status> {
     let message = timeout(WAIT_MAX, inbound.message()).await.expect("an answer in time")?;
     message.and_then(|message| message.kind).ok_or_else(|| Status::ok("the stream ended"))
 }
@@ -170,20 +170,20 @@ impl Worker {
         let opened = timeout(WAIT_MAX, try_open(channel, Kind::Join(join(process)))).await;
         let (outbound, mut inbound) = opened.ok()?.ok()?;
         match next(&mut inbound).await {
-            Ok(Told::Welcome(welcome)) => Some(Self { outbound, inbound, welcome, memory: None }),
+            Ok(ToWorker::Welcome(welcome)) => Some(Self { outbound, inbound, welcome, memory: None }),
             _ => None,
         }
     }
 
     /// Joins and gets ready; gives the state that it gets then.
     pub async fn enter(route: &Route, process: u32) -> (Self, State) {
-        Self::enter_by(Way::Bytes, route, process).await
+        Self::enter_by(GradientRoute::Bytes, route, process).await
     }
 
     /// As [`Worker::enter`], with gradients that travel this way.
-    pub async fn enter_by(way: Way, route: &Route, process: u32) -> (Self, State) {
+    pub async fn enter_by(gradient_route: GradientRoute, route: &Route, process: u32) -> (Self, State) {
         let mut worker = Self::join_as(route, process).await;
-        worker.memory = (way == Way::Slots).then(|| open_memory(&worker.welcome));
+        worker.memory = (gradient_route == GradientRoute::Slots).then(|| open_memory(&worker.welcome));
         worker.get_ready().await.expect("a state")
     }
 
@@ -195,7 +195,7 @@ impl Worker {
     async fn get_ready(mut self) -> Option<(Self, State)> {
         self.outbound.send(WorkerMessage { kind: Some(Kind::Ready(self.ready())) }).await.ok()?;
         match next(&mut self.inbound).await {
-            Ok(Told::State(state)) => Some((self, state)),
+            Ok(ToWorker::State(state)) => Some((self, state)),
             _ => None,
         }
     }
@@ -248,10 +248,10 @@ impl Worker {
     ///
     /// # Errors
     /// If the stream ends, with its status.
-    pub async fn hear(&mut self) -> Result<Told, Status> {
+    pub async fn receive(&mut self) -> Result<ToWorker, Status> {
         loop {
             match next(&mut self.inbound).await? {
-                Told::Update(_) | Told::Work(_) => {}
+                ToWorker::Update(_) | ToWorker::Work(_) => {}
                 told => return Ok(told),
             }
         }
@@ -261,21 +261,21 @@ impl Worker {
 /// Computes what an honest worker is asked for, until the run ends; gives the parameters at the end.
 pub async fn work_honestly(entered: (Worker, State), recipe: &Recipe, task: &Arc<dyn OpenTask>) -> Vec<f32> {
     let ended = Box::pin(work(entered, recipe, task, &|_, _| {})).await;
-    ended.unwrap_or_else(|dismissal| panic!("an end expected, found {dismissal:?}"))
+    ended.unwrap_or_else(|close| panic!("an end expected, found {close:?}"))
 }
 
-/// Computes what a worker is asked for, and sends each shard's result as it is after a change, until it is dismissed; gives
-/// the parameters at the end of the run.
+/// Computes what a worker is asked for, and sends each shard's result as it is after a change, until its session is closed;
+/// gives the parameters at the end of the run.
 ///
 /// # Errors
-/// If it is dismissed otherwise than by the run's end.
+/// If the session is closed otherwise than by the run's end.
 pub async fn work(
     (mut worker, state): (Worker, State),
     recipe: &Recipe,
     task: &Arc<dyn OpenTask>,
     change: &dyn Fn(&Worker, &mut ShardDone),
-) -> Result<Vec<f32>, Dismissal> {
-    let mut first = Some(Told::State(state));
+) -> Result<Vec<f32>, Close> {
+    let mut first = Some(ToWorker::State(state));
     let mut replica = Arc::clone(task).replica(recipe.seed, &reference_device());
     let evaluate = |params: &[f32], batch| {
         Arc::clone(task).evaluator(params, &reference_device()).evaluate_batch(Split::Valid, batch)
@@ -287,23 +287,23 @@ pub async fn work(
             None => next(&mut worker.inbound).await.expect("a session to the end"),
         };
         let work: Work = match told {
-            Told::State(state) => {
+            ToWorker::State(state) => {
                 params = vec![0.0; state.params.len() / 4];
                 gradient.clone_from(&params);
                 values::decode(Encoding::F32, &state.params, &mut params).expect("finite values");
                 state.work.unwrap_or_default()
             }
-            Told::Update(update) => {
+            ToWorker::Update(update) => {
                 worker.gradient(&update, &mut gradient);
                 let rate = recipe.learning_rates(task.n_samples(Split::Train).into()).at(update.step - 1);
                 recipe.optimizer.apply(rate, &mut params, &mut [Vec::new()], 0, &gradient);
                 update.work.unwrap_or_default()
             }
-            Told::Work(work) => work,
-            Told::Dismissal(dismissal) if dismissal.farewell() == Farewell::End => return Ok(params),
-            Told::Dismissal(dismissal) => return Err(dismissal),
-            Told::Refusal(_) => continue, // of what another one has computed too
-            other @ Told::Welcome(_) => panic!("an order expected, found {other:?}"),
+            ToWorker::Work(work) => work,
+            ToWorker::Close(close) if close.close_reason() == CloseReason::End => return Ok(params),
+            ToWorker::Close(close) => return Err(close),
+            ToWorker::Refusal(_) => continue, // of what another one has computed too
+            other @ ToWorker::Welcome(_) => panic!("an order expected, found {other:?}"),
         };
         let sampler = recipe.sampler(work.epoch, 110);
         replica.params_mut().copy_from_slice(&params);
@@ -364,6 +364,6 @@ pub fn zeros(worker: &Worker, state: &State) -> ShardDone {
 pub fn name_alone(recipe: &Recipe, task: &Arc<dyn OpenTask>) -> String {
     let known = tasks().build(&recipe.task, &recipe.settings).expect("a task of this program");
     let (weights, _) = initial_weights(recipe, &*known).expect("weights");
-    let alone = train(recipe, task, &reference_device(), weights, &mut |_| Ok(Next::GoOn));
+    let alone = train(recipe, task, &reference_device(), weights, &mut |_| Ok(Continuation::Continue));
     params_blake3(&alone.expect("a run to the end").weights.params)
 }

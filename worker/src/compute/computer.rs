@@ -48,7 +48,7 @@ enum LagError {
     #[error("expected work on step {expected}, found work on step {found}")]
     Ahead { expected: u64, found: u64 },
     #[error("expected {what} below {n}, found {found}")]
-    Place { what: &'static str, n: u64, found: u64 },
+    OutOfRange { what: &'static str, n: u64, found: u64 },
 }
 
 /// What computes.
@@ -59,12 +59,12 @@ pub(super) struct Computer {
     pub newest: Arc<AtomicU64>,
     /// Updates applied to the replica.
     pub step: Arc<AtomicU64>,
-    held: Option<Held>,
+    loaded: Option<LoadedReplica>,
 }
 
 impl Computer {
     pub fn new(backend: OpenBackend, newest: Arc<AtomicU64>, step: Arc<AtomicU64>) -> Self {
-        Self { backend, newest, step, held: None }
+        Self { backend, newest, step, loaded: None }
     }
 
     /// Whether a job should take no longer than a limit, and is sure not to wait for places for what it finds. Shards take as
@@ -76,7 +76,7 @@ impl Computer {
             return false;
         }
         let n_shards = u32::try_from(shards.len()).expect("below a queue's capacity");
-        let time_of_shard = self.held.as_ref().and_then(|held| held.time_of_shard);
+        let time_of_shard = self.loaded.as_ref().and_then(|loaded| loaded.time_of_shard);
         time_of_shard.is_some_and(|time| time.saturating_mul(n_shards) <= limit)
     }
 
@@ -85,11 +85,11 @@ impl Computer {
             return; // its session is gone, and with it whoever would want the result
         }
         // A replica is that of the session that loaded it: another one may be of another run.
-        self.held.take_if(|held| !Arc::ptr_eq(&held.plan, &job.plan));
+        self.loaded.take_if(|loaded| !Arc::ptr_eq(&loaded.plan, &job.plan));
         self.tell_step();
         if let Err(error) = self.follow(&job.plan, job.order, job.change, &job.replies) {
             warn!(%error, "the replica is not what it should be; asking for the state anew");
-            self.held = None;
+            self.loaded = None;
             self.tell_step();
             let mut reason = error.to_string();
             reason.truncate(reason.floor_char_boundary(limits::TEXT_BYTES_MAX));
@@ -99,14 +99,14 @@ impl Computer {
 
     /// Uses the time until the next order for what that will most probably need.
     pub fn prepare_next(&mut self) {
-        if let Some(held) = &mut self.held {
-            held.prepare_next();
+        if let Some(loaded) = &mut self.loaded {
+            loaded.prepare_next();
         }
     }
 
-    /// Lets signs of life say how far the replica is.
+    /// Has heartbeats say how far the replica is.
     fn tell_step(&self) {
-        self.step.store(self.held.as_ref().map_or(0, |held| held.step), Ordering::Relaxed);
+        self.step.store(self.loaded.as_ref().map_or(0, |loaded| loaded.step), Ordering::Relaxed);
     }
 
     fn follow(
@@ -118,28 +118,28 @@ impl Computer {
     ) -> Result<(), LagError> {
         let work = match order {
             Order::State(state) => {
-                let held = self.held.take().unwrap_or_else(|| Held::new(plan, &self.backend));
-                self.held = Some(held.loaded(&state)?);
+                let loaded = self.loaded.take().unwrap_or_else(|| LoadedReplica::new(plan, &self.backend));
+                self.loaded = Some(loaded.with_state(&state)?);
                 state.work
             }
             Order::Update(update) => {
-                if let Some(held) = &mut self.held {
-                    held.apply(&update)?;
+                if let Some(loaded) = &mut self.loaded {
+                    loaded.apply(&update)?;
                 }
                 update.work
             }
             Order::Work(work) => Some(work),
         };
         self.tell_step();
-        let (Some(held), Some(work)) = (&mut self.held, work) else {
+        let (Some(loaded), Some(work)) = (&mut self.loaded, work) else {
             return Ok(()); // nothing to do, or the state was asked for and is on its way
         };
-        if work.step < held.step {
+        if work.step < loaded.step {
             debug!(step = work.step, "work on a step that is over");
             return Ok(());
         }
-        if work.step > held.step {
-            return Err(LagError::Ahead { expected: held.step, found: work.step });
+        if work.step > loaded.step {
+            return Err(LagError::Ahead { expected: loaded.step, found: work.step });
         }
         let is_of_use = || self.newest.load(Ordering::Relaxed) == change && !replies.is_closed();
         for &shard in &work.shards {
@@ -147,14 +147,14 @@ impl Computer {
                 debug!(step = work.step, "the step is over before this worker's shards are");
                 break;
             }
-            reply(replies, Kind::ShardDone(held.shard(&work, shard)?));
+            reply(replies, Kind::ShardDone(loaded.shard(&work, shard)?));
         }
         for &batch in &work.batches {
             if !is_of_use() {
                 debug!(step = work.step, "the validation is over before this worker's batches are");
                 break;
             }
-            reply(replies, Kind::BatchDone(held.batch(batch, &self.backend)?));
+            reply(replies, Kind::BatchDone(loaded.batch(batch, &self.backend)?));
         }
         Ok(())
     }
@@ -175,7 +175,7 @@ fn reply(replies: &mpsc::Sender<WorkerMessage>, kind: Kind) {
 
 /// A replica, and what it was made from.
 #[derive(Debug)]
-struct Held {
+struct LoadedReplica {
     plan: Arc<Plan>,
     /// Updates applied.
     step: u64,
@@ -195,7 +195,7 @@ struct Held {
     evaluator: Option<Box<dyn Evaluator>>,
 }
 
-impl Held {
+impl LoadedReplica {
     fn new(plan: &Arc<Plan>, backend: &OpenBackend) -> Self {
         let (recipe, n_params) = (&plan.terms.recipe, plan.terms.n_params);
         Self {
@@ -212,7 +212,7 @@ impl Held {
         }
     }
 
-    fn loaded(mut self, state: &State) -> Result<Self, LagError> {
+    fn with_state(mut self, state: &State) -> Result<Self, LagError> {
         let take = |what, bytes: &[u8], into: &mut [f32]| {
             values::decode(Encoding::F32, bytes, into).map(drop).map_err(|error| LagError::Values { what, error })
         };
@@ -237,7 +237,7 @@ impl Held {
         let (optimizer, rate) = (plan.terms.recipe.optimizer, rates.at(self.step));
         let mut fingerprinter = Fingerprinter::default();
         let params = replica.params_mut();
-        plan.path.take(update, |start, gradient| {
+        plan.transport.take(update, |start, gradient| {
             optimizer.apply(rate, params, slots, start, gradient);
             fingerprinter.add(&params[start..start + gradient.len()]);
         })?;
@@ -266,9 +266,9 @@ impl Held {
         let params_fingerprint = *self.fingerprint.get_or_insert_with(|| params_fingerprint(self.replica.params()));
         let key = ShardKey { epoch: work.epoch, step: self.step, shard };
         let samples = sampler.shard(work.step_of_epoch as usize, shard as usize);
-        let mut place = self.plan.path.place();
-        let sums = self.replica.shard_result(key, samples, place.values());
-        let (gradient_sum, slot) = place.close();
+        let mut gradient = self.plan.transport.outbound_gradient();
+        let sums = self.replica.shard_result(key, samples, gradient.values());
+        let (gradient_sum, slot) = gradient.close();
         if work.shards.first() == Some(&shard) {
             // The same workers get the same shards in every step.
             self.next = Some((ShardKey { step: self.step.saturating_add(1), ..key }, work.step_of_epoch as usize + 1));
@@ -316,7 +316,7 @@ impl Held {
 }
 
 fn below(what: &'static str, found: u64, n: u64) -> Result<(), LagError> {
-    if found < n { Ok(()) } else { Err(LagError::Place { what, n, found }) }
+    if found < n { Ok(()) } else { Err(LagError::OutOfRange { what, n, found }) }
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         (&signs.join(","), ""),
-        ("at 60", "close 1: no answer for 60 s, the --join-timeout; left 1, 1 handed on; waiting"),
+        ("at 60", "close 1: no answer for 60 s, the --join-timeout; left 1, 1 reassigned; waiting"),
     ]);
 }
 

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use coordinator::training::{Farewell, Identity, Profile};
+use coordinator::training::{CloseReason, Identity, Profile};
 use proto::limits::FIRST_MESSAGE_WAIT_MAX;
 
-use super::super::network::{Connection, Fate, ToCoordinator, ToWorker, Way};
-use super::super::seen::Seen;
-use super::super::words;
+use super::super::coverage::Coverage;
+use super::super::describe;
+use super::super::network::{Connection, Delivery, Direction, ToCoordinator, ToWorker};
 use super::super::worker::{Computer, Lie, Search, Worker};
-use super::{Cluster, Happening, is_join};
+use super::{Cluster, SimEvent, is_join};
 
 impl Cluster {
     pub(super) fn start(&mut self, slot: usize) {
@@ -17,7 +17,7 @@ impl Cluster {
         let number = u32::try_from(process).expect("few processes") + 1;
         let is_first = self.workers.iter().all(|worker| worker.slot != slot);
         let lies = self.plan.lies.filter(|_| is_first && slot < self.plan.n_liars && !self.is_calm);
-        let compute_class = self.chance.pick(self.plan.classes).to_owned();
+        let compute_class = self.rng.pick(self.plan.classes).to_owned();
         let group = if lies.is_some() { 0 } else { slot / self.plan.identity_slots };
         // One machine with several workers is one identity; a process on a machine of its own is another one each time.
         let is_shared = self.plan.identity_slots > 1 || (lies.is_some() && self.plan.n_liars > 1);
@@ -36,7 +36,7 @@ impl Cluster {
             computer: Computer::default(),
             lies,
         });
-        self.after(Duration::ZERO, Happening::Connect(process));
+        self.after(Duration::ZERO, SimEvent::Connect(process));
     }
 
     pub(super) fn connect(&mut self, process: usize) {
@@ -50,7 +50,7 @@ impl Cluster {
         worker.connection = Some(connection);
         let profile = worker.profile.clone();
         self.write(connection, ToCoordinator::Join(profile));
-        self.after(FIRST_MESSAGE_WAIT_MAX, Happening::NotWelcomed(connection));
+        self.after(FIRST_MESSAGE_WAIT_MAX, SimEvent::NotWelcomed(connection));
     }
 
     /// Whether it is the session that its process is in.
@@ -71,15 +71,15 @@ impl Cluster {
 
     fn close_from_there(&mut self, connection: usize) {
         self.end_session(connection);
-        let delay = self.plan.network.delay(&mut self.chance);
-        let moment = self.connections[connection].arrive_last(Way::ToCoordinator, self.notes.now + delay);
-        self.at(moment, Happening::ClosedAtCoordinator(connection));
+        let delay = self.plan.network.delay(&mut self.rng);
+        let moment = self.connections[connection].arrive_last(Direction::ToCoordinator, self.notes.now + delay);
+        self.at(moment, SimEvent::ClosedAtCoordinator(connection));
     }
 
     pub(super) fn go_on_searching(&mut self, process: usize) {
         let worker = &mut self.workers[process];
         match worker.search.go_on(self.notes.now) {
-            Some(pause) if !worker.is_leaving => self.after(pause, Happening::Connect(process)),
+            Some(pause) if !worker.is_leaving => self.after(pause, SimEvent::Connect(process)),
             _ => self.end_process(process),
         }
     }
@@ -93,31 +93,31 @@ impl Cluster {
         worker.is_alive = false;
         let slot = worker.slot;
         self.notes.tell(|| format!("process {} ends", process + 1));
-        self.after_ms((0, 2_000), Happening::Start(slot));
+        self.after_ms((0, 2_000), SimEvent::Start(slot));
     }
 
-    pub(super) fn at_worker(&mut self, connection: usize, letter: ToWorker) {
+    pub(super) fn at_worker(&mut self, connection: usize, message: ToWorker) {
         if !self.is_in_session(connection) || self.connections[connection].is_cut {
             return;
         }
         let process = self.connections[connection].process;
         let worker = &mut self.workers[process];
-        match letter {
+        match message {
             ToWorker::Welcome => {
                 worker.search.found(self.notes.now);
-                self.after_ms(self.plan.prepare_time, Happening::Prepared(connection));
-                self.after(Duration::ZERO, Happening::Heartbeat(connection));
+                self.after_ms(self.plan.prepare_time, SimEvent::Prepared(connection));
+                self.after(Duration::ZERO, SimEvent::Heartbeat(connection));
             }
             ToWorker::State { .. } | ToWorker::Update { .. } | ToWorker::Work(_) => {
-                worker.computer.submit(connection, letter);
+                worker.computer.submit(connection, message);
                 self.compute(process);
             }
             ToWorker::Refusal => {}
-            ToWorker::Dismissal(Farewell::ComeBack) => {
+            ToWorker::Close(CloseReason::ComeBack) => {
                 self.end_session(connection);
                 self.go_on_searching(process);
             }
-            ToWorker::Dismissal(Farewell::End | Farewell::Refused | Farewell::Evicted) => {
+            ToWorker::Close(CloseReason::End | CloseReason::Refused | CloseReason::Evicted) => {
                 self.end_session(connection);
                 self.end_process(process);
             }
@@ -130,14 +130,14 @@ impl Cluster {
         let worker = &mut self.workers[process];
         let (session, is_computing) =
             (worker.connection, worker.computer.go_on(worker.connection, &self.run.problem, &mut told));
-        for letter in told {
-            self.write(session.expect("only what is of the session is looked at"), letter);
+        for message in told {
+            self.write(session.expect("only what is of the session is looked at"), message);
         }
         if is_computing {
             let slow = self.slowness.get(&process).filter(|(_, until)| *until > self.notes.now);
             let factor = slow.map_or(1, |(factor, _)| *factor);
-            let compute = factor * self.chance.time(self.plan.task_time.0..=self.plan.task_time.1);
-            self.after(compute, Happening::Computed(process, compute));
+            let compute = factor * self.rng.time(self.plan.task_time.0..=self.plan.task_time.1);
+            self.after(compute, SimEvent::Computed(process, compute));
         }
     }
 
@@ -147,56 +147,57 @@ impl Cluster {
         if due.as_ref().is_some_and(|lies| lies.lie == Lie::Stray) {
             worker.computer.stray();
         }
-        let (connection, mut letter) = worker.computer.finish(&self.run.problem, compute);
-        let mut letters = Vec::new();
-        if let Some(lies) = due.and_then(|lies| lies.distort(&mut letter, &self.run.problem).then_some(lies)) {
-            let seen = match lies.lie {
-                Lie::NotFinite => Seen::LieNotFinite,
-                Lie::WrongLength => Seen::LieLength,
-                Lie::WrongCount => Seen::LieCount,
-                Lie::Stray => Seen::LieStray,
-                Lie::WrongBits => Seen::LieBits,
-                Lie::Nonsense => Seen::LieNonsense,
-                Lie::Undealt => Seen::LieUndealt,
-                Lie::Guess => Seen::LieGuess,
-                Lie::Silent => Seen::LieSilent,
-                Lie::Flood => Seen::LieFlood,
+        let (connection, mut message) = worker.computer.finish(&self.run.problem, compute);
+        let mut messages = Vec::new();
+        if let Some(lies) = due.and_then(|lies| lies.distort(&mut message, &self.run.problem).then_some(lies)) {
+            let coverage = match lies.lie {
+                Lie::NotFinite => Coverage::LieNotFinite,
+                Lie::WrongLength => Coverage::LieLength,
+                Lie::WrongCount => Coverage::LieCount,
+                Lie::Stray => Coverage::LieStray,
+                Lie::WrongBits => Coverage::LieBits,
+                Lie::Nonsense => Coverage::LieNonsense,
+                Lie::Undealt => Coverage::LieUndealt,
+                Lie::Guess => Coverage::LieGuess,
+                Lie::Silent => Coverage::LieSilent,
+                Lie::Flood => Coverage::LieFlood,
             };
             match lies.lie {
-                Lie::Undealt => letters.extend(worker.computer.undealt(&self.run.problem)),
-                Lie::Flood => letters.extend(std::iter::repeat_n(ToCoordinator::Heartbeat(0), 20)),
+                Lie::Undealt => messages.extend(worker.computer.undealt(&self.run.problem)),
+                Lie::Flood => messages.extend(std::iter::repeat_n(ToCoordinator::Heartbeat(0), 20)),
                 _ => {}
             }
             if lies.lie == Lie::Flood {
                 // Now and then more than a worker may send in vain.
                 let n_copies = if lies.n_told.is_multiple_of(4) { 70 } else { 3 };
-                letters.extend(std::iter::repeat_n(letter.clone(), n_copies));
+                messages.extend(std::iter::repeat_n(message.clone(), n_copies));
             }
             if lies.lie == Lie::Silent {
                 self.notes.hindered.insert(worker.profile.process);
             }
-            self.notes.seen.add(seen, 1);
-            self.notes.seen.add(Seen::TwoOfOneIdentity, u64::from(self.plan.n_liars > 1));
-            self.notes.liars.insert(worker.profile.process, seen);
-            self.notes.tell(|| format!("process {} lies ({seen:?}): {}", process + 1, words::of_letter(&letter)));
+            self.notes.coverage.add(coverage, 1);
+            self.notes.coverage.add(Coverage::TwoOfOneIdentity, u64::from(self.plan.n_liars > 1));
+            self.notes.liars.insert(worker.profile.process, coverage);
+            self.notes
+                .tell(|| format!("process {} lies ({coverage:?}): {}", process + 1, describe::of_message(&message)));
         }
         if self.is_in_session(connection) {
-            letters.insert(0, letter);
-            let is_silent = self.notes.liars.get(&self.workers[process].profile.process) == Some(&Seen::LieSilent);
-            for letter in letters.into_iter().filter(|_| !is_silent) {
-                self.write(connection, letter);
+            messages.insert(0, message);
+            let is_silent = self.notes.liars.get(&self.workers[process].profile.process) == Some(&Coverage::LieSilent);
+            for message in messages.into_iter().filter(|_| !is_silent) {
+                self.write(connection, message);
             }
         }
         self.compute(process);
     }
 
     /// A worker sends something.
-    pub(super) fn write(&mut self, connection: usize, letter: ToCoordinator) {
-        let fate = if is_join(&letter) { Fate::Sure } else { Fate::Any };
-        let Self { plan, connections, chance, notes, .. } = self;
-        let (link, seen) = (&mut connections[connection], &mut notes.seen);
-        for moment in plan.network.arrivals(link, Way::ToCoordinator, fate, notes.now, chance, seen) {
-            self.at(moment, Happening::AtCoordinator(connection, letter.clone()));
+    pub(super) fn write(&mut self, connection: usize, message: ToCoordinator) {
+        let delivery = if is_join(&message) { Delivery::Sure } else { Delivery::Any };
+        let Self { plan, connections, rng, notes, .. } = self;
+        let (link, coverage) = (&mut connections[connection], &mut notes.coverage);
+        for moment in plan.network.arrivals(link, Direction::ToCoordinator, delivery, notes.now, rng, coverage) {
+            self.at(moment, SimEvent::AtCoordinator(connection, message.clone()));
         }
     }
 }

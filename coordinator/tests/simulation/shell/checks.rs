@@ -8,8 +8,8 @@ use coordinator::training::{
 };
 use engine::sums::Sums;
 
+use super::super::coverage::{Coverage, CoverageCounts};
 use super::super::reference::{all_bits, bits};
-use super::super::seen::{Counts, Seen};
 use super::{LateTask, Notes, Run, Session, Shell};
 
 impl Shell {
@@ -19,9 +19,9 @@ impl Shell {
         let epoch_ends_here = self.reference_validation(run).is_some_and(|(at, _)| *at == step);
         let tasks = match work {
             Work::Nothing => return,
-            Work::Shards { step: found, place, shards } => {
+            Work::Shards { step: found, position, shards } => {
                 let steps_per_epoch = run.problem.shard_samples.len() as u64;
-                let found_place = (u64::from(place.epoch), u64::from(place.step_of_epoch));
+                let found_place = (u64::from(position.epoch), u64::from(position.step_of_epoch));
                 assert_eq!((*found, found_place), (step, (step / steps_per_epoch, step % steps_per_epoch)));
                 assert!(!epoch_ends_here, "an epoch is validated before the next one begins");
                 let n_shards = run.rules.recipe.shards.get();
@@ -43,8 +43,8 @@ impl Shell {
     /// That the state is in every bit that of the undisturbed run at this step.
     pub(super) fn check_state(&self, run: &Run) {
         let State { step, params, slots, residual, epoch_sums, .. } = self.training.state();
-        let place = usize::try_from(*step).expect("few steps");
-        let expected = run.reference.states.get(place).expect("a run goes no further than it should");
+        let position = usize::try_from(*step).expect("few steps");
+        let expected = run.reference.states.get(position).expect("a run goes no further than it should");
         assert_eq!(all_bits(params), all_bits(&expected.params), "parameters at step {step}");
         assert_eq!(
             all_bits(&slots.concat()),
@@ -69,15 +69,15 @@ impl Shell {
         assert!(is_kept || !(is_due || is_end), "kept is {:?} at {:?}", self.kept, self.age());
     }
 
-    pub(super) fn hear(&mut self, run: &Run, report: Report, notes: &mut Notes) {
-        let seen = &mut notes.seen;
+    pub(super) fn check_report(&mut self, run: &Run, report: Report, notes: &mut Notes) {
+        let coverage = &mut notes.coverage;
         match report {
             Report::Step(report) => {
-                self.check_step(run, &report, seen);
+                self.check_step(run, &report, coverage);
                 for late in self.late.drain(..) {
                     let WorkerId(first) = report.workers[late.task as usize];
-                    seen.add(Seen::HelperFirst, u64::from(first == late.helper.0));
-                    seen.add(Seen::StragglerFirst, u64::from(first == late.straggler.0));
+                    coverage.add(Coverage::HelperFirst, u64::from(first == late.helper.0));
+                    coverage.add(Coverage::StragglerFirst, u64::from(first == late.straggler.0));
                 }
             }
             Report::Epoch(report) => {
@@ -89,11 +89,11 @@ impl Shell {
     }
 
     fn hear_event(&mut self, run: &Run, event: RunEvent, notes: &mut Notes) {
-        let seen = &mut notes.seen;
+        let coverage = &mut notes.coverage;
         match event {
-            RunEvent::WorkerLeft { n_reassigned, .. } => seen.add(Seen::HandedOn, n_reassigned as u64),
+            RunEvent::WorkerLeft { n_reassigned, .. } => coverage.add(Coverage::Reassigned, n_reassigned as u64),
             RunEvent::ReplicaResent { worker, reason } => {
-                seen.add(Seen::Lagging, 1);
+                coverage.add(Coverage::Lagging, 1);
                 let is_honest = |session: &Session| !notes.liars.contains_key(&session.process);
                 let is_expected = run.is_rough || !self.sessions.get(&WorkerId(worker)).is_some_and(is_honest);
                 assert!(is_expected, "worker {worker}, whose letters all came in their turn, is sent anew: {reason}");
@@ -101,15 +101,15 @@ impl Shell {
             RunEvent::Waiting => {
                 assert!(!std::mem::replace(&mut self.is_waiting, true), "it waits already");
                 assert!(!self.sessions.values().any(Session::is_active), "it waits, and somebody is there");
-                seen.add(Seen::Waiting, 1);
+                coverage.add(Coverage::Waiting, 1);
             }
             RunEvent::Continuing => assert!(std::mem::take(&mut self.is_waiting), "who goes on has waited"),
             RunEvent::TaskLate { task, worker, helper, .. } => {
                 assert_ne!(worker, helper, "who is late helps nobody");
-                seen.add(Seen::Late, 1);
+                coverage.add(Coverage::Late, 1);
                 self.late.push(LateTask { task, straggler: WorkerId(worker), helper: WorkerId(helper) });
             }
-            RunEvent::ComputeClassAdded { .. } => seen.add(Seen::MixedClasses, 1),
+            RunEvent::ComputeClassAdded { .. } => coverage.add(Coverage::MixedClasses, 1),
             RunEvent::WorkerEvicted { identity, .. } => drop(self.evicted_identities.insert(Identity::new(identity))),
             RunEvent::WorkerJoined { .. } | RunEvent::ResultRefused { .. } => {}
             RunEvent::Step(_) | RunEvent::Epoch(_) | RunEvent::Mirror(_) => panic!("no event of the core: {event:?}"),
@@ -117,12 +117,12 @@ impl Shell {
     }
 
     /// That each sample counts once, and that it is known by whom.
-    fn check_step(&mut self, run: &Run, report: &StepReport, seen: &mut Counts) {
+    fn check_step(&mut self, run: &Run, report: &StepReport, coverage: &mut CoverageCounts) {
         let step = self.training.state().step;
         assert_eq!(report.step, step, "a step is told when it was made");
-        let place = usize::try_from(step - 1).expect("few steps");
-        assert_eq!(bits(&report.sums), bits(&run.reference.step_sums[place]), "sums of step {step}");
-        let of_epoch = &run.problem.shard_samples[place % run.problem.shard_samples.len()];
+        let position = usize::try_from(step - 1).expect("few steps");
+        assert_eq!(bits(&report.sums), bits(&run.reference.step_sums[position]), "sums of step {step}");
+        let of_epoch = &run.problem.shard_samples[position % run.problem.shard_samples.len()];
         assert_eq!(report.sums.n_samples, of_epoch.iter().sum::<u64>(), "samples of step {step}");
         assert_eq!(report.workers.len(), of_epoch.len(), "each shard has its worker");
         let are_dealt = (0..).zip(&report.workers).all(|(shard, &worker_id)| {
@@ -134,15 +134,15 @@ impl Shell {
         assert!(are_dealt, "expected workers that were dealt the shards, found {:?}", report.workers);
         self.dealt.retain(|&(_, dealt_at, _)| dealt_at >= step);
         let n_own = report.workers.iter().filter(|&&worker_id| worker_id == WorkerId::COORDINATOR).count();
-        seen.add(Seen::OwnCounts, n_own as u64);
+        coverage.add(Coverage::OwnCounts, n_own as u64);
     }
 
     /// That each epoch is validated once, and rightly.
     fn check_epoch(&mut self, run: &Run, report: &EpochReport) {
         let (step, validation) = self.reference_validation(run).expect("a run has no more epochs than it should");
         assert_eq!((report.step, report.epoch as usize), (*step, self.n_validated), "epochs are told in turn");
-        let place = usize::try_from(*step).expect("few steps");
-        assert_eq!(bits(&report.training), bits(&run.reference.states[place].epoch_sums), "training, step {step}");
+        let position = usize::try_from(*step).expect("few steps");
+        assert_eq!(bits(&report.training), bits(&run.reference.states[position].epoch_sums), "training, step {step}");
         assert_eq!(bits(&report.validation), bits(validation), "validation, step {step}");
         self.n_validated += 1;
     }
@@ -153,11 +153,11 @@ impl Shell {
     }
 
     pub(super) fn check_end(&self, run: &Run, outcome: &Outcome, helpers: &BTreeSet<u32>, notes: &mut Notes) {
-        assert!(self.sessions.is_empty(), "whoever is in is dismissed before the end");
+        assert!(self.sessions.is_empty(), "every session is closed before the end");
         let &Tally { n_audited, n_not_audited, n_own, .. } = self.training.tally();
-        notes.seen.add(Seen::Audited, n_audited);
-        notes.seen.add(Seen::NotAudited, n_not_audited);
-        notes.seen.add(Seen::Own, n_own);
+        notes.coverage.add(Coverage::Audited, n_audited);
+        notes.coverage.add(Coverage::NotAudited, n_not_audited);
+        notes.coverage.add(Coverage::Own, n_own);
         let step = self.training.state().step;
         match outcome {
             Outcome::Completed => {
@@ -167,9 +167,9 @@ impl Shell {
             }
             Outcome::Stopped => {}
             Outcome::NobodyCame => {
-                notes.seen.add(Seen::NobodyCame, 1);
+                notes.coverage.add(Coverage::NobodyCame, 1);
                 let waited = self.now(notes);
-                assert!(waited >= run.rules.join_wait_max && helpers.is_empty(), "after {waited:?}, of {helpers:?}");
+                assert!(waited >= run.rules.join_timeout && helpers.is_empty(), "after {waited:?}, of {helpers:?}");
             }
             // The undisturbed run does not, and the coordinator computes a task itself before it says so.
             Outcome::Diverged { .. } => panic!("{outcome:?}, since liars said so"),

@@ -82,12 +82,12 @@ fn read_request(connection: &TcpStream) -> String {
 
 /// What was told: for each body the bytes there before it and after it.
 #[derive(Default)]
-struct Told {
+struct ProgressLog {
     now: (u64, u64),
     ended: Vec<String>,
 }
 
-impl FetchProgress for Told {
+impl FetchProgress for ProgressLog {
     fn begin(&mut self, name: &str, n_bytes: u64, already: u64) {
         assert_eq!((name, n_bytes), (FILE.name, FILE.n_bytes));
         self.now = (already, already);
@@ -101,7 +101,7 @@ impl FetchProgress for Told {
 }
 
 fn fetch_letters(folder: &Path, mirrors: &[String]) -> Result<FetchReport, FetchError> {
-    fetch(folder, &[FILE], mirrors, &mut Told::default())
+    fetch(folder, &[FILE], mirrors, &mut ProgressLog::default())
 }
 
 fn folder_with(name: &str, content: &str) -> TempDir {
@@ -136,7 +136,7 @@ fn the_right_bytes_arrive_in_the_end() {
     for case @ (part, replies, requests, told) in cases {
         let folder = folder_with("letters.part", part);
         let server = Server::new(replies);
-        let mut progress = Told::default();
+        let mut progress = ProgressLog::default();
         let report = fetch(folder.path(), &[FILE], &server.mirrors, &mut progress);
         assert_eq!(report.unwrap().fetched, ["letters"], "{case:?}");
         assert_eq!(content(&folder, "letters").as_deref(), Some(LETTERS), "{case:?}");

@@ -6,7 +6,7 @@ use pulp_macro::with_simd;
 
 use super::activation::{Activation, activate, selu_of};
 use super::buffers::Buffer;
-use super::product::{Onto, Outer, Panels, Places, Right, Rows};
+use super::product::{Accumulate, Outer, Panels, Right, RowStarts, Rows};
 
 /// Side of a window.
 const SIDE: usize = 3;
@@ -38,7 +38,7 @@ impl Size {
     }
 
     /// Where the pixels of the upper left `part` begin, every `step`-th row and column, in steps of `n_channels`.
-    fn places(self, part: Self, step: usize, n_channels: usize) -> Places {
+    fn row_starts(self, part: Self, step: usize, n_channels: usize) -> RowStarts {
         let row = |y: usize| (0..part.width).map(move |x| (step * y * self.width + step * x) * n_channels);
         (0..part.height).flat_map(row).collect()
     }
@@ -109,7 +109,7 @@ pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> (B
     let mut sums = Buffer::new(used.n_pixels() * n_out);
     let mut y = Buffer::new(n_samples * half.n_pixels() * n_out);
     let mut winners = vec![0; y.len()];
-    let (a_rows, c_rows) = (padded_size.places(used, 1, n_in), used.places(used, 1, n_out));
+    let (a_rows, c_rows) = (padded_size.row_starts(used, 1, n_in), used.row_starts(used, 1, n_out));
     let images = x.chunks_exact(size.n_pixels() * n_in);
     let outputs = y.chunks_exact_mut(half.n_pixels() * n_out).zip(winners.chunks_exact_mut(half.n_pixels() * n_out));
     for (image, (y, winners)) in images.zip(outputs) {
@@ -122,7 +122,7 @@ pub fn forward_pooled(x: &[f32], weight: &[f32], bias: &[f32], size: Size) -> (B
             b: Right::Panels(&kernel),
             c: &mut sums,
             c_rows: &c_rows,
-            onto: Onto::Nothing,
+            accumulate: Accumulate::Overwrite,
         }
         .compute();
         pool(&sums, used.width * n_out, bias, y, winners);
@@ -198,8 +198,8 @@ impl PooledGradient<'_> {
         let kernel = wants_input.then(|| packed(weight, [n_out, n_in], &reversed, Inner::Second)); // [places, out, in]
         let kernel = kernel.map(|kernel| Panels::new(&kernel, n_in));
         let mut dx = wants_input.then(|| Buffer::new(x.len()));
-        let (x_rows, dsum_rows) = (padded_size.places(used, 1, n_in), padded_size.places(used, 1, n_out));
-        let (dx_from, dx_rows) = (padded_size.places(size, 1, n_out), size.places(size, 1, n_in));
+        let (x_rows, dsum_rows) = (padded_size.row_starts(used, 1, n_in), padded_size.row_starts(used, 1, n_out));
+        let (dx_from, dx_rows) = (padded_size.row_starts(size, 1, n_out), size.row_starts(size, 1, n_in));
         let interior = (padded_size.width + 1) * n_out;
         let (image, half_image) = (size.n_pixels() * n_in, half.n_pixels() * n_out);
         let gradients = dz.chunks_exact(half_image).zip(winners.chunks_exact(half_image));
@@ -218,7 +218,7 @@ impl PooledGradient<'_> {
                     n: n_out,
                     c: dkernel,
                     c_stride: n_out,
-                    onto: Onto::Values,
+                    accumulate: Accumulate::Add,
                 }
                 .compute();
             }
@@ -231,7 +231,7 @@ impl PooledGradient<'_> {
                     b: Right::Panels(kernel),
                     c: &mut dx[place * image..][..image],
                     c_rows: &dx_rows,
-                    onto: Onto::Nothing,
+                    accumulate: Accumulate::Overwrite,
                 }
                 .compute();
             }
@@ -303,17 +303,17 @@ impl Transposed<'_> {
             let first = (down * padded_size.width + right) * n_in;
             let runs: Vec<usize> = (0..rows.len()).map(|y| first + y * padded_size.width * n_in).collect();
             let start = (down * out_size.width + right) * n_out;
-            Kind {
+            ParityClass {
                 run: columns.len() * n_in,
                 kernel: Panels::new(&packed(weight, [n_in, n_out], &taps, Inner::Second), n_out), // [places, in, out]
-                a_rows: padded_size.places(part, 1, n_in),
-                c_rows: out_size.places(part, 2, n_out).iter().map(|place| place + start).collect(),
+                a_rows: padded_size.row_starts(part, 1, n_in),
+                c_rows: out_size.row_starts(part, 2, n_out).iter().map(|place| place + start).collect(),
                 runs,
             }
         });
         for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(out_image)) {
             place_into(x, size, n_in, &mut padded, padded_size, 1);
-            for Kind { run, kernel, a_rows, c_rows, runs } in &kinds {
+            for ParityClass { run, kernel, a_rows, c_rows, runs } in &kinds {
                 Rows {
                     a: &padded,
                     a_rows,
@@ -322,7 +322,7 @@ impl Transposed<'_> {
                     b: Right::Panels(kernel),
                     c: y,
                     c_rows,
-                    onto: Onto::Nothing,
+                    accumulate: Accumulate::Overwrite,
                 }
                 .compute();
             }
@@ -344,7 +344,7 @@ impl Transposed<'_> {
         let kernel = wants_input.then(|| packed(weight, [n_in, n_out], &taps, Inner::First)); // [places, out, in]
         let kernel = kernel.map(|kernel| Panels::new(&kernel, n_in));
         let mut dx = wants_input.then(|| Buffer::new(x.len()));
-        let (windows, x_rows) = (full.places(size, 2, n_out), size.places(size, 1, n_in));
+        let (windows, x_rows) = (full.row_starts(size, 2, n_out), size.row_starts(size, 1, n_in));
         let (image, out_image) = (size.n_pixels() * n_in, out_size.n_pixels() * n_out);
         for (place, (x, dz)) in x.chunks_exact(image).zip(dz.chunks_exact(out_image)).enumerate() {
             place_into(dz, out_size, n_out, &mut padded, full, 0);
@@ -360,7 +360,7 @@ impl Transposed<'_> {
                     n: n_in,
                     c: dkernel,
                     c_stride: n_in,
-                    onto: Onto::Values,
+                    accumulate: Accumulate::Add,
                 }
                 .compute();
             }
@@ -373,7 +373,7 @@ impl Transposed<'_> {
                     b: Right::Panels(kernel),
                     c: &mut dx[place * image..][..image],
                     c_rows: &x_rows,
-                    onto: Onto::Nothing,
+                    accumulate: Accumulate::Overwrite,
                 }
                 .compute();
             }
@@ -383,10 +383,10 @@ impl Transposed<'_> {
 }
 
 /// The output pixels that are even or odd in the same way.
-struct Kind {
+struct ParityClass {
     run: usize,
     kernel: Panels,
-    a_rows: Places,
-    c_rows: Places,
+    a_rows: RowStarts,
+    c_rows: RowStarts,
     runs: Vec<usize>,
 }

@@ -2,7 +2,7 @@
 
 use super::activation::{Activation, activate, slope_times};
 use super::buffers::Buffer;
-use super::product::{Dots, Onto, Outer, Right, Rows, rows};
+use super::product::{Accumulate, Dots, Outer, Right, Rows, rows};
 use super::transpose::transpose;
 
 /// Inputs from which on dot products over them are the fastest: with fewer, the sums over a vector's lanes are too many.
@@ -28,20 +28,20 @@ pub fn forward(x: &[f32], weight: &[f32], bias: &[f32], activation: Activation) 
         }
         .compute();
     } else if weight.len() < x.len() + y.len() {
-        multiply(x, Right::Matrix(&turned(weight, n_in), n_out), n_in, Onto::Nothing, &mut y);
+        multiply(x, Right::Matrix(&transposed(weight, n_in), n_out), n_in, Accumulate::Overwrite, &mut y);
     } else {
-        // The few images are turned, not the weights.
-        let columns = turned(x, n_in); // [in, batch]
-        let mut turned_y = Buffer::new(y.len()); // [out, batch]
-        multiply(weight, Right::Matrix(&columns, n_samples), n_in, Onto::Nothing, &mut turned_y);
-        transpose(&turned_y, n_out, n_samples, &mut y);
+        // The few images are transposed, not the weights.
+        let columns = transposed(x, n_in); // [in, batch]
+        let mut transposed_y = Buffer::new(y.len()); // [out, batch]
+        multiply(weight, Right::Matrix(&columns, n_samples), n_in, Accumulate::Overwrite, &mut transposed_y);
+        transpose(&transposed_y, n_out, n_samples, &mut y);
     }
     activate(&mut y, bias, activation);
     y
 }
 
 /// `x w`: x [rows, in], w [in, columns], y [rows, columns].
-pub fn multiply(x: &[f32], w: Right, n_in: usize, onto: Onto, y: &mut [f32]) {
+pub fn multiply(x: &[f32], w: Right, n_in: usize, accumulate: Accumulate, y: &mut [f32]) {
     let n_rows = x.len() / n_in;
     let n_columns = w.n_columns();
     Rows {
@@ -52,16 +52,16 @@ pub fn multiply(x: &[f32], w: Right, n_in: usize, onto: Onto, y: &mut [f32]) {
         b: w,
         c: y,
         c_rows: &rows(n_rows, n_columns),
-        onto,
+        accumulate,
     }
     .compute();
 }
 
 /// [rows, columns] → [columns, rows].
-pub fn turned(matrix: &[f32], n_columns: usize) -> Buffer {
-    let mut turned = Buffer::new(matrix.len());
-    transpose(matrix, matrix.len() / n_columns, n_columns, &mut turned);
-    turned
+pub fn transposed(matrix: &[f32], n_columns: usize) -> Buffer {
+    let mut transposed = Buffer::new(matrix.len());
+    transpose(matrix, matrix.len() / n_columns, n_columns, &mut transposed);
+    transposed
 }
 
 /// What the gradient at the outputs is before the activation: [batch, out].
@@ -83,7 +83,7 @@ pub fn weight_gradient(dz: &[f32], x: &[f32], n_samples: usize, [n_out, n_in]: [
         n: n_in,
         c: into,
         c_stride: n_in,
-        onto: Onto::Nothing,
+        accumulate: Accumulate::Overwrite,
     }
     .compute();
 }
@@ -92,6 +92,6 @@ pub fn weight_gradient(dz: &[f32], x: &[f32], n_samples: usize, [n_out, n_in]: [
 pub fn input_gradient(dz: &[f32], weight: &[f32], n_out: usize) -> Buffer {
     let n_in = weight.len() / n_out;
     let mut dx = Buffer::new(dz.len() / n_out * n_in);
-    multiply(dz, Right::Matrix(weight, n_in), n_out, Onto::Nothing, &mut dx);
+    multiply(dz, Right::Matrix(weight, n_in), n_out, Accumulate::Overwrite, &mut dx);
     dx
 }

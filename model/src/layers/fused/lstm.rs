@@ -1,6 +1,6 @@
 //! A whole LSTM layer over a sequence, forward and through time backward. Values lie step after step, sample after sample:
 //! [steps, batch, features]. So the input is projected at all steps at once, each step's output is where the next one reads it,
-//! and the weights' gradients take values as they lie. Forward takes copies of the kernels that are turned round, made once a
+//! and the weights' gradients take values as they lie. Forward takes transposed copies of the kernels, made once a
 //! pass: with a few samples a worker, products along the features are twice to three times as fast as those along the samples,
 //! which need no copy. What is taken at every step is packed once a pass as well.
 
@@ -8,8 +8,8 @@ use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
 
 use super::buffers::Buffer;
-use super::dense::{multiply, turned};
-use super::product::{Onto, Panels, Right};
+use super::dense::{multiply, transposed};
+use super::product::{Accumulate, Panels, Right};
 use crate::arithmetic::{sigmoid, tanh};
 use engine::reduce::add_into;
 
@@ -45,7 +45,7 @@ pub enum Input<'a> {
     Repeated(&'a [f32]),
 }
 
-/// What a layer went through, kept for the way back.
+/// What a layer went through, saved for the backward pass.
 #[derive(Debug)]
 pub struct Unrolled {
     extent: Extent,
@@ -77,13 +77,13 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> (Buffer,
         Input::Repeated(x) => (x, &mut gates[..n_step]),
     };
     projected.chunks_exact_mut(n_gates).for_each(|row| row.copy_from_slice(bias));
-    multiply(x, Right::Matrix(&turned(weight_ih, n_in), n_gates), n_in, Onto::Values, projected);
+    multiply(x, Right::Matrix(&transposed(weight_ih, n_in), n_gates), n_in, Accumulate::Add, projected);
     if let Input::Repeated(_) = input {
         let (first, others) = gates.split_at_mut(n_step);
         others.chunks_exact_mut(n_step).for_each(|step| step.copy_from_slice(first));
     }
 
-    let recurrent = Panels::new(&turned(weight_hh, n_hidden), n_gates);
+    let recurrent = Panels::new(&transposed(weight_hh, n_hidden), n_gates);
     let [mut cells, mut cell_tanhs, mut hidden] = [(); 3].map(|()| Buffer::new(extent.n_steps * n_state));
     let zeros = Buffer::zeros(n_state);
     for (step, gates) in gates.chunks_exact_mut(n_step).enumerate() {
@@ -93,12 +93,19 @@ pub fn forward(input: Input, parameters: Parameters, extent: Extent) -> (Buffer,
             None => &zeros,
             Some(before) => {
                 let outputs = part(outputs_before, before, n_state);
-                multiply(outputs, Right::Panels(&recurrent), n_hidden, Onto::Values, gates);
+                multiply(outputs, Right::Panels(&recurrent), n_hidden, Accumulate::Add, gates);
                 part(cells_before, before, n_state)
             }
         };
         let outputs = &mut outputs[..n_state];
-        advance(Advance { n_hidden, gates, before, cells, cell_tanhs: &mut cell_tanhs[step * n_state..], outputs });
+        forward_step(ForwardStep {
+            n_hidden,
+            gates,
+            before,
+            cells,
+            cell_tanhs: &mut cell_tanhs[step * n_state..],
+            outputs,
+        });
     }
     (hidden, Unrolled { extent, gates, cells, cell_tanhs })
 }
@@ -108,8 +115,8 @@ fn part(values: &[f32], place: usize, n_values: usize) -> &[f32] {
     &values[place * n_values..][..n_values]
 }
 
-/// What a step changes, and what from. Each is [batch, hidden] or begins so; the gates are [batch, 4 hidden].
-struct Advance<'a> {
+/// What a forward step changes, and what from. Each is [batch, hidden] or begins so; the gates are [batch, 4 hidden].
+struct ForwardStep<'a> {
     n_hidden: usize,
     /// Before their functions, and then after.
     gates: &'a mut [f32],
@@ -170,14 +177,14 @@ fn write<const N: usize>(block: [f32; N], values: &mut [f32], first: usize) {
     *values[first..].first_chunk_mut().expect("a block lies within its slice") = block;
 }
 
-#[with_simd(advance = Arch::new())]
+#[with_simd(forward_step = Arch::new())]
 #[inline(always)]
-fn advance_with_simd<S: Simd>(_simd: S, mut change: Advance<'_>) {
+fn forward_step_with_simd<S: Simd>(_simd: S, mut change: ForwardStep<'_>) {
     let n_hidden = change.n_hidden;
     change.take_all(change.before.len() / n_hidden, n_hidden);
 }
 
-impl Blocks for Advance<'_> {
+impl Blocks for ForwardStep<'_> {
     #[inline(always)]
     fn take<const N: usize>(&mut self, sample: usize, first: usize) {
         let [at_i, at_f, at_g, at_o] = gate_places(self.n_hidden, sample, first);
@@ -235,10 +242,10 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
         }
         let (dstep, dlater) = dgates[step * n_step..].split_at_mut(n_step);
         if step + 1 < n_steps {
-            let onto = if given.is_some() { Onto::Values } else { Onto::Nothing };
-            multiply(&dlater[..n_step], Right::Panels(&recurrent), N_GATES * n_hidden, onto, &mut dstate);
+            let accumulate = if given.is_some() { Accumulate::Add } else { Accumulate::Overwrite };
+            multiply(&dlater[..n_step], Right::Panels(&recurrent), N_GATES * n_hidden, accumulate, &mut dstate);
         }
-        retreat(Retreat {
+        backward_step(BackwardStep {
             n_hidden,
             gates: part(&unrolled.gates, step, n_step),
             before: if step == 0 { &zeros } else { part(&unrolled.cells, step - 1, n_state) },
@@ -251,8 +258,8 @@ pub fn gates_gradient(unrolled: &Unrolled, weight_hh: &[f32], dh: OutputGradient
     dgates
 }
 
-/// What a step on the way back changes, and what from. Each is [batch, hidden]; gates are [batch, 4 hidden].
-struct Retreat<'a> {
+/// What a step of the backward pass changes, and what from. Each is [batch, hidden]; gates are [batch, 4 hidden].
+struct BackwardStep<'a> {
     n_hidden: usize,
     /// After their functions.
     gates: &'a [f32],
@@ -267,14 +274,14 @@ struct Retreat<'a> {
     dgates: &'a mut [f32],
 }
 
-#[with_simd(retreat = Arch::new())]
+#[with_simd(backward_step = Arch::new())]
 #[inline(always)]
-fn retreat_with_simd<S: Simd>(_simd: S, mut change: Retreat<'_>) {
+fn backward_step_with_simd<S: Simd>(_simd: S, mut change: BackwardStep<'_>) {
     let n_hidden = change.n_hidden;
     change.take_all(change.before.len() / n_hidden, n_hidden);
 }
 
-impl Blocks for Retreat<'_> {
+impl Blocks for BackwardStep<'_> {
     #[inline(always)]
     fn take<const N: usize>(&mut self, sample: usize, first: usize) {
         let [at_i, at_f, at_g, at_o] = gate_places(self.n_hidden, sample, first);

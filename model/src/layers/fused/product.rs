@@ -18,13 +18,13 @@ use std::ops::Deref;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// What becomes of the values that a product's place holds.
+/// Whether a product replaces the values of C or is added to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Onto {
-    /// They are overwritten.
-    Nothing,
-    /// The product is added to them.
-    Values,
+pub enum Accumulate {
+    /// It replaces them.
+    Overwrite,
+    /// It is added to them.
+    Add,
 }
 
 /// `C[i, j] (+)= Σ over r, k of A[a_rows[i] + a_runs[r] + k] · B[r · run + k, j]`, C's row i beginning at `c_rows[i]`. The
@@ -36,7 +36,7 @@ pub struct Rows<'a> {
     /// Values of A.
     pub a: &'a [f32],
     /// Where each row of A begins.
-    pub a_rows: &'a Places,
+    pub a_rows: &'a RowStarts,
     /// Where each run lies, from a row's beginning.
     pub a_runs: &'a [usize],
     /// Length of a run.
@@ -46,9 +46,9 @@ pub struct Rows<'a> {
     /// Values of C.
     pub c: &'a mut [f32],
     /// Where each row of C begins.
-    pub c_rows: &'a Places,
-    /// What C holds before.
-    pub onto: Onto,
+    pub c_rows: &'a RowStarts,
+    /// Whether it replaces what C holds.
+    pub accumulate: Accumulate,
 }
 
 /// The right operand of [`Rows`].
@@ -76,21 +76,21 @@ pub struct Outer<'a> {
     /// Values of A.
     pub a: &'a [f32],
     /// Where each place of the inner dimension begins in A.
-    pub a_rows: &'a Places,
+    pub a_rows: &'a RowStarts,
     /// Rows of C.
     pub m: usize,
     /// Values of B.
     pub b: &'a [f32],
     /// Where each place of the inner dimension begins in B.
-    pub b_rows: &'a Places,
+    pub b_rows: &'a RowStarts,
     /// Columns of C.
     pub n: usize,
     /// Values of C.
     pub c: &'a mut [f32],
     /// From one row of C to the next.
     pub c_stride: usize,
-    /// What C holds before.
-    pub onto: Onto,
+    /// Whether it replaces what C holds.
+    pub accumulate: Accumulate,
 }
 
 /// `C[i, j] = Σ over k of A[i · a_stride + k] · B[j · b_stride + k]`.
@@ -119,12 +119,12 @@ pub struct Dots<'a> {
 /// Where rows begin. The farthest is known, since a product's bounds are checked each time that it is computed, and an LSTM
 /// computes the same ones at each step.
 #[derive(Debug, Default)]
-pub struct Places {
+pub struct RowStarts {
     starts: Vec<usize>,
     farthest: usize,
 }
 
-impl FromIterator<usize> for Places {
+impl FromIterator<usize> for RowStarts {
     fn from_iter<I: IntoIterator<Item = usize>>(starts: I) -> Self {
         let starts: Vec<usize> = starts.into_iter().collect();
         let farthest = farthest(&starts);
@@ -132,7 +132,7 @@ impl FromIterator<usize> for Places {
     }
 }
 
-impl Deref for Places {
+impl Deref for RowStarts {
     type Target = [usize];
 
     fn deref(&self) -> &[usize] {
@@ -141,7 +141,7 @@ impl Deref for Places {
 }
 
 /// Where the rows of a matrix begin that lies as it is.
-pub fn rows(n_rows: usize, stride: usize) -> Places {
+pub fn rows(n_rows: usize, stride: usize) -> RowStarts {
     (0..n_rows).map(|row| row * stride).collect()
 }
 

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::product::{Dots, Onto, Outer, Panels, Right, Rows, rows};
+use super::product::{Accumulate, Dots, Outer, Panels, Right, Rows, rows};
 use super::*;
 use crate::layers::{self, ConvTranspose, Dense, Initializer, Lstm, Sequence};
 use engine::backend::{ComputeDevice, Operations, reference_device};
@@ -82,7 +82,7 @@ fn pull<const D: usize>(y: Tensor<D>) -> Tensor<1> {
 }
 
 /// Which numbers a layer gets.
-enum Kind {
+enum InputKind {
     Smooth,
     /// See [`numbers`].
     OnGrid,
@@ -102,11 +102,11 @@ struct Subject<M, const D: usize> {
 type Call<'a, M, const D: usize, const E: usize> = &'a dyn Fn(&M, Tensor<D>, Operations) -> Tensor<E>;
 
 impl<M: Module, const D: usize> Subject<M, D> {
-    fn new(make: impl FnOnce(&mut Initializer) -> M, shape: [usize; D], seed: u64, kind: Kind) -> Self {
+    fn new(make: impl FnOnce(&mut Initializer) -> M, shape: [usize; D], seed: u64, kind: InputKind) -> Self {
         let (scale, is_on_grid) = match kind {
-            Kind::Smooth => (1.0, false),
-            Kind::OnGrid => (1.0, true),
-            Kind::Recurrent => (0.25, false),
+            InputKind::Smooth => (1.0, false),
+            InputKind::OnGrid => (1.0, true),
+            InputKind::Recurrent => (0.25, false),
         };
         let device = reference_device().autodiff();
         let mut fill = Fill { seed, scale, is_on_grid, device: device.clone() };
@@ -194,14 +194,14 @@ fn from_steps(steps: Sequence) -> Tensor<3> {
 
 fn call_lstm(layer: &Lstm, x: Tensor<3>, operations: Operations) -> Tensor<3> {
     match operations {
-        Operations::Fused => layer.fused(x, Course::Steps),
+        Operations::Fused => layer.fused(x, LstmMode::Sequence),
         Operations::Plain => from_steps(layer.forward(&to_steps(x))),
     }
 }
 
 fn call_lstm_last(layer: &Lstm, x: Tensor<3>, operations: Operations) -> Tensor<3> {
     match operations {
-        Operations::Fused => layer.fused(x, Course::Last),
+        Operations::Fused => layer.fused(x, LstmMode::Last),
         Operations::Plain => from_steps(vec![layer.forward(&to_steps(x)).pop().expect("there is a step")]),
     }
 }
@@ -209,8 +209,8 @@ fn call_lstm_last(layer: &Lstm, x: Tensor<3>, operations: Operations) -> Tensor<
 /// Channels last, whichever way.
 fn call_conv(layer: &layers::Conv, x: Tensor<4>, operations: Operations) -> Tensor<4> {
     match operations {
-        Operations::Fused => layer.selu_of_halved(x, operations),
-        Operations::Plain => layer.selu_of_halved(x.permute([0, 3, 1, 2]), operations).permute([0, 2, 3, 1]),
+        Operations::Fused => layer.max_pool_selu(x, operations),
+        Operations::Plain => layer.max_pool_selu(x.permute([0, 3, 1, 2]), operations).permute([0, 2, 3, 1]),
     }
 }
 
@@ -229,7 +229,7 @@ fn call_transposed(
 }
 
 fn dense_subject(n_in: usize, n_out: usize, n_samples: usize, seed: u64) -> Subject<Dense, 2> {
-    Subject::new(|initializer| Dense::new(n_in, n_out, initializer), [n_samples, n_in], seed, Kind::Smooth)
+    Subject::new(|initializer| Dense::new(n_in, n_out, initializer), [n_samples, n_in], seed, InputKind::Smooth)
 }
 
 fn lstm_subject(n_in: usize, n_hidden: usize, n_steps: usize, n_samples: usize, seed: u64) -> Subject<Lstm, 3> {
@@ -237,7 +237,7 @@ fn lstm_subject(n_in: usize, n_hidden: usize, n_steps: usize, n_samples: usize, 
         |initializer| Lstm::new(n_in, n_hidden, initializer),
         [n_steps, n_samples, n_in],
         seed,
-        Kind::Recurrent,
+        InputKind::Recurrent,
     )
 }
 
@@ -270,7 +270,7 @@ proptest! {
         n_in in 1_usize..20, n_hidden in 1_usize..35, n_steps in 1_usize..=40, n_samples in 1_usize..20, seed in 0..u64::MAX / 2,
     ) {
         let call = |layer: &Lstm, x: Tensor<3>, operations| match operations {
-            Operations::Fused => layer.fused(x, Course::Repeated(n_steps)),
+            Operations::Fused => layer.fused(x, LstmMode::RepeatInput(n_steps)),
             Operations::Plain => from_steps(layer.forward_repeated(to_steps(x).remove(0), n_steps)),
         };
         lstm_subject(n_in, n_hidden, 1, n_samples, seed).check_twins(&call);
@@ -282,7 +282,7 @@ proptest! {
         seed in 0..u64::MAX / 2,
     ) {
         let make = |initializer: &mut Initializer| layers::Conv::new(n_in, n_out, initializer);
-        Subject::new(make, [n_samples, height, width, n_in], seed, Kind::OnGrid).check_twins(&call_conv);
+        Subject::new(make, [n_samples, height, width, n_in], seed, InputKind::OnGrid).check_twins(&call_conv);
     }
 
     #[test]
@@ -293,7 +293,7 @@ proptest! {
         let make = |initializer: &mut Initializer| ConvTranspose::new(n_in, n_out, initializer);
         let crop = if is_cropped { Crop::Same } else { Crop::Valid };
         let call = |layer: &ConvTranspose, x, operations| call_transposed(layer, x, operations, crop, has_selu);
-        Subject::new(make, [n_samples, height, width, n_in], seed, Kind::OnGrid).check_twins(&call);
+        Subject::new(make, [n_samples, height, width, n_in], seed, InputKind::OnGrid).check_twins(&call);
     }
 
     #[test]
@@ -321,27 +321,27 @@ proptest! {
     #[test]
     fn products_are_those_of_their_definitions(m in 1_usize..90, k in 1_usize..300, n in 1_usize..110, seed in 0..u64::MAX / 2) {
         let (a, b, before) = (numbers(seed, m * k, true), numbers(seed + 1, k * n, true), numbers(seed + 2, m * n, true));
-        let turned = |values: &[f32], n_rows, n_columns| {
-            let mut turned = vec![0.0; values.len()];
-            transpose::transpose(values, n_rows, n_columns, &mut turned);
-            turned
+        let transposed = |values: &[f32], n_rows, n_columns| {
+            let mut transposed = vec![0.0; values.len()];
+            transpose::transpose(values, n_rows, n_columns, &mut transposed);
+            transposed
         };
-        let (a_columns, b_columns) = (turned(&a, m, k), turned(&b, k, n));
+        let (a_columns, b_columns) = (transposed(&a, m, k), transposed(&b, k, n));
         let value = |place: usize| -> f32 { (0..k).map(|inner| a[place / n * k + inner] * b[inner * n + place % n]).sum() };
         let product: Vec<f32> = (0..m * n).map(value).collect();
-        for (takes_half_vectors, onto) in [false, true].into_iter().flat_map(|half| [(half, Onto::Nothing), (half, Onto::Values)]) {
+        for (takes_half_vectors, accumulate) in [false, true].into_iter().flat_map(|half| [(half, Accumulate::Overwrite), (half, Accumulate::Add)]) {
             HALF_VECTORS.set(takes_half_vectors);
-            let expected: Vec<f32> = match onto {
-                Onto::Nothing => product.clone(),
-                Onto::Values => product.iter().zip(&before).map(|(product, before)| product + before).collect(),
+            let expected: Vec<f32> = match accumulate {
+                Accumulate::Overwrite => product.clone(),
+                Accumulate::Add => product.iter().zip(&before).map(|(product, before)| product + before).collect(),
             };
             for b in [Right::Matrix(&b, n), Right::Panels(&Panels::new(&b, n))] {
                 let mut c = before.clone();
-                Rows { a: &a, a_rows: &rows(m, k), a_runs: &[0], run: k, b, c: &mut c, c_rows: &rows(m, n), onto }.compute();
+                Rows { a: &a, a_rows: &rows(m, k), a_runs: &[0], run: k, b, c: &mut c, c_rows: &rows(m, n), accumulate }.compute();
                 prop_assert_eq!(&c, &expected);
             }
             let mut c = before.clone();
-            Outer { a: &a_columns, a_rows: &rows(k, m), m, b: &b, b_rows: &rows(k, n), n, c: &mut c, c_stride: n, onto }.compute();
+            Outer { a: &a_columns, a_rows: &rows(k, m), m, b: &b, b_rows: &rows(k, n), n, c: &mut c, c_stride: n, accumulate }.compute();
             prop_assert_eq!(&c, &expected);
             let mut c = before.clone();
             Dots { a: &a, a_stride: k, m, b: &b_columns, b_stride: k, n, k, c: &mut c, c_stride: n }.compute();
@@ -350,7 +350,7 @@ proptest! {
     }
 }
 
-/// The goal: every handwritten way back is right by itself, not only beside its twin. Where SELU or pooling has a kink, a
+/// The goal: every handwritten backward pass is right by itself, not only beside its twin. Where SELU or pooling has a kink, a
 /// difference across it is no slope; with these numbers none is that near.
 #[test]
 fn gradients_are_slopes() {
@@ -363,15 +363,15 @@ fn gradients_are_slopes() {
         dense_subject(n_in, n_out, n_samples, seed).check_slope(&call_dense_selu);
         lstm_subject(n_in, n_out, n, n_samples, seed).check_slope(&call_lstm);
         lstm_subject(n_in, n_out, n, n_samples, seed).check_slope(&call_lstm_last);
-        let repeated = |layer: &Lstm, x: Tensor<3>, _| layer.fused(x, Course::Repeated(n));
+        let repeated = |layer: &Lstm, x: Tensor<3>, _| layer.fused(x, LstmMode::RepeatInput(n));
         lstm_subject(n_in, n_out, 1, n_samples, seed).check_slope(&repeated);
         let conv = |initializer: &mut Initializer| layers::Conv::new(n_in, n_out, initializer);
-        Subject::new(conv, [1, n + 1, 3, n_in], seed, Kind::Smooth).check_slope(&call_conv);
+        Subject::new(conv, [1, n + 1, 3, n_in], seed, InputKind::Smooth).check_slope(&call_conv);
         for crop in [Crop::Valid, Crop::Same] {
             let make = |initializer: &mut Initializer| ConvTranspose::new(n_in, n_out, initializer);
             let call =
                 |layer: &ConvTranspose, x: Tensor<4>, operations| call_transposed(layer, x, operations, crop, false);
-            Subject::new(make, [n_samples, n, 3, n_in], seed, Kind::Smooth).check_slope(&call);
+            Subject::new(make, [n_samples, n, 3, n_in], seed, InputKind::Smooth).check_slope(&call);
         }
     }
 }
@@ -387,12 +387,12 @@ fn a_product_beyond_an_operand_is_not_begun() {
         b: Right::Matrix(&[0.0; 5], 2),
         c: &mut [0.0; 4],
         c_rows: &rows(2, 2),
-        onto: Onto::Nothing,
+        accumulate: Accumulate::Overwrite,
     }
     .compute();
 }
 
-/// The goal: a gradient goes where it was announced, once; what was not announced, or is there already, is not lost.
+/// The goal: a gradient goes to its registered target, once; what was not registered, or is there already, is not lost.
 #[test]
 fn a_gradient_goes_where_it_belongs() {
     let device = reference_device().autodiff();
@@ -407,16 +407,16 @@ fn a_gradient_goes_where_it_belongs() {
     };
     let expected = pull(twice(x.clone())).backward();
     let mut values = vec![7.0; 20];
-    let (found, written) = with_destination(&mut values, || {
-        announce(weight.clone(), 1);
+    let (found, written) = with_grad_targets(&mut values, || {
+        register_grad_target(weight.clone(), 1);
         pull(twice(x.clone())).backward()
     });
     assert_eq!((written.len(), written[0].clone()), (1, 1..10));
-    let second = list(weight.grad(&found).expect("the second use of the weights has no place announced"));
+    let second = list(weight.grad(&found).expect("the second use of the weights has no target"));
     let sum: Vec<f32> = values[1..10].iter().zip(second).map(|(first, second)| first + second).collect();
     let total = list(weight.grad(&expected).expect("the weights take part"));
     assert!(sum.iter().zip(&total).all(|(a, b)| (a - b).abs() < 1e-5), "{sum:?} {total:?}");
-    assert_eq!(list(bias.grad(&found).expect("not announced")), list(bias.grad(&expected).expect("the same")));
+    assert_eq!(list(bias.grad(&found).expect("not registered")), list(bias.grad(&expected).expect("the same")));
     let is_untouched = |value: &f32| value.to_bits() == 7.0_f32.to_bits();
     assert!(is_untouched(&values[0]) && values[10..].iter().all(is_untouched), "nothing else is touched");
 }

@@ -1,4 +1,4 @@
-//! Turning a matrix round.
+//! Transposing a matrix.
 
 /// Side of the blocks in which it is done.
 const SIDE: usize = 4;
@@ -18,7 +18,7 @@ pub fn transpose(from: &[f32], n_rows: usize, n_columns: usize, into: &mut [f32]
             let block: Block = std::array::from_fn(|i| {
                 *from[(row + i) * n_columns + column..].first_chunk().expect("a block lies within the matrix")
             });
-            for (i, values) in turned(block).into_iter().enumerate() {
+            for (i, values) in transposed(block).into_iter().enumerate() {
                 into[(column + i) * n_rows + row..][..SIDE].copy_from_slice(&values);
             }
         }
@@ -31,26 +31,26 @@ pub fn transpose(from: &[f32], n_rows: usize, n_columns: usize, into: &mut [f32]
     }
 }
 
-/// Compilers do not find the shuffles by themselves, and without them it takes three times as long.
+/// A block transposed. Compilers do not find the shuffles by themselves, and without them it takes three times as long.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn turned(block: Block) -> Block {
+fn transposed(block: Block) -> Block {
     use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
-    let mut turned = [[0.0; SIDE]; SIDE];
+    let mut transposed = [[0.0; SIDE]; SIDE];
     #[expect(unsafe_code, reason = "there is no safe way to a CPU's shuffles")]
     // SAFETY: every x86-64 CPU has SSE; each row has the four values that are read or written.
     unsafe {
         let [mut a, mut b, mut c, mut d] = block.map(|row| _mm_loadu_ps(row.as_ptr()));
         _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
-        for (row, values) in turned.iter_mut().zip([a, b, c, d]) {
+        for (row, values) in transposed.iter_mut().zip([a, b, c, d]) {
             _mm_storeu_ps(row.as_mut_ptr(), values);
         }
     }
-    turned
+    transposed
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn turned(block: Block) -> Block {
+fn transposed(block: Block) -> Block {
     std::array::from_fn(|column| std::array::from_fn(|row| block[row][column]))
 }

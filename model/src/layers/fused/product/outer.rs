@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::tiles::{Edge, HEIGHT_MAX, Tile, Tiled, begin, compute_tiles, load, store, tiles};
-use super::{Onto, Outer, dispatch};
+use super::{Accumulate, Outer, dispatch};
 use crate::layers::fused::buffers::Buffer;
 
 /// Rows of C from which on [`Outer`] may have its operands packed.
@@ -34,8 +34,8 @@ impl Outer<'_> {
         for first in (0..self.a_rows.len().max(1)).step_by(N_PLACES_MAX) {
             let places = first..self.a_rows.len().min(first + N_PLACES_MAX);
             let (a_rows, b_rows) = (&self.a_rows[places.clone()], &self.b_rows[places]);
-            let onto = if first == 0 { self.onto } else { Onto::Values };
-            dispatch(n, OuterBlock { a, a_rows, m, b, b_rows, n, c: self.c, c_stride, onto });
+            let accumulate = if first == 0 { self.accumulate } else { Accumulate::Add };
+            dispatch(n, OuterBlock { a, a_rows, m, b, b_rows, n, c: self.c, c_stride, accumulate });
         }
     }
 }
@@ -50,7 +50,7 @@ struct OuterBlock<'a> {
     n: usize,
     c: &'a mut [f32],
     c_stride: usize,
-    onto: Onto,
+    accumulate: Accumulate,
 }
 
 impl OuterBlock<'_> {
@@ -106,7 +106,7 @@ impl Tiled for OuterBlock<'_> {
         // packed has as many places, of `MR` values and of whole vectors. C is `self`'s alone.
         unsafe {
             let c: [*mut f32; MR] = std::array::from_fn(|i| tile.c.add(row_of(i) * self.c_stride + tile.first));
-            let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
+            let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.accumulate, c);
             let (a, b) = (self.a.as_ptr(), self.b.as_ptr().add(tile.first));
             if let Some(packed) = &tile.packed {
                 let (a, b) = (packed.a.as_ptr().add(tile.row * depth), packed.b.as_ptr());

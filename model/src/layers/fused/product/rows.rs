@@ -69,7 +69,7 @@ impl Tiled for Rows<'_> {
                 (None, Right::Matrix(values, n)) => (values.as_ptr().add(tile.first), n),
                 (None, Right::Panels(_)) => unreachable!("a tile is given its panel"),
             };
-            let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.onto, c);
+            let mut sums = begin::<S, MR, NV, CUT>(simd, edge, self.accumulate, c);
             for &start in self.a_runs {
                 for k in start..start + self.run {
                     let row: [S::f32s; NV] = load::<S, NV, CUT>(simd, edge, b);

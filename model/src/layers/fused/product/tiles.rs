@@ -2,7 +2,7 @@
 
 use pulp::{MemMask, Simd};
 
-use super::Onto;
+use super::Accumulate;
 use crate::layers::fused::buffers::Buffer;
 
 /// Registers from which on a tile can have 24 sums: AVX-512 and NEON have 32, AVX2 has 16.
@@ -237,11 +237,11 @@ pub(super) unsafe fn load<S: Simd, const NV: usize, const CUT: bool>(
 pub(super) unsafe fn begin<S: Simd, const MR: usize, const NV: usize, const CUT: bool>(
     simd: S,
     edge: Edge<S>,
-    onto: Onto,
+    accumulate: Accumulate,
     c: [*mut f32; MR],
 ) -> [[S::f32s; NV]; MR] {
     let mut sums = [[simd.splat_f32s(0.0); NV]; MR];
-    if onto == Onto::Values {
+    if accumulate == Accumulate::Add {
         for (sums, row) in sums.iter_mut().zip(c) {
             // SAFETY: as the caller promises.
             *sums = unsafe { load::<S, NV, CUT>(simd, edge, row) };

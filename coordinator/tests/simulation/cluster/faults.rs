@@ -4,43 +4,43 @@ use std::time::Duration;
 
 use coordinator::training::WorkerId;
 
+use super::super::coverage::Coverage;
 use super::super::network::ToCoordinator;
-use super::super::seen::Seen;
 use super::super::shell::Session;
-use super::{Cluster, Happening};
+use super::{Cluster, SimEvent};
 
 /// How long a worker that was asked to end waits to be let go.
 const LEAVING_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Cluster {
-    pub(super) fn mishap(&mut self) {
-        if self.n_mishaps_left == 0 {
-            return self.after_ms((0, self.plan.lying_time), Happening::Calm);
+    pub(super) fn inject_fault(&mut self) {
+        if self.n_faults_left == 0 {
+            return self.after_ms((0, self.plan.lying_time), SimEvent::Calm);
         }
         // Most are kept for when there is something to disturb.
         let is_at_work = self.shell.as_ref().is_some_and(|shell| shell.sessions.values().any(Session::is_active));
-        if !is_at_work && !self.chance.is_one_in(50) {
-            return self.after_ms(self.plan.mishap_gap, Happening::Mishap);
+        if !is_at_work && !self.rng.is_one_in(50) {
+            return self.after_ms(self.plan.fault_gap, SimEvent::Fault);
         }
-        self.n_mishaps_left -= 1;
+        self.n_faults_left -= 1;
         let victims = self.victims();
-        match self.chance.number(0..=9) {
-            0 => self.for_each(Seen::Kill, &victims, Self::kill),
-            1 => self.for_each(Seen::Stall, &victims, Self::stall),
-            2 => self.for_each(Seen::Slowness, &victims, Self::slow_down),
-            3 => self.for_each(Seen::Break, &victims, Self::break_connection),
-            4 => self.for_each(Seen::HalfOpen, &victims, Self::open_by_half),
-            5 => self.for_each(Seen::Leaving, &victims, Self::ask_to_leave),
+        match self.rng.number(0..=9) {
+            0 => self.for_each(Coverage::Kill, &victims, Self::kill),
+            1 => self.for_each(Coverage::Stall, &victims, Self::stall),
+            2 => self.for_each(Coverage::Slowness, &victims, Self::slow_down),
+            3 => self.for_each(Coverage::Break, &victims, Self::break_connection),
+            4 => self.for_each(Coverage::HalfOpen, &victims, Self::open_by_half),
+            5 => self.for_each(Coverage::Leaving, &victims, Self::ask_to_leave),
             6 => self.fill_outboxes(&victims),
             7 => {
-                self.notes.seen.add(Seen::Crash, u64::from(self.shell.is_some()));
+                self.notes.coverage.add(Coverage::Crash, u64::from(self.shell.is_some()));
                 self.notes.tell(|| "the coordinator is gone".to_owned());
                 self.end_coordinator();
             }
             8 => self.stop(),
             _ => self.speak_for_strangers(),
         }
-        self.after_ms(self.plan.mishap_gap, Happening::Mishap);
+        self.after_ms(self.plan.fault_gap, SimEvent::Fault);
     }
 
     /// From here on a run goes to its end, which it would not with a liar that nobody can do without.
@@ -53,23 +53,23 @@ impl Cluster {
         }
     }
 
-    /// Whom the next mishap happens to: one, or now and then all.
+    /// Whom the next fault happens to: one, or now and then all.
     fn victims(&mut self) -> Vec<usize> {
         let exposed: Vec<usize> = (0..self.workers.len()).filter(|&nth| self.workers[nth].is_alive).collect();
         if exposed.is_empty() {
             return exposed;
         }
-        if exposed.len() > 1 && self.chance.is_one_in(8) {
-            self.notes.seen.add(Seen::AllAtOnce, 1);
+        if exposed.len() > 1 && self.rng.is_one_in(8) {
+            self.notes.coverage.add(Coverage::AllAtOnce, 1);
             return exposed;
         }
-        vec![self.chance.pick(&exposed)]
+        vec![self.rng.pick(&exposed)]
     }
 
-    fn for_each(&mut self, seen: Seen, processes: &[usize], happen: impl Fn(&mut Self, usize)) {
+    fn for_each(&mut self, coverage: Coverage, processes: &[usize], happen: impl Fn(&mut Self, usize)) {
         for &process in processes {
-            self.notes.seen.add(seen, 1);
-            self.notes.tell(|| format!("{seen:?} of process {}", process + 1));
+            self.notes.coverage.add(coverage, 1);
+            self.notes.tell(|| format!("{coverage:?} of process {}", process + 1));
             self.notes.hindered.insert(self.workers[process].profile.process);
             happen(self, process);
         }
@@ -78,28 +78,28 @@ impl Cluster {
     /// The process is gone; what it sent comes first, or is lost.
     fn kill(&mut self, process: usize) {
         if let Some(connection) = self.workers[process].connection {
-            self.connections[connection].is_cut = self.chance.is_one_in(2);
+            self.connections[connection].is_cut = self.rng.is_one_in(2);
         }
         self.end_process(process);
     }
 
     fn stall(&mut self, process: usize) {
-        let ms = self.chance.pick(&[10, 100, 1_000, 10_000]);
-        let until = self.notes.now + self.chance.time(0..=ms);
+        let ms = self.rng.pick(&[10, 100, 1_000, 10_000]);
+        let until = self.notes.now + self.rng.time(0..=ms);
         let stalled_until = &mut self.workers[process].stalled_until;
         *stalled_until = until.max(*stalled_until);
     }
 
     fn slow_down(&mut self, process: usize) {
-        let until = self.notes.now + self.chance.time(10..=20_000);
-        self.slowness.insert(process, (self.chance.count(10..=100), until));
+        let until = self.notes.now + self.rng.time(10..=20_000);
+        self.slowness.insert(process, (self.rng.count(10..=100), until));
     }
 
     fn break_connection(&mut self, process: usize) {
         let Some(connection) = self.workers[process].connection else { return };
         self.connections[connection].is_cut = true;
-        self.after_ms((0, 50), Happening::ClosedAtCoordinator(connection));
-        self.after_ms((0, 50), Happening::ClosedAtWorker(connection));
+        self.after_ms((0, 50), SimEvent::ClosedAtCoordinator(connection));
+        self.after_ms((0, 50), SimEvent::ClosedAtWorker(connection));
     }
 
     /// Nothing arrives any more, and nobody is told.
@@ -107,7 +107,7 @@ impl Cluster {
         let Some(connection) = self.workers[process].connection else { return };
         let link = &mut self.connections[connection];
         (link.is_cut, link.is_half_open) = (true, true);
-        self.after_ms((1_000, 10_000), Happening::Unheard(connection));
+        self.after_ms((1_000, 10_000), SimEvent::Unheard(connection));
     }
 
     fn ask_to_leave(&mut self, process: usize) {
@@ -118,7 +118,7 @@ impl Cluster {
         match worker.connection {
             Some(connection) => {
                 self.write(connection, ToCoordinator::Leaving);
-                self.after(LEAVING_WAIT_MAX, Happening::Left(process));
+                self.after(LEAVING_WAIT_MAX, SimEvent::Left(process));
             }
             None => self.end_process(process),
         }
@@ -134,21 +134,21 @@ impl Cluster {
 
     fn stop(&mut self) {
         let Some(mut shell) = self.shell.take() else { return };
-        self.notes.seen.add(Seen::Stop, 1);
-        let wishes = shell.stop(&self.run, &mut self.notes);
+        self.notes.coverage.add(Coverage::Stop, 1);
+        let effects = shell.stop(&self.run, &mut self.notes);
         self.shell = Some(shell);
-        self.grant(wishes);
+        self.apply(effects);
     }
 
     /// Events of workers that never joined.
     fn speak_for_strangers(&mut self) {
         let Some(shell) = &mut self.shell else { return };
-        self.notes.seen.add(Seen::UnknownWorker, 1);
-        let letters = [ToCoordinator::Ready, ToCoordinator::Leaving, ToCoordinator::Lagging("lost".to_owned())];
-        for letter in letters {
-            shell.read(&self.run, WorkerId(0), letter, &mut self.notes);
+        self.notes.coverage.add(Coverage::UnknownWorker, 1);
+        let messages = [ToCoordinator::Ready, ToCoordinator::Leaving, ToCoordinator::Lagging("lost".to_owned())];
+        for message in messages {
+            shell.read(&self.run, WorkerId(0), message, &mut self.notes);
         }
-        let wishes = shell.lose(&self.run, WorkerId(0), "never there", &mut self.notes);
-        assert!(wishes.is_empty(), "a worker that never joined is not lost");
+        let effects = shell.lose(&self.run, WorkerId(0), "never there", &mut self.notes);
+        assert!(effects.is_empty(), "a worker that never joined is not lost");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Something that has to happen in some schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Seen {
+pub enum Coverage {
     // What is done to the cluster.
     Kill,
     Stall,
@@ -14,9 +14,9 @@ pub enum Seen {
     Leaving,
     Overflow,
     AllAtOnce,
-    LetterLost,
-    LetterDoubled,
-    LetterOvertaken,
+    MessageLost,
+    MessageDoubled,
+    MessageOvertaken,
     Crash,
     Stop,
     Resumed,
@@ -25,7 +25,7 @@ pub enum Seen {
     Journal,
     OldIncarnation,
     UnknownWorker,
-    LateLetter,
+    LateMessage,
     LieNotFinite,
     LieLength,
     LieCount,
@@ -38,7 +38,7 @@ pub enum Seen {
     LieFlood,
     TwoOfOneIdentity,
     // What the core makes of it.
-    HandedOn,
+    Reassigned,
     Waiting,
     Lagging,
     LaggingTwice,
@@ -70,7 +70,7 @@ pub enum Seen {
     NobodyCame,
 }
 
-impl Seen {
+impl Coverage {
     /// Every one.
     pub const ALL: [Self; 61] = [
         Self::Kill,
@@ -81,9 +81,9 @@ impl Seen {
         Self::Leaving,
         Self::Overflow,
         Self::AllAtOnce,
-        Self::LetterLost,
-        Self::LetterDoubled,
-        Self::LetterOvertaken,
+        Self::MessageLost,
+        Self::MessageDoubled,
+        Self::MessageOvertaken,
         Self::Crash,
         Self::Stop,
         Self::Resumed,
@@ -92,7 +92,7 @@ impl Seen {
         Self::Journal,
         Self::OldIncarnation,
         Self::UnknownWorker,
-        Self::LateLetter,
+        Self::LateMessage,
         Self::LieNotFinite,
         Self::LieLength,
         Self::LieCount,
@@ -104,7 +104,7 @@ impl Seen {
         Self::LieSilent,
         Self::LieFlood,
         Self::TwoOfOneIdentity,
-        Self::HandedOn,
+        Self::Reassigned,
         Self::Waiting,
         Self::Lagging,
         Self::LaggingTwice,
@@ -139,21 +139,21 @@ impl Seen {
 
 /// How often each was seen.
 #[derive(Clone, Debug, Default)]
-pub struct Counts(BTreeMap<Seen, u64>);
+pub struct CoverageCounts(BTreeMap<Coverage, u64>);
 
-impl Counts {
+impl CoverageCounts {
     /// It was seen so many times more.
-    pub fn add(&mut self, seen: Seen, n_times: u64) {
-        *self.0.entry(seen).or_default() += n_times;
+    pub fn add(&mut self, coverage: Coverage, n_times: u64) {
+        *self.0.entry(coverage).or_default() += n_times;
     }
 
     /// Takes over what was seen elsewhere.
     pub fn add_all(&mut self, other: &Self) {
-        other.0.iter().for_each(|(&seen, &n_times)| self.add(seen, n_times));
+        other.0.iter().for_each(|(&coverage, &n_times)| self.add(coverage, n_times));
     }
 
     /// How often it was seen.
-    pub fn of(&self, seen: Seen) -> u64 {
-        self.0.get(&seen).copied().unwrap_or_default()
+    pub fn of(&self, coverage: Coverage) -> u64 {
+        self.0.get(&coverage).copied().unwrap_or_default()
     }
 }

@@ -15,8 +15,8 @@ pub fn of_work(work: &Work) -> String {
     }
 }
 
-pub fn of_letter(letter: &ToCoordinator) -> String {
-    match letter {
+pub fn of_message(message: &ToCoordinator) -> String {
+    match message {
         ToCoordinator::Join(profile) => format!("join of process {}", profile.process),
         ToCoordinator::Ready => "ready".to_owned(),
         ToCoordinator::Shard(ShardAnswer { step, shard, .. }) => format!("shard {shard} of {step}"),
@@ -35,7 +35,7 @@ pub fn of_event(event: &Event) -> String {
         Event::BatchDone(worker_id, done) => format!("batch {} of {} by {worker_id}", done.batch, done.step),
         Event::Lagging(worker_id, reason) => format!("lagging {worker_id}: {reason}"),
         Event::Leaving(worker_id, _) => format!("leaving {worker_id}"),
-        Event::Heard(worker_id, step) => format!("heard {worker_id} at {step}"),
+        Event::Heartbeat(worker_id, step) => format!("heard {worker_id} at {step}"),
         Event::Lost(worker_id, reason) => format!("lost {worker_id}: {reason}"),
         Event::OwnTaskDone(done) => format!("{:?} {} of {} by the coordinator", done.kind, done.task, done.step),
         Event::Stop => "stop".to_owned(),
@@ -47,15 +47,15 @@ pub fn of_action(action: &Action) -> String {
         Action::Welcome(worker_id) => format!("welcome {worker_id}"),
         Action::SendState(worker_id, work) => format!("state {worker_id}: {}", of_work(work)),
         Action::SendUpdate { work, .. } => {
-            let mut words = "update".to_owned();
+            let mut text = "update".to_owned();
             for (worker_id, work) in work {
-                write!(words, " {worker_id}: {};", of_work(work)).expect("a text takes all");
+                write!(text, " {worker_id}: {};", of_work(work)).expect("a text takes all");
             }
-            words
+            text
         }
         Action::SendWork(worker_id, work) => format!("work {worker_id}: {}", of_work(work)),
         Action::Refuse(worker_id, refusal) => format!("refuse {worker_id}: {refusal}"),
-        Action::Dismiss(worker_id, farewell, reason) => format!("dismiss {worker_id} ({farewell:?}): {reason}"),
+        Action::Close(worker_id, close_reason, reason) => format!("close {worker_id} ({close_reason:?}): {reason}"),
         Action::ComputeTask(work) => format!("compute {}", of_work(work)),
         Action::Checkpoint => "checkpoint".to_owned(),
         Action::Finish(outcome) => format!("finish: {outcome:?}"),
@@ -65,7 +65,7 @@ pub fn of_action(action: &Action) -> String {
             format!("joined {worker}, {n_active} active")
         }
         Action::Report(Report::Event(RunEvent::WorkerLeft { worker, n_reassigned, .. })) => {
-            format!("left {worker}, {n_reassigned} handed on")
+            format!("left {worker}, {n_reassigned} reassigned")
         }
         Action::Report(report) => format!("{report:?}"),
     }

@@ -1,11 +1,11 @@
-//! The workers that are there when the run is over: they are dismissed when its last files are on the disk, and not before.
-//! A worker that is dismissed too early ends for good, and none is left to compute what a failure at the end has lost.
+//! The sessions that are open when the run is over: they are closed when its last files are on the disk, and not before. A
+//! worker whose session is closed too early ends for good, and none is left to compute what a failure at the end has lost.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::v1::coordinator_message::Kind;
-use proto::v1::{Dismissal, Farewell};
+use proto::v1::{Close, CloseReason};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
@@ -29,18 +29,18 @@ pub struct OpenSessions {
     stop: CancellationToken,
 }
 
-/// What all workers are dismissed with.
+/// What all sessions are closed with.
 #[derive(Clone, Debug)]
 pub struct EndNotice {
-    farewell: Farewell,
+    close_reason: CloseReason,
     reason: &'static str,
     /// Workers to wait for that have not joined yet.
     n_awaited: usize,
 }
 
-/// The task that dismisses the workers, once the notice is there.
+/// The task that closes the sessions, once the notice is there.
 #[derive(Debug)]
-pub struct DismissalTask {
+pub struct CloseTask {
     notice: Option<oneshot::Sender<EndNotice>>,
     task: JoinHandle<()>,
 }
@@ -48,29 +48,29 @@ pub struct DismissalTask {
 impl EndNotice {
     /// For local workers, which end with the coordinator whatever the run came to.
     pub fn of_local_workers() -> Self {
-        Self { farewell: Farewell::End, reason: "the run is over", n_awaited: 0 }
+        Self { close_reason: CloseReason::End, reason: "the run is over", n_awaited: 0 }
     }
 
     /// For workers that others started, by how the run ended, and whether its last files were written.
     pub fn of(outcome: &Outcome, are_files_written: bool) -> Self {
-        let (farewell, reason) = match outcome {
-            Outcome::Completed if are_files_written => (Farewell::End, "the run is complete"),
-            Outcome::Completed => (Farewell::ComeBack, "the coordinator could not write the run's last files"),
-            Outcome::Stopped => (Farewell::ComeBack, "the coordinator is stopped; the run may be resumed"),
-            Outcome::NobodyCame | Outcome::Diverged { .. } => (Farewell::End, "the run has failed"),
+        let (close_reason, reason) = match outcome {
+            Outcome::Completed if are_files_written => (CloseReason::End, "the run is complete"),
+            Outcome::Completed => (CloseReason::ComeBack, "the coordinator could not write the run's last files"),
+            Outcome::Stopped => (CloseReason::ComeBack, "the coordinator is stopped; the run may be resumed"),
+            Outcome::NobodyCame | Outcome::Diverged { .. } => (CloseReason::End, "the run has failed"),
         };
-        Self { farewell, reason, n_awaited: 0 }
+        Self { close_reason, reason, n_awaited: 0 }
     }
 
     /// For a run that was complete when it was resumed: so many workers may still look for it, and would for long.
     #[must_use]
     pub fn awaiting(self, n_awaited: usize) -> Self {
-        let n_awaited = if self.farewell == Farewell::End { n_awaited } else { 0 };
+        let n_awaited = if self.close_reason == CloseReason::End { n_awaited } else { 0 };
         Self { n_awaited, ..self }
     }
 }
 
-impl DismissalTask {
+impl CloseTask {
     /// Lets the workers go. Only the first notice counts.
     pub fn decide(&mut self, notice: EndNotice) {
         if let Some(sender) = self.notice.take() {
@@ -79,7 +79,7 @@ impl DismissalTask {
         }
     }
 
-    /// Waits until every worker is dismissed.
+    /// Waits until every session is closed.
     ///
     /// # Errors
     /// If the task has failed.
@@ -90,20 +90,20 @@ impl DismissalTask {
 }
 
 impl OpenSessions {
-    /// The sessions whose workers are to be dismissed, and where all that sessions say arrives.
+    /// The sessions that are to be closed, and where all that sessions say arrives.
     pub fn new(inputs: mpsc::Receiver<Input>, outboxes: BTreeMap<WorkerId, Outbox>, stop: CancellationToken) -> Self {
         Self { inputs, outboxes, stop }
     }
 
     /// Starts the task, which logs in `span`.
-    pub fn dismiss_when_decided(self, span: &Span) -> DismissalTask {
+    pub fn close_when_decided(self, span: &Span) -> CloseTask {
         let (notice, decided) = oneshot::channel();
-        DismissalTask { notice: Some(notice), task: tokio::spawn(self.dismiss(decided).instrument(span.clone())) }
+        CloseTask { notice: Some(notice), task: tokio::spawn(self.close(decided).instrument(span.clone())) }
     }
 
-    /// Waits for the notice, and dismisses everybody with it; then the workers that are awaited, for at most 15 s or until the
-    /// run is asked to end.
-    async fn dismiss(mut self, mut notice: oneshot::Receiver<EndNotice>) {
+    /// Waits for the notice, and closes every session with it; then the workers that are awaited, for at most 15 s or until
+    /// the run is asked to end.
+    async fn close(mut self, mut notice: oneshot::Receiver<EndNotice>) {
         // Ends with the notice, which is sent or dropped.
         let notice = loop {
             tokio::select! {
@@ -122,13 +122,13 @@ impl OpenSessions {
         for outbox in self.outboxes.values() {
             send(outbox, &notice);
         }
-        let mut n_dismissed = self.outboxes.len();
+        let mut n_closed = self.outboxes.len();
         self.outboxes.clear();
         let deadline = Instant::now() + AWAIT_MAX;
         if notice.n_awaited > 0 {
             info!(seconds = AWAIT_MAX.as_secs(), "waiting for workers, to tell them that the run is over");
         }
-        while n_dismissed < notice.n_awaited {
+        while n_closed < notice.n_awaited {
             let input = tokio::select! {
                 input = timeout_at(deadline, self.inputs.recv()) => input,
                 () = self.stop.cancelled() => return,
@@ -136,7 +136,7 @@ impl OpenSessions {
             match input {
                 Ok(Some(Input::Joined(_, _, outbox))) => {
                     send(&outbox, &notice);
-                    n_dismissed += 1;
+                    n_closed += 1;
                 }
                 Ok(None) | Err(_) => return,
                 Ok(Some(Input::Ready(..) | Input::ShardDone(..) | Input::Happened(_))) => {}
@@ -145,7 +145,7 @@ impl OpenSessions {
     }
 }
 
-fn send(outbox: &Outbox, &EndNotice { farewell, reason, .. }: &EndNotice) {
+fn send(outbox: &Outbox, &EndNotice { close_reason, reason, .. }: &EndNotice) {
     // One that does not take its messages, or is gone, finds nobody later.
-    let _ = outbox.send(Kind::Dismissal(Dismissal { farewell: farewell.into(), reason: reason.to_owned() }));
+    let _ = outbox.send(Kind::Close(Close { close_reason: close_reason.into(), reason: reason.to_owned() }));
 }

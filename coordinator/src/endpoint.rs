@@ -14,20 +14,20 @@ use crate::run::ClusterError;
 
 /// Where workers find the coordinator.
 #[derive(Debug)]
-pub struct Place {
+pub struct Endpoint {
     /// Until it is taken.
     pub listener: Option<Listener>,
     /// As a worker's flag has it, for local workers.
     pub address: Option<String>,
     /// As people type it.
-    pub words: String,
+    pub display_address: String,
     /// The socket and whatever else is of this run only; goes with it.
     pub private: PrivateFolder,
     /// A socket elsewhere.
     socket: Option<PathBuf>,
 }
 
-impl Drop for Place {
+impl Drop for Endpoint {
     fn drop(&mut self) {
         if let Some(socket) = &self.socket {
             // Somebody else may have removed it.
@@ -36,7 +36,7 @@ impl Drop for Place {
     }
 }
 
-impl Place {
+impl Endpoint {
     /// Listens where the configuration says, or at a socket in the private folder.
     ///
     /// # Errors
@@ -48,11 +48,11 @@ impl Place {
             Workers::External { listen, .. } => (listen.clone(), false),
         };
         let error = |source| ClusterError::Listen { flag: "--listen", address: listen.to_string(), source };
-        let (listener, words) = match &listen {
+        let (listener, display_address) = match &listen {
             ListenAddress::Tcp(address) => {
                 let listener = TcpListener::bind(address).await.map_err(error)?;
-                let words = reachable(scheme(&config.workers), listener.local_addr().map_err(error)?);
-                (Listener::Tcp(listener), words)
+                let display_address = reachable(scheme(&config.workers), listener.local_addr().map_err(error)?);
+                (Listener::Tcp(listener), display_address)
             }
             ListenAddress::Unix(path) => {
                 remove_stale(path).await;
@@ -63,12 +63,12 @@ impl Place {
                 (Listener::Unix(listener), listen.to_string())
             }
         };
-        let address = is_local.then(|| words.clone());
+        let address = is_local.then(|| display_address.clone());
         let socket = match listen {
             ListenAddress::Unix(path) if !is_local => Some(path),
             ListenAddress::Unix(_) | ListenAddress::Tcp(_) => None,
         };
-        Ok(Self { listener: Some(listener), address, words, private, socket })
+        Ok(Self { listener: Some(listener), address, display_address, private, socket })
     }
 }
 

@@ -36,7 +36,7 @@ impl Answer {
 
 /// An answer, and whose it is.
 #[derive(Clone, Debug)]
-pub struct Opinion {
+pub struct Vote {
     /// Who gave it.
     pub worker_id: WorkerId,
     /// What that worker is.
@@ -49,9 +49,9 @@ pub struct Opinion {
 
 /// All that is known of a task.
 #[derive(Clone, Copy, Debug)]
-pub struct Votes<'a> {
+pub struct Ballot<'a> {
     /// What workers made of it.
-    pub opinions: &'a [Opinion],
+    pub votes: &'a [Vote],
     /// What the coordinator made of it.
     pub own: Option<&'a Answer>,
     /// Its compute class.
@@ -64,13 +64,13 @@ pub struct Votes<'a> {
 
 /// What the votes on a task come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// More are to be heard.
+pub enum VoteOutcome {
+    /// More votes are to come.
     Open,
     /// One of them counts.
     Settled {
         /// Which.
-        by: By,
+        by: Winner,
         /// Workers whose vote is wrong.
         wrong: Vec<WorkerId>,
         /// Identities whose vote it is in every bit, the coordinator's own among them.
@@ -84,89 +84,86 @@ pub enum Verdict {
 
 /// Whose result counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// That of the vote at this place.
+pub enum Winner {
+    /// That of the vote at this index.
     Vote(usize),
     /// The coordinator's.
     Coordinator,
 }
 
-impl Votes<'_> {
+impl Ballot<'_> {
     /// What they come to.
-    pub fn tally(&self) -> Verdict {
+    pub fn tally(&self) -> VoteOutcome {
         match self.own {
-            Some(Answer::NotFinite(what)) => Verdict::NotFinite(what),
+            Some(Answer::NotFinite(what)) => VoteOutcome::NotFinite(what),
             Some(Answer::Finite(own)) => self.tally_by(own),
             None => self.tally_alone(),
         }
     }
 
     /// Without the coordinator's.
-    fn tally_alone(&self) -> Verdict {
-        let answers = (0..self.opinions.len()).filter_map(|nth| Some((nth, finite(&self.opinions[nth])?)));
+    fn tally_alone(&self) -> VoteOutcome {
+        let answers = (0..self.votes.len()).filter_map(|nth| Some((nth, finite(&self.votes[nth])?)));
         let counted = answers.map(|(nth, result)| (nth, self.n_agreeing(result)));
         // The first one among equals.
         let best = counted.rev().max_by_key(|&(_, n_agreeing)| n_agreeing);
-        let not_finite = self.opinions.iter().filter(|opinion| finite(opinion).is_none());
+        let not_finite = self.votes.iter().filter(|vote| finite(vote).is_none());
         match best {
             Some((right, n_agreeing)) if n_agreeing >= self.n_wanted => {
-                let is_wrong = |opinion: &Opinion| !is_same_vote(&self.opinions[right], opinion);
-                Verdict::Settled { by: By::Vote(right), wrong: self.workers(is_wrong), n_agreeing }
+                let is_wrong = |vote: &Vote| !is_same_vote(&self.votes[right], vote);
+                VoteOutcome::Settled { by: Winner::Vote(right), wrong: self.workers(is_wrong), n_agreeing }
             }
-            _ if n_identities(not_finite) > 1 => Verdict::Unclear,
-            _ if self.may_hear_more || self.opinions.is_empty() => Verdict::Open,
-            _ => Verdict::Unclear,
+            _ if n_identities(not_finite) > 1 => VoteOutcome::Unclear,
+            _ if self.may_hear_more || self.votes.is_empty() => VoteOutcome::Open,
+            _ => VoteOutcome::Unclear,
         }
     }
 
     /// By what the coordinator found.
-    fn tally_by(&self, own: &ShardResult) -> Verdict {
-        let is_exact = |opinion: &Opinion| opinion.profile.compute_class == self.own_class;
-        let is_right = |opinion: &Opinion| {
-            finite(opinion).is_some_and(
-                |result| {
-                    if is_exact(opinion) { is_same(result, own) } else { is_near(result, own) }
-                },
-            )
+    fn tally_by(&self, own: &ShardResult) -> VoteOutcome {
+        let is_exact = |vote: &Vote| vote.profile.compute_class == self.own_class;
+        let is_right = |vote: &Vote| {
+            finite(vote).is_some_and(|result| if is_exact(vote) { is_same(result, own) } else { is_near(result, own) })
         };
-        let wrong = self.workers(|opinion| !is_right(opinion));
-        let mut right = (0..self.opinions.len()).filter(|&nth| is_right(&self.opinions[nth]));
-        let exact = right.clone().find(|&nth| is_exact(&self.opinions[nth]));
+        let wrong = self.workers(|vote| !is_right(vote));
+        let mut right = (0..self.votes.len()).filter(|&nth| is_right(&self.votes[nth]));
+        let exact = right.clone().find(|&nth| is_exact(&self.votes[nth]));
         if let Some(exact) = exact {
-            return Verdict::Settled { by: By::Vote(exact), wrong, n_agreeing: 1 + self.n_agreeing(own) };
+            return VoteOutcome::Settled { by: Winner::Vote(exact), wrong, n_agreeing: 1 + self.n_agreeing(own) };
         }
         // Of several that are near, nobody can say which one has the bits of its class.
-        let near =
-            right.next().filter(|&first| right.all(|nth| is_same_vote(&self.opinions[first], &self.opinions[nth])));
-        match near.and_then(|nth| Some((nth, finite(&self.opinions[nth])?))) {
-            Some((nth, result)) => Verdict::Settled { by: By::Vote(nth), wrong, n_agreeing: self.n_agreeing(result) },
-            None => Verdict::Settled { by: By::Coordinator, wrong, n_agreeing: 1 },
+        let near = right.next().filter(|&first| right.all(|nth| is_same_vote(&self.votes[first], &self.votes[nth])));
+        match near.and_then(|nth| Some((nth, finite(&self.votes[nth])?))) {
+            Some((nth, result)) => {
+                VoteOutcome::Settled { by: Winner::Vote(nth), wrong, n_agreeing: self.n_agreeing(result) }
+            }
+            None => VoteOutcome::Settled { by: Winner::Coordinator, wrong, n_agreeing: 1 },
         }
     }
 
-    fn workers(&self, which: impl Fn(&Opinion) -> bool) -> Vec<WorkerId> {
-        self.opinions.iter().filter(|opinion| which(opinion)).map(|opinion| opinion.worker_id).collect()
+    fn workers(&self, which: impl Fn(&Vote) -> bool) -> Vec<WorkerId> {
+        self.votes.iter().filter(|vote| which(vote)).map(|vote| vote.worker_id).collect()
     }
 
     /// Identities whose vote a result is.
     fn n_agreeing(&self, result: &ShardResult) -> usize {
-        n_identities(self.opinions.iter().filter(|other| finite(other).is_some_and(|other| is_same(result, other))))
+        n_identities(self.votes.iter().filter(|other| finite(other).is_some_and(|other| is_same(result, other))))
     }
 }
 
-fn n_identities<'a>(opinions: impl Iterator<Item = &'a Opinion>) -> usize {
-    opinions.map(|opinion| &opinion.profile.identity).collect::<BTreeSet<&Identity>>().len()
+fn n_identities<'a>(votes: impl Iterator<Item = &'a Vote>) -> usize {
+    votes.map(|vote| &vote.profile.identity).collect::<BTreeSet<&Identity>>().len()
 }
 
-fn finite(opinion: &Opinion) -> Option<&ShardResult> {
-    match &opinion.answer {
+fn finite(vote: &Vote) -> Option<&ShardResult> {
+    match &vote.answer {
         Answer::Finite(result) => Some(result),
         Answer::NotFinite(_) => None,
     }
 }
 
 /// Whether both votes are finite and equal in every bit.
-fn is_same_vote(one: &Opinion, other: &Opinion) -> bool {
+fn is_same_vote(one: &Vote, other: &Vote) -> bool {
     finite(one).zip(finite(other)).is_some_and(|(one, other)| is_same(one, other))
 }
 
@@ -214,25 +211,25 @@ mod tests {
     fn check(votes: &str, n_wanted: usize, may_hear_more: bool, expected: &str) {
         let (votes, own) =
             votes.split_once('|').map_or((votes, None), |(votes, own)| (votes, Some(answer(own.trim()))));
-        let opinion = |(worker_id, word): (u64, &str)| {
+        let vote = |(worker_id, word): (u64, &str)| {
             let (identity, word) =
                 word.split_once(':').map_or((worker_id.to_string(), word), |(a, b)| (a.to_owned(), b));
             let compute_class = if word.starts_with('~') { "other" } else { "own" }.to_owned();
             let profile = Profile { identity: Identity::new(identity), compute_class, ..Profile::default() };
             let answer = answer(word.trim_start_matches('~'));
-            Opinion { worker_id: WorkerId(worker_id), profile, answer, gradient_norm: 0.0 }
+            Vote { worker_id: WorkerId(worker_id), profile, answer, gradient_norm: 0.0 }
         };
-        let opinions: Vec<Opinion> = (0..).zip(votes.split_whitespace()).map(opinion).collect();
-        let votes = Votes { opinions: &opinions, own: own.as_ref(), own_class: "own", n_wanted, may_hear_more };
-        let found = match votes.tally() {
-            Verdict::Open => "open".to_owned(),
-            Verdict::Settled { by, wrong, n_agreeing } => {
+        let votes: Vec<Vote> = (0..).zip(votes.split_whitespace()).map(vote).collect();
+        let ballot = Ballot { votes: &votes, own: own.as_ref(), own_class: "own", n_wanted, may_hear_more };
+        let found = match ballot.tally() {
+            VoteOutcome::Open => "open".to_owned(),
+            VoteOutcome::Settled { by, wrong, n_agreeing } => {
                 let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-                let by = if let By::Vote(right) = by { right.to_string() } else { "own".to_owned() };
+                let by = if let Winner::Vote(right) = by { right.to_string() } else { "own".to_owned() };
                 format!("{by} with {n_agreeing} against {}", wrong.join(" ")).trim_end().to_owned()
             }
-            Verdict::NotFinite(what) => format!("no finite {what}"),
-            Verdict::Unclear => "unclear".to_owned(),
+            VoteOutcome::NotFinite(what) => format!("no finite {what}"),
+            VoteOutcome::Unclear => "unclear".to_owned(),
         };
         assert_eq!(found, expected);
     }

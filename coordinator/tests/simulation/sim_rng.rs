@@ -7,9 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// The generator of one schedule.
-pub struct Chance(ChaCha8Rng);
+pub struct SimRng(ChaCha8Rng);
 
-impl Chance {
+impl SimRng {
     /// That of a seed.
     pub fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))

@@ -1,30 +1,30 @@
-//! Waiting without sleep, for a while, where CPUs are spare: to be woken takes longer than most messages take to come.
+//! Busy polling: a wait without sleep where CPUs are spare: to be woken takes longer than most messages take to come.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// For so long at most. What comes later is worth less than a CPU.
-const WATCH_MAX: Duration = Duration::from_millis(1);
+const BUSY_POLL_MAX: Duration = Duration::from_millis(1);
 /// A thread that has its turn back sooner was the only one that wanted the CPU.
 const TURN_MAX: Duration = Duration::from_micros(15);
 
-/// A wait in which somebody looks again and again, instead of being woken.
+/// A wait that looks for a message again and again, instead of sleeping until it is woken.
 #[derive(Debug)]
-pub struct Watch {
+pub struct BusyPoll {
     begun: Instant,
 }
 
-impl Watch {
+impl BusyPoll {
     /// One that begins now.
     pub fn begin() -> Self {
         Self { begun: Instant::now() }
     }
 
     /// Gives others a turn on this CPU; whether to look again. Not if somebody took the turn, nor after a millisecond.
-    pub fn goes_on(&self) -> bool {
+    pub fn should_continue(&self) -> bool {
         let asked = Instant::now();
         thread::yield_now();
-        asked.elapsed() < TURN_MAX && self.begun.elapsed() < WATCH_MAX
+        asked.elapsed() < TURN_MAX && self.begun.elapsed() < BUSY_POLL_MAX
     }
 }
 
@@ -33,12 +33,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watch_has_an_end() {
-        let watch = Watch::begin();
+    fn busy_poll_has_an_end() {
+        let poll = BusyPoll::begin();
         let begun = Instant::now();
-        while watch.goes_on() {}
+        while poll.should_continue() {}
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-        thread::sleep(WATCH_MAX);
-        assert!(!watch.goes_on(), "it is over for good");
+        thread::sleep(BUSY_POLL_MAX);
+        assert!(!poll.should_continue(), "it is over for good");
     }
 }

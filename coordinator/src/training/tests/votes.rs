@@ -11,7 +11,7 @@ fn non_finite_vote_is_wrong_if_the_coordinator_has_a_finite_one() {
         (
             "own 1 of 0",
             "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of the coordinator; \
-             left 1, 1 handed on; work 2: shards 0 of 0",
+             left 1, 1 reassigned; work 2: shards 0 of 0",
         ),
         ("shard 0 of 0 by 2", "update 1 2: shards 0+1 of 1; step 1 by 2+2"),
     ]);
@@ -21,7 +21,7 @@ fn non_finite_vote_is_wrong_if_the_coordinator_has_a_finite_one() {
         (
             "own 1 of 0",
             "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of the coordinator; \
-             left 1, 1 handed on; waiting",
+             left 1, 1 reassigned; waiting",
         ),
         ("enter 2", "welcome 2; going on; state 2: shards 0 of 0"),
         ("shard 0 of 0 by 2", "update 1 2: shards 0+1 of 1; step 1 by 2+0"),
@@ -33,8 +33,8 @@ fn non_finite_vote_is_wrong_if_the_coordinator_has_a_finite_one() {
         (
             "own 1 of 0",
             "evict 1: its gradient of shard 1 of step 1 is not finite, unlike that of the coordinator; \
-             left 1, 0 handed on; work 2: shards 0+1 of 0; evict 2: its gradient of shard 1 of step 1 is not finite, \
-             unlike that of the coordinator; left 2, 2 handed on; waiting",
+             left 1, 0 reassigned; work 2: shards 0+1 of 0; evict 2: its gradient of shard 1 of step 1 is not finite, \
+             unlike that of the coordinator; left 2, 2 reassigned; waiting",
         ),
         ("enter 3", "welcome 3; going on; state 3: shards 0+1 of 0"),
     ]);
@@ -55,7 +55,7 @@ fn run_diverges_if_the_coordinator_finds_no_finite_number() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
-        ("lost 2", "left 2, 1 handed on; compute shards 1 of 0"),
+        ("lost 2", "left 2, 1 reassigned; compute shards 1 of 0"),
         ("ownnan 1 of 0", "end 1: the run has failed; diverged: gradient of shard 1, step 1, epoch 0"),
     ]);
 }
@@ -69,7 +69,7 @@ fn finite_vote_far_beyond_the_usual_needs_one_that_agrees() {
         (
             "own 1 of 0",
             "evict 1: its result of shard 1 of step 1 differs from that of the coordinator; \
-             left 1, 1 handed on; work 2: shards 0 of 0",
+             left 1, 1 reassigned; work 2: shards 0 of 0",
         ),
         // What two identities agree on may be true.
         ("enter 3", "welcome 3; state 3: nothing"),
@@ -83,7 +83,7 @@ fn finite_vote_far_beyond_the_usual_needs_one_that_agrees() {
         ("enter 1, huge 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0; compute shards 1 of 0"),
         (
             "own 1 of 0",
-            "evict 1: its result of shard 1 of step 1 differs from that of the coordinator; left 1, 1 handed on; waiting",
+            "evict 1: its result of shard 1 of step 1 differs from that of the coordinator; left 1, 1 reassigned; waiting",
         ),
     ]);
 }
@@ -101,7 +101,7 @@ fn validation_that_is_not_finite_is_computed_by_the_coordinator() {
             (
                 "own 0 of 1",
                 "evict 1: its loss of validation batch 0 of step 2 is not finite, unlike that of the coordinator; \
-                 left 1, 0 handed on; epoch 0 at 1: 0.25; checkpoint; end 2: the run is complete; completed",
+                 left 1, 0 reassigned; epoch 0 at 1: 0.25; checkpoint; end 2: the run is complete; completed",
             ),
         ],
     );
@@ -114,7 +114,7 @@ fn a_gradient_of_another_length_is_evicted_at_once() {
         // What it said of this step before does not count any more.
         (
             "long 1 of 0 by 1",
-            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 1 handed on; waiting",
+            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 1 reassigned; waiting",
         ),
         ("enter 2", "welcome 2; going on; state 2: shards 0+1 of 0"),
     ]);
@@ -126,7 +126,7 @@ fn evicted_identity_comes_back_later_and_later() {
         ("enter 1, twin 2 of 1, ready 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
             "long 1 of 0 by 1",
-            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 2 handed on; work 2: shards 0+1 of 0",
+            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 2 reassigned; work 2: shards 0+1 of 0",
         ),
         ("twin 3 of 1", "close 3: expected no worker of 1 for 1 s more, after 1 eviction, found one"),
         ("join 4, lost 4", "welcome 4"),
@@ -135,7 +135,7 @@ fn evicted_identity_comes_back_later_and_later() {
         // Who was in before is in.
         (
             "long 1 of 0 by 2",
-            "evict 2: expected 4 bytes in the gradient of shard 1, found 8; left 2, 2 handed on; waiting",
+            "evict 2: expected 4 bytes in the gradient of shard 1, found 8; left 2, 2 reassigned; waiting",
         ),
         ("ready 6", "going on; state 6: shards 0+1 of 0"),
         (
@@ -164,7 +164,7 @@ fn an_audited_shard_is_computed_twice_and_a_third_one_says_who_is_right() {
             (
                 "shard 1 of 0 by 3",
                 "evict 2: its result of shard 1 of step 1 differs from those of worker 1 and of another one; \
-                 left 2, 0 handed on; update 1 1: shards 0+1 of 1 3: shards 1+0 of 1; step 1 by 1+1",
+                 left 2, 0 reassigned; update 1 1: shards 0+1 of 1 3: shards 1+0 of 1; step 1 by 1+1",
             ),
         ],
     );
@@ -226,13 +226,13 @@ fn dispute_without_a_third_identity_is_decided_by_the_coordinator() {
             (
                 "own 0 of 0",
                 "evict 2: its result of shard 0 of step 1 differs from that of the coordinator; \
-                 left 2, 1 handed on; work 3: shards 1 of 0",
+                 left 2, 1 reassigned; work 3: shards 1 of 0",
             ),
             ("lie 1 of 0 by 3, shard 1 of 0 by 1", "compute shards 1 of 0"),
             (
                 "own 1 of 0",
                 "evict 3: its result of shard 1 of step 1 differs from that of the coordinator; \
-                 left 3, 0 handed on; update 1 1: shards 0+1 of 1; step 1 by 1+1",
+                 left 3, 0 reassigned; update 1 1: shards 0+1 of 1; step 1 by 1+1",
             ),
         ],
     );
@@ -280,7 +280,7 @@ fn result_is_taken_after_the_round_begins_again() {
         ("shard 0 of 1 by 1, at 1", "late 1 of 2 for 1 too; work 1: shards 1 of 1"),
         (
             "long 1 of 1 by 1",
-            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 1 handed on; work 2: shards 0 of 1",
+            "evict 1: expected 4 bytes in the gradient of shard 1, found 8; left 1, 1 reassigned; work 2: shards 0 of 1",
         ),
         ("shard 1 of 1 by 2, shard 0 of 1 by 2", "update 1 2: shards 0+1 of 2; step 2 by 2+2"),
     ]);
