@@ -67,16 +67,16 @@ wire:
 # Kills, holds up, stops and resumes everything in runs for so many minutes, and compares what comes out
 chaos MINUTES:
     cargo build --release --workspace
-    TELAR_CHAOS_MINUTES={{MINUTES}} TELAR_CHAOS_SEED=${TELAR_CHAOS_SEED:-$(date +%s)} cargo test --release --workspace --test cluster -- --exact chaos::a_soak_loses_nothing --nocapture
+    TELAR_CHAOS_MINUTES={{MINUTES}} TELAR_CHAOS_SEED=${TELAR_CHAOS_SEED:-$(date +%s)} cargo test --release --workspace --test cluster -- --exact chaos::soak_with_random_faults_loses_nothing --nocapture
 
 # Attacks a run in every way at once for so many minutes, and compares what comes out
 siege MINUTES:
     cargo build --release --workspace
-    TELAR_SIEGE_MINUTES={{MINUTES}} cargo test --release --workspace --test cluster -- --exact hostile::run_under_siege_has_the_bits_of_one_process --nocapture
+    TELAR_SIEGE_MINUTES={{MINUTES}} cargo test --release --workspace --test cluster -- --exact hostile::run_under_attack_has_bits_of_one_process --nocapture
 
 # The schedule of a seed of the core's simulation, line by line
 sim SEED:
-    TELAR_SIM_SEED={{SEED}} cargo test --release --workspace --test simulation -- --exact one_schedule --nocapture
+    TELAR_SIM_SEED={{SEED}} cargo test --release --workspace --test simulation -- --exact schedule_of_seed_ends_with_reference_result --nocapture
 
 # Feeds every fuzz target of fuzz/ for so many minutes; needs a nightly compiler
 fuzz MINUTES:

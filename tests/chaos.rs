@@ -65,7 +65,7 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
 /// `TELAR_CHAOS_MINUTES` says, or some seconds; from the seed in `TELAR_CHAOS_SEED`, on the data set in the folder
 /// `TELAR_CHAOS_DATA`.
 #[test]
-fn a_soak_loses_nothing() {
+fn soak_with_random_faults_loses_nothing() {
     let minutes = variable::<f64>("TELAR_CHAOS_MINUTES");
     let time = minutes.map_or(SHORT_TIME, |minutes| Duration::from_secs_f64(60.0 * minutes));
     let seed = variable("TELAR_CHAOS_SEED").unwrap_or(SHORT_SEED);

@@ -97,7 +97,7 @@ fn exit_code(container: &str) -> i32 {
 }
 
 #[test]
-fn faults_of_containers_change_no_bit() {
+fn container_faults_change_no_bits() {
     let dir = TestDir::new();
     let small = dir.path("small");
     let folder = [

@@ -76,7 +76,7 @@ fn unfinished(run: &Path) -> Vec<String> {
 
 /// The goal: whenever a coordinator dies, and however often, nobody but the next one has to be started.
 #[test]
-fn twenty_deaths_of_the_coordinator_change_no_bit_and_end_no_worker() {
+fn twenty_coordinator_kills_change_no_bits_and_end_no_worker() {
     eprintln!("the instants of seed {SEED}");
     let mut plan = ChaCha8Rng::seed_from_u64(SEED);
     let dir = TestDir::new();
@@ -107,7 +107,7 @@ fn twenty_deaths_of_the_coordinator_change_no_bit_and_end_no_worker() {
 
 /// The goal: a file under its final name is whole, and what a death leaves beside it goes.
 #[test]
-fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
+fn fifty_kills_during_saves_leave_only_valid_checkpoints() {
     eprintln!("the instants of seed {SEED}");
     let mut plan = ChaCha8Rng::seed_from_u64(SEED);
     let dir = TestDir::new();
@@ -136,7 +136,7 @@ fn fifty_deaths_while_it_saves_leave_only_whole_checkpoints() {
 
 /// The goal: whatever becomes of the files that `--data` names, they were read, and nobody is killed for it.
 #[test]
-fn data_set_cut_off_in_place_ends_no_process() {
+fn dataset_truncated_in_place_ends_no_process() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -153,7 +153,7 @@ fn data_set_cut_off_in_place_ends_no_process() {
 
 /// The newest checkpoint is that of an epoch's last step, from before its validation, and the epoch has its line already.
 #[test]
-fn an_epoch_has_one_line_whatever_dies_after_its_validation() {
+fn kill_after_validation_leaves_one_line_per_epoch() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -193,7 +193,7 @@ fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk, &Process), told: &[&s
 
 /// Three checkpoints of 642 KiB fit, and a fourth one does not.
 #[test]
-fn a_disk_without_room_for_a_checkpoint_is_told_and_loses_nothing() {
+fn full_disk_at_checkpoint_is_reported_and_loses_nothing() {
     let full = "No space left on device";
     check_disk(
         2_050,
@@ -208,7 +208,7 @@ fn a_disk_without_room_for_a_checkpoint_is_told_and_loses_nothing() {
 }
 
 #[test]
-fn a_disk_that_others_fill_is_told_and_loses_nothing() {
+fn disk_filled_by_others_is_reported_and_loses_nothing() {
     check_disk(
         20_000,
         // A checkpoint that is given up makes room, which must not be there for what comes next.
@@ -218,7 +218,7 @@ fn a_disk_that_others_fill_is_told_and_loses_nothing() {
 }
 
 #[test]
-fn a_folder_that_becomes_read_only_is_told_and_loses_nothing() {
+fn read_only_run_folder_is_reported_and_loses_nothing() {
     let read_only = "Read-only file system";
     check_disk(
         20_000,
@@ -233,7 +233,7 @@ fn a_folder_that_becomes_read_only_is_told_and_loses_nothing() {
 
 /// The goal: what is lost with the disk at the very end is computed again by the workers that are there.
 #[test]
-fn workers_of_run_without_its_last_files_look_for_the_next_coordinator() {
+fn workers_wait_for_next_coordinator_if_last_files_fail() {
     let dir = TestDir::new();
     let recipe = "--arch denoising --shards 4 --batch-size 16 --epochs 1 --data small --max-steps 60";
     let expected = dir.reference(recipe);
@@ -282,11 +282,11 @@ fn check_silent(launch: &str) {
 }
 
 #[test]
-fn a_run_whose_local_workers_are_silent_ends_in_time_and_they_with_it() {
+fn stop_with_silent_local_workers_ends_them_in_time() {
     check_silent("");
 }
 
 #[test]
-fn a_run_whose_workers_elsewhere_are_silent_ends_in_time_and_they_look_for_the_next() {
+fn stop_with_silent_external_workers_ends_in_time() {
     check_silent("--launch external --listen unix:socket");
 }

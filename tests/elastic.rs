@@ -112,14 +112,14 @@ fn check(arch: &str, seed: u64) {
 }
 
 #[test]
-fn conv_has_the_same_bits_whoever_comes_and_goes() {
+fn conv_has_same_bits_while_workers_come_and_go() {
     for seed in 1..=3 {
         check("conv", seed);
     }
 }
 
 #[test]
-fn denoising_has_the_same_bits_whoever_comes_and_goes() {
+fn denoising_has_same_bits_while_workers_come_and_go() {
     for seed in 11..=13 {
         check("denoising", seed);
     }
@@ -127,7 +127,7 @@ fn denoising_has_the_same_bits_whoever_comes_and_goes() {
 
 /// The goal: a worker that hangs, and does not even close its connection, holds up a run for no longer than was said.
 #[test]
-fn shards_of_a_silent_worker_go_to_the_others() {
+fn shards_of_silent_worker_are_reassigned() {
     let dir = TestDir::new();
     let flags = format!("--arch conv {LONG_RUN}");
     let expected = dir.reference(&flags);
@@ -145,7 +145,7 @@ fn shards_of_a_silent_worker_go_to_the_others() {
 }
 
 #[test]
-fn a_worker_that_was_held_up_comes_back() {
+fn paused_worker_rejoins() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -162,7 +162,7 @@ fn a_worker_that_was_held_up_comes_back() {
 }
 
 #[test]
-fn a_run_that_nobody_computes_says_that_it_waits() {
+fn run_without_workers_reports_waiting() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --checkpoint-every 20 --run-dir run");
     let flags = format!("{flags} --launch external --listen unix:socket");
@@ -180,7 +180,7 @@ fn a_run_that_nobody_computes_says_that_it_waits() {
 
 /// The goal: workers are not to blame for a coordinator that was held up.
 #[test]
-fn a_coordinator_that_was_held_up_keeps_its_workers() {
+fn paused_coordinator_keeps_its_workers() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);

@@ -27,7 +27,7 @@ fn images_of_epoch(run: &Run, recipe: &Recipe, epoch: u32) -> Vec<u32> {
 }
 
 #[test]
-fn every_image_is_computed_once_in_an_epoch_by_one_worker() {
+fn each_image_is_computed_once_per_epoch() {
     let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN} --checkpoint-every 20 --run-dir run");
     let (coordinator, address) = dir.external(&flags);

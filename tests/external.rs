@@ -20,7 +20,7 @@ fn bare_worker(dir: &TestDir, name: &str, address: &str) -> Process {
 }
 
 #[test]
-fn workers_without_the_data_set_fetch_it_once() {
+fn workers_without_dataset_fetch_it_once() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -50,7 +50,7 @@ fn workers_without_the_data_set_fetch_it_once() {
 }
 
 #[test]
-fn workers_join_through_a_socket_in_the_file_system() {
+fn workers_join_through_unix_socket() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -62,7 +62,7 @@ fn workers_join_through_a_socket_in_the_file_system() {
 }
 
 #[test]
-fn a_run_that_nobody_joins_ends_after_the_time_given() {
+fn run_without_workers_ends_after_join_timeout() {
     let dir = TestDir::new();
     let (coordinator, address) = dir.external(&format!("--arch conv {SHORT_RUN} --join-timeout 1 --run-dir run"));
     let told = format!("none came; start one with `worker --coordinator {address}`");
@@ -70,7 +70,7 @@ fn a_run_that_nobody_joins_ends_after_the_time_given() {
 }
 
 #[test]
-fn a_worker_that_is_asked_to_end_does_and_the_others_go_on() {
+fn terminated_worker_leaves_and_others_continue() {
     let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -86,7 +86,7 @@ fn a_worker_that_is_asked_to_end_does_and_the_others_go_on() {
 }
 
 #[test]
-fn a_worker_joins_a_run_that_goes_on_already() {
+fn worker_joins_run_in_progress() {
     let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -105,7 +105,7 @@ fn a_worker_joins_a_run_that_goes_on_already() {
 }
 
 #[test]
-fn a_worker_that_is_there_first_waits_for_the_coordinator() {
+fn worker_started_first_waits_for_coordinator() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 20 --run-dir run");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -119,7 +119,7 @@ fn a_worker_that_is_there_first_waits_for_the_coordinator() {
 }
 
 #[test]
-fn an_address_in_use_is_told() {
+fn listen_address_in_use_is_reported() {
     let dir = TestDir::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
@@ -134,7 +134,7 @@ fn an_address_in_use_is_told() {
 
 /// The goal: whoever finds the port cannot disturb a run, nor keep it from ending.
 #[test]
-fn what_is_no_worker_does_not_disturb_a_run() {
+fn garbage_connections_do_not_disturb_run() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -166,7 +166,7 @@ fn what_is_no_worker_does_not_disturb_a_run() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_left_as_it_is() {
+fn regular_file_at_socket_path_is_not_replaced() {
     let dir = TestDir::new();
     std::fs::write(dir.path("precious"), "words").expect("a file");
     let flags = "--launch external --listen unix:precious --arch conv --data small --run-dir run";

@@ -5,12 +5,12 @@
 //!
 //! | there | here |
 //! |---|---|
-//! | hosts added | `external::a_worker_joins_a_run_that_goes_on_already`, `elastic::*_whoever_comes_and_goes` |
-//! | hosts removed | `external::a_worker_that_is_asked_to_end_does_and_the_others_go_on`, `elastic::*_whoever_comes_and_goes` |
-//! | one rank lost by an exception | `faults::a_worker_that_ends`; started anew: `programs::a_local_worker_that_is_killed_is_started_anew` |
-//! | one rank lost by a kill | `faults::a_worker_that_is_killed`, and anew as above |
-//! | all ranks lost | the run fails there; here it waits: `elastic::a_run_that_nobody_computes_says_that_it_waits`, `partition::*` |
-//! | reset limit | `programs::a_worker_program_that_dies_at_once_ends_the_run_with_its_last_words` |
+//! | hosts added | `external::worker_joins_run_in_progress`, `elastic::*_while_workers_come_and_go` |
+//! | hosts removed | `external::terminated_worker_leaves_and_others_continue`, `elastic::*_while_workers_come_and_go` |
+//! | one rank lost by an exception | `faults::exited_worker_changes_no_bits`; started anew: `programs::killed_local_worker_is_restarted` |
+//! | one rank lost by a kill | `faults::killed_worker_changes_no_bits`, and anew as above |
+//! | all ranks lost | the run fails there; here it waits: `elastic::run_without_workers_reports_waiting`, `partition::*` |
+//! | reset limit | `programs::repeated_worker_start_failure_ends_run_with_its_output` |
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -208,26 +208,26 @@ fn check(fault: Fault, seed: u64) {
 }
 
 #[test]
-fn a_worker_that_is_killed() {
+fn killed_worker_changes_no_bits() {
     check(Fault::Killed, 1);
 }
 
 #[test]
-fn a_worker_that_is_stopped_and_goes_on() {
+fn paused_worker_changes_no_bits() {
     check(Fault::Stopped, 2);
 }
 
 #[test]
-fn a_worker_that_ends() {
+fn exited_worker_changes_no_bits() {
     check(Fault::Ended, 3);
 }
 
 #[test]
-fn a_connection_that_is_reset() {
+fn reset_connection_changes_no_bits() {
     check(Fault::Reset, 4);
 }
 
 #[test]
-fn a_connection_that_falls_silent() {
+fn silent_connection_changes_no_bits() {
     check(Fault::Silent, 5);
 }

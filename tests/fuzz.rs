@@ -22,7 +22,7 @@ fn inputs(target: &str) -> Vec<PathBuf> {
 
 /// Each input whose name begins with `whole` is taken for what it should be, the others are not; all without a panic.
 #[test]
-fn seeds_and_findings_of_the_fuzz_targets_are_taken_as_their_names_say() {
+fn fuzz_inputs_are_accepted_as_their_names_say() {
     for (target, take) in TARGETS {
         let inputs = inputs(target);
         assert!(!inputs.is_empty(), "expected inputs of {target}, found none");
@@ -40,7 +40,7 @@ fn seeds_and_findings_of_the_fuzz_targets_are_taken_as_their_names_say() {
 
 /// Inputs with one byte changed, cut off, or doubled are taken or not, without a panic.
 #[test]
-fn seeds_of_the_fuzz_targets_can_be_damaged_anywhere() {
+fn damaged_fuzz_seeds_cause_no_panic() {
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
 

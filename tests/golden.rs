@@ -92,16 +92,16 @@ fn check(architecture: Architecture, nearest: f64, farthest: f64) {
 }
 
 #[test]
-fn conv_is_trained_as_by_keras() {
+fn conv_training_matches_keras() {
     check(Architecture::Conv, 2e-4, 1e-3);
 }
 
 #[test]
-fn recurrent_is_trained_as_by_keras() {
+fn recurrent_training_matches_keras() {
     check(Architecture::Recurrent, 1e-4, 1e-4);
 }
 
 #[test]
-fn denoising_is_trained_as_by_keras() {
+fn denoising_training_matches_keras() {
     check(Architecture::Denoising, 1e-4, 1e-4);
 }

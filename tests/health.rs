@@ -11,7 +11,7 @@ fn free_address() -> String {
 }
 
 #[test]
-fn coordinator_is_serving_at_both_ports_until_its_end() {
+fn coordinator_serves_health_on_both_ports_until_end() {
     let dir = TestDir::new();
     let health = free_address();
     let (coordinator, address) = dir.external(&format!("--arch denoising {SHORT_RUN} --run-dir run --health {health}"));
@@ -28,7 +28,7 @@ fn coordinator_is_serving_at_both_ports_until_its_end() {
 
 /// A data set can take minutes to come: until it is there, workers cannot join, and the process is no dead one.
 #[test]
-fn coordinator_without_its_data_set_is_alive_and_not_ready() {
+fn coordinator_without_dataset_is_alive_but_not_ready() {
     let dir = TestDir::new();
     let health = free_address();
     // A proxy that takes connections and says nothing holds the download up.
@@ -47,7 +47,7 @@ fn coordinator_without_its_data_set_is_alive_and_not_ready() {
 }
 
 #[test]
-fn check_says_what_it_found_instead_of_a_coordinator() {
+fn check_without_coordinator_reports_reason() {
     let dir = TestDir::new();
     let check = |address: &str, exit_code, parts: &[&str]| {
         dir.fail("coordinator", &format!("--check {address}"), exit_code, parts);

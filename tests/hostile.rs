@@ -79,7 +79,7 @@ impl<'a> Siege<'a> {
 
 /// While peers keep the coordinator busy, the clock goes on for one that is silent.
 #[test]
-fn silent_worker_is_dismissed_while_others_flood() {
+fn silent_worker_is_closed_while_others_flood() {
     let dir = TestDir::new();
     let siege = Siege::begin(&dir, 4, "--heartbeat-timeout 1");
     let attack = siege.attack(&[(Harm::Heartbeats, 3)]);
@@ -95,7 +95,7 @@ fn silent_worker_is_dismissed_while_others_flood() {
 }
 
 #[test]
-fn peers_that_read_nothing_cost_bounded_memory() {
+fn non_reading_peers_use_bounded_memory() {
     let dir = TestDir::new();
     let siege = Siege::begin(&dir, 200, "");
     let honest = dir.worker("honest", &siege.address);
@@ -116,7 +116,7 @@ fn peers_that_read_nothing_cost_bounded_memory() {
 /// Peers whose sockets nobody reads once they have their state, so that no ping is answered either: each connection is closed from
 /// the coordinator's end, and what waited for it is given back.
 #[test]
-fn connection_whose_socket_is_not_read_is_closed() {
+fn connection_with_unread_socket_is_closed() {
     const N_PEERS: u32 = 8;
     let dir = TestDir::new();
     let siege = Siege::begin(&dir, 1_000_000, "");
@@ -150,7 +150,7 @@ fn connection_whose_socket_is_not_read_is_closed() {
 
 /// More connections than there are file descriptors, where the system allows no more.
 #[test]
-fn connections_beyond_the_descriptor_limit_end_nothing() {
+fn connections_beyond_descriptor_limit_do_not_end_run() {
     let dir = TestDir::new();
     let command = dir.command(
         "coordinator",
@@ -177,7 +177,7 @@ fn connections_beyond_the_descriptor_limit_end_nothing() {
 /// Everything at once, for as many minutes as `TELAR_SIEGE_MINUTES` says, or some seconds: the run goes on to the bits that
 /// one process gives, and costs no more than it should.
 #[test]
-fn run_under_siege_has_the_bits_of_one_process() {
+fn run_under_attack_has_bits_of_one_process() {
     const SHORT_TIME: Duration = Duration::from_secs(15);
     let minutes =
         std::env::var("TELAR_SIEGE_MINUTES").ok().map(|text| text.parse::<f64>().expect("a number of minutes"));
@@ -243,23 +243,23 @@ fn check_let_in(harm: Harm, n_attackers: usize) {
 }
 
 #[test]
-fn silent_connections_keep_no_worker_out() {
+fn silent_connections_do_not_block_new_worker() {
     check_let_in(Harm::SilentTcp, 3_500);
 }
 
 #[test]
-fn idle_http2_connections_keep_no_worker_out() {
+fn idle_http2_connections_do_not_block_new_worker() {
     check_let_in(Harm::IdleHttp2, 1_200);
 }
 
 #[test]
-fn joined_silent_workers_keep_no_worker_out() {
+fn joined_silent_workers_do_not_block_new_worker() {
     check_let_in(Harm::JoinedSilent, 150);
 }
 
 /// The data set is for workers that have joined; an honest one that has no copy gets it beside others that read nothing.
 #[test]
-fn fetchers_keep_no_worker_from_the_data_set() {
+fn stalled_fetches_do_not_block_dataset_fetch() {
     let dir = TestDir::new();
     let siege = Siege::begin(&dir, 4, "");
     let attack = siege.attack(&[(Harm::FetchUnjoined, 20), (Harm::FetchUnread, 50)]);

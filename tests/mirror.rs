@@ -110,14 +110,14 @@ fn check_mirrored_and_resumed(
 }
 
 #[test]
-fn mirror_has_the_same_files_and_run_goes_on_from_it() {
+fn s3_mirror_has_same_files_and_resumes_run() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let start = |flags: &str| coordinator(&dir, &bucket, flags);
     check_mirrored_and_resumed(&dir, "s3://bucket/runs/one", start, || bucket.objects("runs/one"));
 }
 
 #[test]
-fn folder_is_a_mirror_too() {
+fn folder_mirror_has_same_files_and_resumes_run() {
     let dir = TestDir::new();
     let folder = dir.path("mirror");
     let start = |flags: &str| dir.coordinator(flags);
@@ -126,7 +126,7 @@ fn folder_is_a_mirror_too() {
 
 /// The goal: an outage at the start and another one in the middle hold no step up, and leave nothing missing.
 #[test]
-fn outage_holds_up_no_step_and_is_caught_up_with() {
+fn mirror_outage_delays_no_step_and_is_caught_up() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}").replace("--epochs 2", "--epochs 2000");
     bucket.gate().set(Passage::Shut);
@@ -158,7 +158,7 @@ fn outage_holds_up_no_step_and_is_caught_up_with() {
 
 /// The goal: a store that takes bytes ever more slowly, in the end none, is waited for by nobody.
 #[test]
-fn stalled_upload_holds_up_no_step() {
+fn stalled_upload_delays_no_step() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}").replace("--epochs 2", "--epochs 2000");
     let run = coordinator(
@@ -217,23 +217,23 @@ fn check_killed(held_at: &str, n_bytes: usize) {
 }
 
 #[test]
-fn run_killed_in_the_middle_of_a_checkpoint_upload_goes_on() {
+fn run_killed_during_checkpoint_upload_resumes() {
     check_killed("/bucket/run/checkpoints/step-", 300_000);
 }
 
 #[test]
-fn run_killed_in_the_middle_of_uploading_its_lines_goes_on() {
+fn run_killed_during_line_upload_resumes() {
     check_killed("PUT /bucket/run/steps.jsonl", 700);
 }
 
 #[test]
-fn run_killed_between_two_files_goes_on() {
+fn run_killed_between_two_uploads_resumes() {
     check_killed("PUT /bucket/run/history.jsonl", 0);
 }
 
 /// The goal: the same command on a machine that may have lost everything begins, goes on, and never begins anew.
 #[test]
-fn auto_resume_takes_the_folder_then_the_mirror() {
+fn auto_resume_prefers_folder_over_mirror() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
     let flags = flags.replace("--epochs 2", "--epochs 3");
@@ -266,7 +266,7 @@ fn auto_resume_takes_the_folder_then_the_mirror() {
 }
 
 #[test]
-fn damaged_checkpoint_at_the_mirror_is_skipped() {
+fn damaged_checkpoint_at_mirror_is_skipped() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -287,7 +287,7 @@ fn damaged_checkpoint_at_the_mirror_is_skipped() {
 
 /// The goal: the wait for a store that does not come back ends, with what is missing there and what to do.
 #[test]
-fn signal_ends_the_wait_for_the_mirror() {
+fn signal_ends_final_wait_for_mirror() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -310,7 +310,7 @@ fn signal_ends_the_wait_for_the_mirror() {
 
 /// The goal: no run's files take the place of another one's, and whoever cannot be mirrored is told so before the training.
 #[test]
-fn mirror_that_cannot_be_used_is_refused_with_what_to_do() {
+fn unusable_mirror_is_refused_with_advice() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2");
     let check = |flags: &str, exit_code, parts: &[&str]| {
@@ -341,7 +341,7 @@ fn mirror_that_cannot_be_used_is_refused_with_what_to_do() {
 
 /// The goal: a mirror that is free takes a run that was begun without one, and files that need several requests come back.
 #[test]
-fn run_begun_without_mirror_is_mirrored_whole() {
+fn run_started_without_mirror_is_mirrored_completely() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2");
     coordinator(&dir, &bucket, &format!("{flags} --max-steps 3 --run-dir run")).succeed();
@@ -358,7 +358,7 @@ fn run_begun_without_mirror_is_mirrored_whole() {
 
 /// The goal: a coordinator that lost its machine for a while does not overwrite what the next one has made.
 #[test]
-fn coordinator_that_was_replaced_uploads_nothing_more() {
+fn replaced_coordinator_stops_uploading() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
     let flags = format!("--arch denoising {SHORT_RUN}").replace("--epochs 2", "--epochs 2000");
     let old = coordinator(
@@ -391,7 +391,7 @@ fn coordinator_that_was_replaced_uploads_nothing_more() {
 
 /// What a run that came to no checkpoint has left at the mirror keeps nobody from beginning it again.
 #[test]
-fn run_begun_again_replaces_what_it_left_at_mirror() {
+fn restarted_run_replaces_its_files_at_mirror() {
     let dir = TestDir::new();
     let mirror = format!("file://{}", dir.path("mirror").display());
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3 --workers 1 --run-dir run --mirror {mirror}");

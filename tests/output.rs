@@ -29,7 +29,7 @@ fn end(mut coordinator: Child) -> Value {
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_ends_nothing() {
+fn closed_log_pipe_does_not_end_run() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -43,7 +43,7 @@ fn a_log_that_nobody_reads_any_more_ends_nothing() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_on_holds_nothing_up() {
+fn unread_log_pipe_does_not_block_run() {
     let dir = TestDir::new();
     // Some 800 lines of the log are more than a pipe takes.
     let flags = "--arch denoising --shards 4 --batch-size 16 --epochs 6 --data small --workers 2 --checkpoint-every 1 \

@@ -67,7 +67,7 @@ fn long_flags() -> [String; 2] {
 }
 
 #[test]
-fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
+fn disconnected_machine_is_detected_and_rejoins() {
     let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let [recipe, flags] = long_flags();
@@ -85,7 +85,7 @@ fn a_machine_that_is_cut_off_is_missed_and_comes_back_by_itself() {
 
 /// No FIN and no RST ever tells of its end.
 #[test]
-fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
+fn machine_lost_without_fin_or_rst_is_detected_in_time() {
     let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let [recipe, flags] = long_flags();
@@ -102,7 +102,7 @@ fn a_machine_that_dies_unheard_holds_up_nothing_for_long() {
 }
 
 #[test]
-fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
+fn isolated_coordinator_waits_and_continues() {
     let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let [recipe, flags] = long_flags();
@@ -120,7 +120,7 @@ fn a_coordinator_that_is_cut_off_from_all_waits_and_goes_on() {
 }
 
 #[test]
-fn a_slow_and_lossy_cable_changes_no_bit() {
+fn slow_lossy_link_changes_no_bits() {
     let dir = TestDir::new();
     let Some(network) = Network::if_any(3) else { return };
     let flags = "--arch denoising --shards 4 --batch-size 16 --epochs 2 --data small --max-steps 60";

@@ -41,7 +41,7 @@ fn check_nothing_stays(name: &str) -> Process {
 }
 
 #[test]
-fn a_run_that_is_complete_leaves_no_process() {
+fn completed_run_leaves_no_process() {
     let dir = TestDir::new();
     let coordinator = dir.coordinator(&format!("--arch denoising {SHORT_RUN} --workers 3 --run-dir run"));
     let processes = local_workers(&coordinator, 3);
@@ -50,24 +50,24 @@ fn a_run_that_is_complete_leaves_no_process() {
 }
 
 #[test]
-fn a_run_that_is_terminated_leaves_no_process() {
+fn terminated_run_leaves_no_process() {
     let coordinator = check_nothing_stays("TERM");
     coordinator.check_end(TERMINATED, &[]);
     assert_eq!(coordinator.last_json()["outcome"], "stopped");
 }
 
 #[test]
-fn a_run_that_is_interrupted_leaves_no_process() {
+fn interrupted_run_leaves_no_process() {
     assert_eq!(check_nothing_stays("INT").end()["outcome"], "stopped");
 }
 
 #[test]
-fn a_coordinator_that_is_killed_leaves_no_process() {
+fn killed_coordinator_leaves_no_process() {
     assert_eq!(check_nothing_stays("KILL").wait_exit().signal(), Some(9));
 }
 
 #[test]
-fn a_local_worker_that_is_killed_is_started_anew() {
+fn killed_local_worker_is_restarted() {
     let dir = TestDir::new();
     let flags = format!("--arch conv {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -82,7 +82,7 @@ fn a_local_worker_that_is_killed_is_started_anew() {
 }
 
 #[test]
-fn a_worker_program_that_dies_at_once_ends_the_run_with_its_last_words() {
+fn repeated_worker_start_failure_ends_run_with_its_output() {
     let dir = TestDir::new();
     let program = dir.path("broken-worker");
     fs::write(&program, "#!/bin/sh\necho 'I have no hands' >&2\nexit 3\n").expect("a file");
@@ -117,17 +117,17 @@ fn check_second_signal(name: &str, exit_code: i32) {
 }
 
 #[test]
-fn a_second_interrupt_ends_the_program_at_once() {
+fn second_sigint_ends_program_immediately() {
     check_second_signal("INT", 130);
 }
 
 #[test]
-fn a_second_terminate_ends_the_program_at_once() {
+fn second_sigterm_ends_program_immediately() {
     check_second_signal("TERM", 143);
 }
 
 #[test]
-fn a_flag_comes_before_the_environment_and_that_before_the_file() {
+fn flag_overrides_environment_and_environment_overrides_file() {
     let dir = TestDir::new();
     fs::write(dir.path("telar.toml"), "arch = 'denoising'\nbatch-size = 16\nmax-steps = 9\nworkers = 1\n")
         .expect("a file");
@@ -146,7 +146,7 @@ fn a_flag_comes_before_the_environment_and_that_before_the_file() {
 }
 
 #[test]
-fn bad_configuration_is_refused_with_what_to_write() {
+fn invalid_flags_are_refused_with_advice() {
     let dir = TestDir::new();
     let check = |flags: &str, exit_code, parts: &[&str]| {
         dir.fail("coordinator", &format!("{flags} --data small --run-dir run"), exit_code, parts);
@@ -170,7 +170,7 @@ fn bad_configuration_is_refused_with_what_to_write() {
 }
 
 #[test]
-fn a_run_leaves_a_whole_folder() {
+fn run_folder_is_complete_after_end() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run");
     let coordinator = dir.start("coordinator", dir.command("coordinator", &flags));
@@ -197,7 +197,7 @@ fn a_run_leaves_a_whole_folder() {
 }
 
 #[test]
-fn help_holds_an_example_and_says_what_each_flag_is_about() {
+fn help_has_example_and_grouped_flags() {
     let dir = TestDir::new();
     let check = |program: &str, parts: &[&str]| {
         let process = dir.start(program, dir.command(program, "--help"));
@@ -240,7 +240,7 @@ fn help_holds_an_example_and_says_what_each_flag_is_about() {
 }
 
 #[test]
-fn a_run_goes_on_while_one_of_its_workers_dies_at_once_again_and_again() {
+fn run_continues_while_one_local_worker_keeps_dying() {
     let dir = TestDir::new();
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --checkpoint-every 100 --workers 2 --data small \
                  --run-dir run";
@@ -277,7 +277,7 @@ fn modes(folder: &Path) -> Vec<(String, u32)> {
 /// The goal: nobody else of the machine finds the socket or the data set, and a process that was killed leaves no data behind for
 /// longer than until the next one.
 #[test]
-fn private_folder_is_for_its_user_alone_and_goes_after_a_kill() {
+fn private_folder_is_owner_only_and_removed_after_kill() {
     let dir = TestDir::new();
     let start = |run: &str| {
         let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 1 --data small --json --run-dir";

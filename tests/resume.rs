@@ -64,34 +64,34 @@ fn check_stopped((signal, exit_code): (&str, i32), arch: &str, resume_flags: &st
 }
 
 #[test]
-fn a_run_that_was_stopped_goes_on_to_the_same_bits() {
+fn stopped_run_resumes_to_same_bits() {
     check_stopped(("TERM", TERMINATED), "--arch denoising", "");
 }
 
 #[test]
-fn ctrl_c_stops_a_run_as_a_terminate_does() {
+fn interrupted_run_resumes_to_same_bits() {
     check_stopped(("INT", 0), "--arch conv", "");
 }
 
 #[test]
-fn momentum_goes_on_with_its_velocity() {
+fn momentum_run_resumes_with_velocity() {
     check_stopped(("TERM", TERMINATED), "--arch denoising --momentum 0.9 --nesterov --learning-rate 0.1", "");
 }
 
 #[test]
-fn adam_goes_on_with_both_moments_and_the_learning_rate_of_its_step() {
+fn adamw_run_resumes_with_moments_and_learning_rate() {
     let flags = "--arch denoising --optimizer adamw --learning-rate 0.01 --lr-schedule cosine --warmup-steps 20 --clip-norm 0.1";
     check_stopped(("TERM", TERMINATED), flags, "--optimizer adamw --lr-schedule cosine");
 }
 
 /// What is given again and is as it was is no other run.
 #[test]
-fn flags_may_be_given_again() {
+fn resume_with_same_flags_is_accepted() {
     check_stopped(("TERM", TERMINATED), "--arch denoising", "--arch denoising --batch-size 16 --shards 4 --epochs 2");
 }
 
 #[test]
-fn a_run_whose_coordinator_was_killed_goes_on_to_the_same_bits() {
+fn killed_run_resumes_to_same_bits() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -127,18 +127,18 @@ fn check_come_back(signal: &str) {
 }
 
 #[test]
-fn workers_of_a_coordinator_that_was_stopped_come_back_to_the_next_one() {
+fn workers_rejoin_after_coordinator_is_stopped() {
     check_come_back("TERM");
 }
 
 #[test]
-fn workers_of_a_coordinator_that_was_killed_come_back_to_the_next_one() {
+fn workers_rejoin_after_coordinator_is_killed() {
     check_come_back("KILL");
 }
 
 /// The goal: no damaged checkpoint is ever trained on, and none takes a run with it.
 #[test]
-fn a_damaged_checkpoint_is_told_and_passed_over_for_an_older_one() {
+fn damaged_checkpoint_is_reported_and_older_one_used() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -162,7 +162,7 @@ fn a_damaged_checkpoint_is_told_and_passed_over_for_an_older_one() {
 
 /// The goal: whatever would give other bits is refused with what to do, and leaves the run as it was.
 #[test]
-fn what_cannot_be_resumed_says_why_and_stays_as_it_was() {
+fn refused_resume_reports_reason_and_changes_nothing() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -191,7 +191,7 @@ fn what_cannot_be_resumed_says_why_and_stays_as_it_was() {
 }
 
 #[test]
-fn a_run_without_a_whole_checkpoint_is_not_resumed() {
+fn run_without_valid_checkpoint_is_not_resumed() {
     let dir = TestDir::new();
     stop(&dir, &format!("--arch denoising {SHORT_RUN}"));
     for path in checkpoints(&dir) {
@@ -201,7 +201,7 @@ fn a_run_without_a_whole_checkpoint_is_not_resumed() {
 }
 
 #[test]
-fn a_folder_has_one_coordinator_at_a_time() {
+fn second_coordinator_on_folder_is_refused() {
     let dir = TestDir::new();
     stop(&dir, &format!("--arch denoising {SHORT_RUN}"));
     let first = dir.coordinator("--resume run --data small --launch external --listen unix:socket");
@@ -211,7 +211,7 @@ fn a_folder_has_one_coordinator_at_a_time() {
 }
 
 #[test]
-fn a_run_whose_coordinator_was_killed_before_its_first_step_goes_on() {
+fn run_killed_before_first_step_resumes() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --hash-steps");
     let expected = dir.reference(&format!("--arch denoising {SHORT_RUN}"));
@@ -224,7 +224,7 @@ fn a_run_whose_coordinator_was_killed_before_its_first_step_goes_on() {
 
 /// What a supervisor does: the same command again after each death, until one ends with 0.
 #[test]
-fn same_command_begins_resumes_and_ends() {
+fn same_command_starts_resumes_and_ends_run() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -247,7 +247,7 @@ fn same_command_begins_resumes_and_ends() {
 }
 
 #[test]
-fn run_killed_before_its_first_checkpoint_is_begun_again() {
+fn run_killed_before_first_checkpoint_is_restarted() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -263,7 +263,7 @@ fn run_killed_before_its_first_checkpoint_is_begun_again() {
 
 /// The goal: whatever moment a coordinator is killed at, the same command begins its run again or goes on with it.
 #[test]
-fn folder_left_before_first_checkpoint_is_begun_again() {
+fn folder_left_before_first_checkpoint_is_reused() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3");
     let begun = dir.coordinator(&format!("{flags} --launch external --listen unix:socket --run-dir begun"));
@@ -310,7 +310,7 @@ fn lengthen(path: &Path, n_bytes: u64) {
 
 /// The goal: however long a run has become, it goes on.
 #[test]
-fn run_with_gigabytes_of_lines_goes_on_to_the_same_bits() {
+fn run_with_gigabytes_of_lines_resumes_to_same_bits() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -322,7 +322,7 @@ fn run_with_gigabytes_of_lines_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn auto_resume_never_overwrites_what_it_cannot_resume() {
+fn auto_resume_never_overwrites_unresumable_run() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let auto = format!("{flags} --workers 2 --run-dir run --resume auto");
@@ -340,7 +340,7 @@ fn auto_resume_never_overwrites_what_it_cannot_resume() {
 
 /// A supervisor that started workers with a run that was complete already sees them end.
 #[test]
-fn complete_run_tells_the_workers_that_look_for_it() {
+fn resume_of_completed_run_ends_waiting_workers() {
     let dir = TestDir::new();
     dir.train(&format!("--arch denoising {SHORT_RUN} --workers 2"), "run");
     let again = "--resume auto --run-dir run --workers 2 --launch external --listen unix:socket";
@@ -354,7 +354,7 @@ fn complete_run_tells_the_workers_that_look_for_it() {
 }
 
 #[test]
-fn run_folder_left_with_one_file_is_begun_again() {
+fn run_folder_with_one_empty_file_is_reused() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --max-steps 3 --workers 2 --resume auto");
     for name in ["history.jsonl", "steps.jsonl"] {
@@ -365,7 +365,7 @@ fn run_folder_left_with_one_file_is_begun_again() {
 }
 
 #[test]
-fn diverged_run_is_not_begun_again_and_again() {
+fn auto_resume_refuses_diverged_run() {
     let dir = TestDir::new();
     let flags =
         "--arch denoising --shards 4 --batch-size 16 --data small --learning-rate 1e9 --workers 2 --run-dir run";
@@ -380,7 +380,7 @@ fn diverged_run_is_not_begun_again_and_again() {
 
 /// The goal: a network that is there at one start and not at the next one changes no run's data set.
 #[test]
-fn resumed_run_keeps_its_data_set() {
+fn resumed_run_keeps_its_dataset() {
     let dir = TestDir::new();
     let offline = |flags: &str| {
         let mut command =

@@ -18,22 +18,22 @@ fn check(arch: &str) {
 }
 
 #[test]
-fn conv_has_the_same_bits_with_any_number_of_workers() {
+fn conv_has_same_bits_with_any_worker_count() {
     check("conv");
 }
 
 #[test]
-fn recurrent_has_the_same_bits_with_any_number_of_workers() {
+fn recurrent_has_same_bits_with_any_worker_count() {
     check("recurrent");
 }
 
 #[test]
-fn denoising_has_the_same_bits_with_any_number_of_workers() {
+fn denoising_has_same_bits_with_any_worker_count() {
     check("denoising");
 }
 
 #[test]
-fn every_optimizer_has_the_same_bits_with_any_number_of_workers() {
+fn every_optimizer_has_same_bits_with_any_worker_count() {
     check("conv --optimizer adam --weight-decay 0.01 --lr-schedule step:0.5:1");
     check("denoising --optimizer adamw --lr-schedule linear --warmup-steps 9 --clip-norm 0.1 --learning-rate 0.01");
     check("denoising --momentum 0.9 --weight-decay 0.001 --lr-schedule cosine --learning-rate 0.1");

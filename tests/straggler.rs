@@ -64,7 +64,7 @@ fn steps_waited(coordinator: &Process, worker: &str, from: usize) -> BTreeSet<us
 
 /// The goal: a straggler costs a step or two, and from then on its share of the speed.
 #[test]
-fn a_worker_that_stands_still_holds_up_a_step_or_two() {
+fn paused_worker_delays_only_few_steps() {
     let dir = TestDir::new();
     let flags = format!("{RUN} --hash-steps --checkpoint-every 10 --heartbeat-timeout 10 --run-dir run");
     let (coordinator, address) = dir.external(&flags);

@@ -57,7 +57,7 @@ fn check_refused(dir: &TestDir, coordinator: &str, worker_folder: &str, at_worke
 }
 
 #[test]
-fn run_with_tls_and_token_ends_with_the_bits_of_one_process() {
+fn run_with_tls_and_token_has_bits_of_one_process() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -96,7 +96,7 @@ fn run_with_tls_and_token_ends_with_the_bits_of_one_process() {
 }
 
 #[test]
-fn certificate_of_another_ca_is_refused_at_both_ends() {
+fn certificate_of_other_ca_is_refused_at_both_ends() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     make_certificates(&dir, "other", "--host 127.0.0.1");
@@ -112,7 +112,7 @@ fn certificate_of_another_ca_is_refused_at_both_ends() {
 }
 
 #[test]
-fn certificate_that_has_expired_is_refused_at_both_ends() {
+fn expired_certificate_is_refused_at_both_ends() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     expire(&dir, "tls/worker-1");
@@ -141,7 +141,7 @@ fn expire(dir: &TestDir, folder: &str) {
 }
 
 #[test]
-fn coordinator_certificate_for_another_host_is_refused_at_both_ends() {
+fn certificate_for_other_host_is_refused_at_both_ends() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host other.example --host 10.0.0.1");
     let parts = ["expected one for 127.0.0.1, found one for", "other.example", "make one with `--host 127.0.0.1`"];
@@ -149,7 +149,7 @@ fn coordinator_certificate_for_another_host_is_refused_at_both_ends() {
 }
 
 #[test]
-fn peer_without_a_certificate_is_refused_at_both_ends() {
+fn peer_without_certificate_is_refused_at_both_ends() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     let (coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
@@ -177,7 +177,7 @@ fn tls_client(dir: &TestDir, port: &str) -> StreamOwned<ClientConnection, TcpStr
 }
 
 #[test]
-fn worker_with_tls_and_coordinator_without_say_so_at_both_ends() {
+fn tls_worker_and_plain_coordinator_both_report_mismatch() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     let (coordinator, address) = dir.external(WAITING_RUN);
@@ -189,7 +189,7 @@ fn worker_with_tls_and_coordinator_without_say_so_at_both_ends() {
 }
 
 #[test]
-fn worker_without_tls_and_coordinator_with_say_so_at_both_ends() {
+fn plain_worker_and_tls_coordinator_both_report_mismatch() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     let (coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
@@ -200,7 +200,7 @@ fn worker_without_tls_and_coordinator_with_say_so_at_both_ends() {
 }
 
 #[test]
-fn worker_without_the_token_is_refused_at_both_ends() {
+fn worker_without_matching_token_is_refused_at_both_ends() {
     let dir = TestDir::new();
     fs::write(dir.path("token"), "0123456789abcdef0123456789abcdef\n").expect("a file");
     fs::write(dir.path("other"), "fedcba9876543210fedcba9876543210").expect("a file");
@@ -220,7 +220,7 @@ fn worker_without_the_token_is_refused_at_both_ends() {
 }
 
 #[test]
-fn token_file_that_is_too_short_ends_both_programs() {
+fn short_token_file_is_refused_by_both_programs() {
     let dir = TestDir::new();
     fs::write(dir.path("short"), "0123456789abcdef0123456789abcde\n").expect("a file");
     let parts = ["expected a token of 32 to 4096 bytes in short, found 31", "openssl rand -hex 32"];
@@ -230,7 +230,7 @@ fn token_file_that_is_too_short_ends_both_programs() {
 }
 
 #[test]
-fn address_beyond_this_machine_needs_tls_or_insecure() {
+fn non_local_listen_address_needs_tls_or_insecure() {
     let dir = TestDir::new();
     let flags = "--arch denoising --data small --launch external --listen 0.0.0.0:0 --join-timeout 1 --run-dir run";
     let parts =
@@ -244,7 +244,7 @@ fn address_beyond_this_machine_needs_tls_or_insecure() {
 }
 
 #[test]
-fn renewed_certificates_are_used_without_a_restart() {
+fn renewed_certificates_are_used_without_restart() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     make_certificates(&dir, "new", "--host 127.0.0.1 --workers 2");
@@ -279,7 +279,7 @@ fn renewed_certificates_are_used_without_a_restart() {
 }
 
 #[test]
-fn check_asks_by_tls_with_a_certificate() {
+fn check_flag_works_over_tls_with_worker_certificate() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host 127.0.0.1");
     let (_coordinator, address) = dir.external(&format!("{WAITING_RUN} {}", tls("tls/coordinator")));
@@ -292,7 +292,7 @@ fn check_asks_by_tls_with_a_certificate() {
 }
 
 #[test]
-fn certificates_are_made_once_and_never_overwritten() {
+fn certificates_are_never_overwritten() {
     let dir = TestDir::new();
     make_certificates(&dir, "tls", "--host localhost 127.0.0.1 --workers 2");
     let key = || fs::read(dir.path("tls/worker-1/tls.key")).expect("a file");
@@ -306,7 +306,7 @@ fn certificates_are_made_once_and_never_overwritten() {
 
 /// The goal: who finds the socket of a run, and may write to it, is still let in only if the run is the same user's.
 #[test]
-fn peer_of_another_user_is_refused_at_a_unix_socket() {
+fn peer_of_other_user_is_refused_at_unix_socket() {
     const NOBODY: &str = "65534";
     let dir = TestDir::new();
     let as_nobody = |program: &std::ffi::OsStr| {

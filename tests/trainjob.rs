@@ -170,7 +170,7 @@ fn make_certificates(dir: &TestDir) {
 }
 
 #[test]
-fn completed_run_posts_its_start_and_its_end() {
+fn completed_run_posts_start_and_end_status() {
     let dir = TestDir::new();
     let trainer = Trainer::start(&dir, "ok");
     let flags = format!("--arch denoising {SHORT_RUN}");
@@ -206,7 +206,7 @@ fn completed_run_posts_its_start_and_its_end() {
 }
 
 #[test]
-fn running_run_posts_every_five_seconds_with_the_token_that_is_there() {
+fn active_run_posts_periodically_with_rotated_token() {
     let dir = TestDir::new();
     let trainer = Trainer::start(&dir, "ok");
     let flags = "--arch denoising --batch-size 16 --epochs 100000 --workers 2 --data small --run-dir run";
@@ -231,7 +231,7 @@ fn running_run_posts_every_five_seconds_with_the_token_that_is_there() {
 }
 
 #[test]
-fn resumed_run_posts_from_where_it_was() {
+fn resumed_run_posts_progress_from_resume_step() {
     let dir = TestDir::new();
     let flags = format!("--arch conv {LONG_RUN} --workers 2 --checkpoint-every 500 --run-dir run");
     let coordinator = dir.coordinator(&flags);
@@ -249,7 +249,7 @@ fn resumed_run_posts_from_where_it_was() {
 }
 
 #[test]
-fn server_that_comes_back_is_posted_to_again() {
+fn recovered_server_is_posted_to_again() {
     let dir = TestDir::new();
     let trainer = Trainer::start(&dir, "503 ok");
     let coordinator = trainer.coordinator(&dir, &format!("--arch denoising {SHORT_RUN} --workers 2 --run-dir run"));
@@ -275,25 +275,25 @@ fn check_no_harm(reason: &str, trainer: impl FnOnce(&TestDir) -> Trainer) -> usi
 }
 
 #[test]
-fn server_that_refuses_does_no_harm() {
+fn refusing_server_does_not_affect_run() {
     let n_posts = check_no_harm("found 404: no such TrainJob", |dir| Trainer::start(dir, "404"));
     assert!(n_posts > 0, "nothing was posted");
 }
 
 #[test]
-fn server_that_hangs_does_no_harm() {
+fn hanging_server_does_not_affect_run() {
     let n_posts = check_no_harm("expected an answer within 5 s, found none", |dir| Trainer::start(dir, "hang"));
     assert!(n_posts > 0, "nothing was posted");
 }
 
 #[test]
-fn redirection_is_not_followed() {
+fn redirect_is_not_followed() {
     let n_posts = check_no_harm("found 302", |dir| Trainer::start(dir, "redirect"));
     assert!(n_posts > 0, "nothing was posted");
 }
 
 #[test]
-fn server_that_is_not_there_does_no_harm() {
+fn unreachable_server_does_not_affect_run() {
     check_no_harm("found none", |dir| {
         let trainer = Trainer::start(dir, "ok");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -302,7 +302,7 @@ fn server_that_is_not_there_does_no_harm() {
 }
 
 #[test]
-fn server_of_another_authority_is_not_sent_the_token() {
+fn server_of_untrusted_ca_is_not_sent_token() {
     let n_posts = check_no_harm("invalid peer certificate", |dir| {
         let trainer = Trainer::start(dir, "ok");
         // The server has loaded its own certificate by now.
@@ -313,7 +313,7 @@ fn server_of_another_authority_is_not_sent_the_token() {
 }
 
 #[test]
-fn missing_token_file_does_no_harm() {
+fn missing_token_file_does_not_affect_run() {
     let n_posts = check_no_harm("which KUBEFLOW_TRAINER_SERVER_TOKEN names", |dir| {
         let trainer = Trainer::start(dir, "ok");
         fs::remove_file(&trainer.token).expect("a file");
@@ -338,7 +338,7 @@ fn token_is_not_logged() {
 }
 
 #[test]
-fn variables_that_cannot_be_used_are_named_and_the_run_goes_on() {
+fn invalid_variables_are_named_and_run_continues() {
     let dir = TestDir::new();
     let flags = "--arch denoising --data small --max-steps 3 --workers 1";
     let check = |run: &str, variables: &[(&str, &str)], part: &str| {

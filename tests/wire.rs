@@ -69,23 +69,23 @@ fn check_ways(arch: &str) {
 }
 
 #[test]
-fn conv_has_the_same_bits_whichever_way_gradients_travel() {
+fn conv_has_same_bits_over_grpc_and_shared_memory() {
     check_ways("conv");
 }
 
 #[test]
-fn recurrent_has_the_same_bits_whichever_way_gradients_travel() {
+fn recurrent_has_same_bits_over_grpc_and_shared_memory() {
     check_ways("recurrent");
 }
 
 #[test]
-fn denoising_has_the_same_bits_whichever_way_gradients_travel() {
+fn denoising_has_same_bits_over_grpc_and_shared_memory() {
     check_ways("denoising");
 }
 
 /// As far as a run is concerned, they are one.
 #[test]
-fn a_run_goes_on_with_gradients_that_travel_in_another_way() {
+fn resume_may_switch_between_grpc_and_shared_memory() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {RUN}");
     let expected = dir.reference(&flags);
@@ -119,18 +119,18 @@ fn check_bf16(arch: &str) {
 }
 
 #[test]
-fn conv_has_the_same_bits_as_bf16_with_any_number_of_workers() {
+fn conv_in_bf16_has_same_bits_with_any_worker_count() {
     check_bf16("conv");
 }
 
 #[test]
-fn denoising_has_the_same_bits_as_bf16_with_any_number_of_workers() {
+fn denoising_in_bf16_has_same_bits_with_any_worker_count() {
     check_bf16("denoising");
 }
 
 /// What rounding took from the gradients so far is a part of a checkpoint.
 #[test]
-fn a_resumed_run_has_the_same_bits_as_bf16() {
+fn resumed_bf16_run_has_same_bits() {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN} --wire grpc-bf16 --hash-steps");
     let whole = dir.train(&format!("{flags} --workers 1"), "whole");

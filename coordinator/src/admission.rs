@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn oldest_silent_connection_gives_way_to_one_of_its_identity() {
+    fn new_connection_replaces_oldest_unjoined_of_same_identity() {
         let admission = Admission::new(LIMITS);
         let connect = || admission.connect(peer(1), Instant::now()).expect("room");
         let [first, second, third] = [connect(), connect(), connect()];
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn peer_with_a_certificate_counts_as_that_from_any_address() {
+    fn certificate_is_one_identity_across_addresses() {
         let (admission, now) = (Admission::new(LIMITS), Instant::now());
         let connect = |machine| admission.connect(peer(machine), now).expect("room");
         let mut leases = [1, 1, 1, 2, 3].map(connect);
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_with_most_connections_gives_way_where_all_are_taken() {
+    fn full_server_closes_connection_of_largest_identity() {
         let admission = Admission::new(LIMITS);
         let leases: Vec<Lease> =
             [1, 2, 2, 2, 3, 3].map(|machine| admission.connect(peer(machine), Instant::now()).expect("room")).into();
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn session_that_is_not_ready_gives_way_to_a_worker_of_another_identity() {
+    fn unready_session_is_replaced_by_other_identity() {
         let admission = Admission::new(LIMITS);
         let connect = |machine| admission.connect(peer(machine), Instant::now()).expect("room");
         let sessions = [connect(1), connect(1), connect(1), connect(2)];
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_that_connects_too_often_waits() {
+    fn frequent_connects_of_one_identity_are_rate_limited() {
         let (admission, now) = (Admission::new(LIMITS), Instant::now());
         for _ in 0..CONNECTS.n_max {
             admission.connect(peer(1), now).expect("room");
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_has_one_session() {
+    fn second_session_on_connection_is_refused() {
         let admission = Admission::new(LIMITS);
         let lease = admission.connect(peer(1), Instant::now()).expect("room");
         let handle = lease.handle().clone();
@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn data_set_goes_to_a_worker_once() {
+    fn dataset_fetch_needs_open_session_and_is_allowed_once() {
         let admission = Admission::new(LIMITS);
         let connect = || admission.connect(peer(1), Instant::now()).expect("room");
         let lease = connect();

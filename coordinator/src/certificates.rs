@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_made_are_read_by_programs_and_by_nobody_else() {
+    fn created_certificates_load_and_are_owner_only() {
         let folder = folder();
         let out = folder.path().join("tls");
         let made = make(&CertificatesArgs { host: hosts(), workers: Some(2), ..args(&out) }).expect("certificates");
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn second_call_adds_workers_of_the_same_ca_and_overwrites_nothing() {
+    fn second_call_adds_workers_without_overwriting() {
         let folder = folder();
         let out = folder.path();
         let text = make(&CertificatesArgs { workers: Some(1), ..args(out) }).expect_err("no host").to_string();
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_none_are_refused() {
+    fn invalid_host_and_worker_names_are_refused() {
         let folder = folder();
         for (host, worker) in [
             ("https://host", "a"),

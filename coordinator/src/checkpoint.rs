@@ -460,7 +460,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_bit_comes_back() {
+    fn checkpoint_round_trip_is_bit_exact() {
         for momentum in [0.0, 0.9] {
             let folder = folder();
             let written = checkpoint(5, momentum);
@@ -471,7 +471,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn both_moments_of_adam_come_back() {
+    fn adamw_moments_survive_round_trip() {
         let folder = folder();
         let mut written = checkpoint(5, 0.9);
         let rule = Rule::AdamW(Adam::default());
@@ -483,7 +483,7 @@ pub(crate) mod tests {
 
     /// As versions wrote it that had nothing but SGD.
     #[test]
-    fn checkpoint_with_sgd_in_place_of_an_optimizer_is_read() {
+    fn checkpoint_with_legacy_sgd_recipe_is_read() {
         let folder = folder();
         let (path, written) = (folder.path().join("old"), checkpoint(5, 0.9));
         write_with_metadata(&path, &written, |metadata| {
@@ -500,7 +500,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn checkpoint_without_an_audit_secret_is_read() {
+    fn checkpoint_without_audit_secret_is_read() {
         let folder = folder();
         let written = Checkpoint { audit_secret: None, ..checkpoint(5, 0.9) };
         let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
@@ -508,7 +508,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_newest_whole_one_is_found_and_damaged_ones_are_told() {
+    fn newest_valid_checkpoint_is_found_and_damaged_are_reported() {
         let folder = folder();
         let mut checkpoints = Checkpoints::of(folder.path(), 9);
         assert!(checkpoints.newest().expect_err("none").to_string().ends_with("found none"));
@@ -526,7 +526,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_word_of_the_metadata_counts_as_much_as_a_number() {
+    fn changed_metadata_fails_checksum() {
         let folder = folder();
         let path = Checkpoints::of(folder.path(), 1).save(&checkpoint(5, 0.0)).expect("it can be written");
         let bytes = std::fs::read(&path).expect("a file");
@@ -555,7 +555,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn checkpoint_without_numerics_is_of_the_first_revision() {
+    fn checkpoint_without_numerics_is_revision_one() {
         let folder = folder();
         let path = folder.path().join("old");
         write_with_metadata(&path, &checkpoint(5, 0.9), |metadata| {
@@ -579,7 +579,7 @@ pub(crate) mod tests {
 
     /// The goal: a file that is whole, and says what no run has come to, is refused and ends no program.
     #[test]
-    fn what_no_run_can_go_on_from_is_refused() {
+    fn inconsistent_checkpoint_is_refused() {
         let check = |change: fn(&mut Checkpoint), part: &str| {
             let mut written = checkpoint(5, 0.9);
             change(&mut written);
@@ -599,7 +599,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn as_many_stay_as_asked_for() {
+    fn keep_limit_removes_oldest_checkpoints() {
         let folder = folder();
         let mut checkpoints = Checkpoints::of(folder.path(), 2);
         for step in [1, 2, 3, 100_000_000] {
@@ -614,7 +614,7 @@ pub(crate) mod tests {
 
     /// The goal: what cannot be used never pushes out what can.
     #[test]
-    fn damaged_checkpoints_do_not_count_among_those_that_stay() {
+    fn damaged_checkpoints_do_not_count_towards_keep_limit() {
         let folder = folder();
         let mut checkpoints = Checkpoints::of(folder.path(), 2);
         for step in [1, 2] {

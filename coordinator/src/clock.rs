@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_stands_still_while_the_process_does() {
+    fn clock_stops_while_process_is_stalled() {
         let start = Instant::now();
         let mut ticks = Ticks { last: start, stalled: Duration::ZERO };
         let at = |milliseconds| start + Duration::from_millis(milliseconds);

@@ -581,7 +581,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_followed_says_what_to_write() {
+    fn invalid_flags_are_refused_with_advice() {
         let check = |flags: &str, part: &str| {
             let text = config(flags).expect_err(flags).to_string();
             assert!(text.contains(part), "`{text}` does not say `{part}`");
@@ -613,7 +613,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn address_beyond_this_machine_needs_tls_or_insecure() {
+    fn non_local_listen_address_needs_tls_or_insecure() {
         let tls = "--tls-cert a --tls-key b --tls-ca c";
         let reach = |flags: &str| {
             config(&format!("--launch external {flags}")).map(|config| match config.workers {
@@ -646,7 +646,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn address_to_check_is_read_as_workers_have_it() {
+    fn check_flag_accepts_worker_address_forms() {
         for text in ["localhost:7187", "http://localhost:7187", "http://localhost:7187/"] {
             assert_eq!(check_address(text), Ok(ListenAddress::Tcp("localhost:7187".to_owned())));
         }
@@ -656,7 +656,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_run_to_resume_is_named_or_found() {
+    fn resume_and_run_dir_flags_select_run() {
         let check = |flags: &str, expected| assert_eq!(config(flags).expect(flags).run, expected);
         check("", RunChoice::New(None));
         check("--run-dir a", RunChoice::New(Some("a".into())));
@@ -669,7 +669,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn run_of_a_mirror_is_downloaded_and_then_resumed() {
+    fn resume_from_url_downloads_mirrored_run() {
         let check = |flags: &str, run, download: Option<&str>, mirror: Option<&str>| {
             let found = config(flags).expect(flags);
             let urls = [&found.download, &found.mirror].map(|location| location.as_ref().map(ToString::to_string));
@@ -686,7 +686,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_worker_program_that_is_not_there_is_told() {
+    fn missing_worker_program_is_reported_with_path() {
         let found = config_of(["coordinator", "--worker-program", "/nowhere/worker"]);
         let text = found.expect_err("it is not there").to_string();
         assert!(text.contains("at /nowhere/worker") && text.contains("cargo build --release"), "{text}");

@@ -96,7 +96,7 @@ mod tests {
 
     /// The goal: an identity that reads nothing keeps others from nothing.
     #[tokio::test]
-    async fn identity_has_half_of_the_turns() {
+    async fn one_identity_cannot_use_all_fetch_slots() {
         let fetches = Fetches::new();
         let identity = |name: &str| Identity::new(name);
         let mut permits = Vec::new();

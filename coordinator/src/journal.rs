@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_state_is_whole_whatever_becomes_of_the_one_that_is_written() {
+    fn torn_journal_write_leaves_previous_state_readable() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let folder = folder.path();
         assert_eq!(newest_step(folder), None);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn of_one_step_the_state_after_its_validation_is_newer() {
+    fn validated_state_is_newer_than_unvalidated_of_same_step() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut journal = Journal::open(folder.path()).expect("the folder can be written");
         let mut validated = checkpoint(3, 0.0);

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_wait_while_the_mirror_has_a_later_checkpoint() {
+    fn line_files_wait_while_mirror_has_newer_checkpoint() {
         let mut state = state();
         let now = Instant::now();
         state.newest_listed = Some(20);

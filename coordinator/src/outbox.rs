@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn outbox_holds_so_many_bytes() {
+    async fn outbox_overflows_at_byte_and_message_limits() {
         let (outbox, mut stream) = open();
         let n_updates = outbox_bytes_max(N_PARAMS) / (4 * N_PARAMS);
         for _ in 0..n_updates {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn outbox_holds_one_state() {
+    async fn second_queued_state_overflows_outbox() {
         let (outbox, mut stream) = open();
         assert_eq!([outbox.send(state()), outbox.send(state())], [Ok(()), Err(Overflow)]);
         stream.next().await.expect("a state").expect("a message");

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identity_is_what_a_peer_cannot_choose() {
+    fn identity_is_certificate_process_or_network_address() {
         let check = |address: &str, expected: &str| {
             let address = PeerAddress::Tcp(address.parse().expect("an address"));
             assert_eq!(Peer::at(address).identity().to_string(), expected);

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_released_is_written_and_an_older_offer_gives_way() {
+    fn released_checkpoint_is_written_and_older_one_skipped() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (numerics, audit_secret) = (vec![engine::numerics::REVISION], AuditSecret::new([7; 32]));
         let (run_id, data_fingerprint) = ("1".to_owned(), String::new());
@@ -218,7 +218,7 @@ mod tests {
 
     /// The goal: however far the lines are behind the steps, checkpoints are kept, and the last one is.
     #[test]
-    fn offers_that_come_faster_than_they_are_released_do_not_starve() {
+    fn late_releases_still_save_checkpoints() {
         let pending_checkpoints = PendingCheckpoints::default();
         let mut waiting = VecDeque::new();
         let mut released = Vec::new();

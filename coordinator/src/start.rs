@@ -472,7 +472,7 @@ mod tests {
 
     /// The goal: bits of two kinds never come into one run unnoticed.
     #[test]
-    fn run_of_other_numerics_is_resumed_only_where_that_is_allowed() {
+    fn resume_with_other_numerics_needs_flag() {
         let (own, other) = (numerics::REVISION, numerics::REVISION + 1);
         assert_eq!(resume(&[own], "").expect("its own"), [own]);
         let error = resume(&[own, other], "").expect_err("another one's");

@@ -222,13 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn first_state_is_due_at_once() {
+    fn first_status_is_due_immediately() {
         let due = latest().next_due(0, Instant::now());
         assert_eq!((percentage(&due), due.n_changes, due.is_last), (0, 1, false));
     }
 
     #[test]
-    fn change_is_due_after_the_pause_and_replaces_an_older_one() {
+    fn status_change_is_due_after_pause_and_replaces_older() {
         let latest = latest();
         latest.add_step(&step(1));
         latest.add_step(&step(2));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn change_wakes_a_thread_that_waits_for_it() {
+    fn status_change_wakes_waiting_thread() {
         let latest = Arc::new(latest());
         let waiting = {
             let latest = Arc::clone(&latest);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn end_is_due_at_once_though_nothing_has_changed_and_the_pause_lasts() {
+    fn final_status_is_due_immediately_despite_pause() {
         let latest = latest();
         latest.end(RunEnd::Completed);
         let due = latest.next_due(1, Instant::now() + Duration::from_hours(1));

@@ -46,7 +46,7 @@ fn try_play(seed: u64) -> Result<CoverageCounts, String> {
 }
 
 #[test]
-fn ten_thousand_schedules_end_alike() {
+fn ten_thousand_schedules_end_with_reference_result() {
     let (next, counts, wrong) = (AtomicU64::new(0), Mutex::new(CoverageCounts::default()), Mutex::new(Vec::new()));
     let play_some = || {
         // Ends: each turn takes a seed.
@@ -76,7 +76,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The schedule of the seed in `TELAR_SIM_SEED`, line by line; without it that of seed 0, in silence.
 #[test]
-fn one_schedule() {
+fn schedule_of_seed_ends_with_reference_result() {
     match std::env::var("TELAR_SIM_SEED") {
         Ok(seed) => {
             let seed = seed.parse().unwrap_or_else(|_| panic!("expected a seed in TELAR_SIM_SEED, found `{seed}`"));
@@ -92,73 +92,73 @@ mod regressions {
     use super::check;
 
     #[test]
-    fn sums_are_added_along_the_tree() {
+    fn sums_are_added_in_tree_order() {
         check(1);
         check(2);
     }
 
     #[test]
-    fn a_shard_counts_once() {
+    fn shard_result_counts_once() {
         check(1);
         check(5);
     }
 
     #[test]
-    fn tasks_of_a_dead_worker_are_reassigned() {
+    fn shards_of_dead_worker_are_reassigned() {
         check(9);
         check(17);
     }
 
     #[test]
-    fn what_is_not_finite_is_not_applied() {
+    fn non_finite_gradient_is_not_applied() {
         check(144);
         check(334);
     }
 
     #[test]
-    fn a_result_of_another_step_does_not_count() {
+    fn result_of_other_step_is_not_counted() {
         check(101);
         check(152);
     }
 
     #[test]
-    fn a_result_on_other_parameters_does_not_count() {
+    fn result_on_other_parameters_is_not_counted() {
         check(482);
         check(823);
     }
 
     #[test]
-    fn a_replica_that_lags_is_sent_anew() {
+    fn lagging_replica_gets_full_state() {
         check(3);
         check(19);
     }
 
     #[test]
-    fn sums_of_the_epoch_outlive_a_coordinator() {
+    fn epoch_sums_survive_coordinator_restart() {
         check(0);
         check(3);
     }
 
     #[test]
-    fn nothing_counts_of_one_who_is_evicted() {
+    fn results_of_evicted_worker_are_discarded() {
         check(11);
         check(355);
     }
 
     #[test]
-    fn wrong_bits_are_outvoted() {
+    fn result_with_wrong_bits_is_outvoted() {
         check(18);
         check(35);
     }
 
     #[test]
-    fn one_who_does_not_answer_is_given_up() {
+    fn unresponsive_worker_is_removed() {
         check(110);
         check(217);
     }
 
     #[test]
-    fn one_who_leaves_gets_nothing_new() {
+    fn leaving_worker_gets_no_new_tasks() {
         check(9);
         check(32);
     }
@@ -166,7 +166,7 @@ mod regressions {
     /// Closing the session of one who left ended the run, or evicted another one who left, whose session was then closed
     /// again.
     #[test]
-    fn a_session_is_closed_once() {
+    fn leaving_worker_is_closed_only_once() {
         check(195);
         check(497);
     }

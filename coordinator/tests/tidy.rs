@@ -66,7 +66,7 @@ fn has_word(line: &str, word: &str) -> bool {
 }
 
 #[test]
-fn the_training_core_is_a_function_of_its_events() {
+fn training_core_has_no_io_clock_or_threads() {
     let source = project().join("coordinator/src");
     let files: Vec<PathBuf> =
         sources(&source.join("training")).into_iter().chain([source.join("training.rs")]).collect();
@@ -76,7 +76,7 @@ fn the_training_core_is_a_function_of_its_events() {
 }
 
 #[test]
-fn the_words_are_found_where_they_are() {
+fn source_search_finds_whole_words() {
     let driver = project().join("coordinator/src/driver.rs");
     assert!(!lines_with(&driver, &["tokio"]).is_empty() && !lines_with(&driver, &["Instant"]).is_empty());
     assert!(has_word("use burn::x;", "burn") && !has_word("let burned = 1;", "burn") && !has_word("operand", "rand"));

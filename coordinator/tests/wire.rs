@@ -129,7 +129,7 @@ async fn check_ends(coordinator: &Coordinator, change: impl FnOnce(&mut ShardDon
 
 /// The goal: what was computed for a coordinator that is gone counts for no later one, whatever became of `run.json`.
 #[tokio::test]
-async fn each_process_of_coordinator_has_another_fence() {
+async fn each_coordinator_process_has_its_own_fence() {
     let mut coordinator = Coordinator::start();
     let mut found = Vec::new();
     for _ in 0..3 {
@@ -150,7 +150,7 @@ async fn each_process_of_coordinator_has_another_fence() {
 }
 
 #[tokio::test]
-async fn what_is_not_right_is_answered_and_changes_nothing() {
+async fn invalid_messages_are_refused_without_effect() {
     let coordinator = Coordinator::start();
     let bad_join = |change: fn(&mut Join)| {
         let mut join = join(1);
@@ -291,7 +291,7 @@ async fn check_evicted_from(
 }
 
 #[tokio::test]
-async fn a_gradient_that_is_not_finite_for_one_alone_costs_that_one() {
+async fn lone_non_finite_gradient_evicts_sender() {
     let not_finite = |done: &mut ShardDone| {
         let mut bytes = done.gradient_sum.to_vec();
         bytes[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -303,7 +303,7 @@ async fn a_gradient_that_is_not_finite_for_one_alone_costs_that_one() {
 }
 
 #[tokio::test]
-async fn finite_gradient_that_is_impossible_costs_the_one_who_sent_it() {
+async fn impossibly_large_gradient_evicts_sender() {
     let huge = |done: &mut ShardDone| done.gradient_sum = values::encode(Encoding::F32, &vec![3e38; N_PARAMS]);
     for gradient_route in [GradientRoute::Bytes, GradientRoute::Slots] {
         check_evicted("", gradient_route, huge, "its result of shard 0 of step 1 differs from that of the coordinator")
@@ -312,14 +312,14 @@ async fn finite_gradient_that_is_impossible_costs_the_one_who_sent_it() {
 }
 
 #[tokio::test]
-async fn a_gradient_of_another_length_costs_the_one_who_sent_it() {
+async fn gradient_of_wrong_length_evicts_sender() {
     let short = |done: &mut ShardDone| done.gradient_sum.truncate(655_252);
     check_evicted("", GradientRoute::Bytes, short, "expected 655256 bytes in the gradient of shard 0, found 655252")
         .await;
 }
 
 #[tokio::test]
-async fn an_audit_finds_who_computes_other_bits() {
+async fn audit_evicts_worker_with_different_bits() {
     let last_bit = |done: &mut ShardDone| {
         let mut bytes = done.gradient_sum.to_vec();
         bytes[400] ^= 1;
@@ -342,7 +342,7 @@ async fn an_audit_finds_who_computes_other_bits() {
 
 /// The goal: however many liars of one address agree, an honest worker is not outvoted.
 #[tokio::test]
-async fn liars_of_one_address_have_one_vote() {
+async fn colluding_workers_of_one_address_have_one_vote() {
     let coordinator = Coordinator::start_with("--audit 1 --workers 3");
     let (recipe, data) = small_run(&coordinator);
     let liars = coordinator.route.clone().from("127.0.0.2");
@@ -363,7 +363,7 @@ async fn liars_of_one_address_have_one_vote() {
 }
 
 #[tokio::test]
-async fn result_that_was_not_dealt_does_not_count() {
+async fn result_of_unassigned_task_is_refused() {
     let coordinator = Coordinator::start();
     let (recipe, data) = small_run(&coordinator);
     let honest = Worker::enter(&coordinator.route, 1).await;
@@ -385,7 +385,7 @@ async fn result_that_was_not_dealt_does_not_count() {
 
 /// The goal: a worker that was dealt a fresh run's first shards, and answers nothing, does not hold it for `--join-timeout`.
 #[tokio::test]
-async fn worker_that_gives_nothing_but_signs_of_life_holds_nothing_up() {
+async fn heartbeat_only_worker_does_not_block_run() {
     let coordinator = Coordinator::start();
     let (recipe, data) = small_run(&coordinator);
     let (silent, _) = Worker::enter(&coordinator.route, 1).await;
@@ -424,7 +424,7 @@ async fn check_undisturbed(flags: &str, disturb: impl AsyncFnOnce(Worker, State)
 
 /// What a worker says of its results that is a lie about slots ends its session, and nothing else.
 #[tokio::test]
-async fn a_lie_about_a_slot_ends_the_session() {
+async fn invalid_slot_claim_ends_session() {
     let check = async |change: fn(&Worker, &mut ShardDone), part: &str| {
         check_undisturbed("", async |mut worker, state| {
             let mut done = ShardDone { gradient_sum: Bytes::new(), ..zeros(&worker, &state) };
@@ -447,7 +447,7 @@ async fn a_lie_about_a_slot_ends_the_session() {
 }
 
 #[tokio::test]
-async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
+async fn slot_without_shared_memory_ends_session() {
     let coordinator = Coordinator::start_with("--wire grpc");
     let mut worker = Worker::join(&coordinator.route).await;
     assert_eq!(worker.welcome.shared_memory, None, "nothing is offered");
@@ -462,7 +462,7 @@ async fn a_slot_of_memory_that_is_not_shared_ends_the_session() {
 
 /// The goal: what was looked at is what is added, whatever a worker writes when it has given its result away.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_to_a_slot_after_it_was_read_changes_nothing() {
+async fn write_to_slot_after_read_has_no_effect() {
     let coordinator = Coordinator::start();
     let (recipe, data) = small_run(&coordinator);
     let entered = Worker::enter_by(GradientRoute::Slots, &coordinator.route, 1).await;
@@ -495,7 +495,7 @@ async fn what_is_written_to_a_slot_after_it_was_read_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_gone_in_the_middle_of_a_slot_changes_nothing() {
+async fn worker_lost_during_slot_write_has_no_effect() {
     check_undisturbed("", async |worker, _| {
         let (results, _) = worker.memory.as_ref().expect("memory");
         let mut slot = results.free().expect("a free slot");
@@ -521,7 +521,7 @@ fn n_shared(process: u32) -> [usize; 2] {
 
 /// The goal: a session that is over leaves nothing behind, and one that goes on has nothing open that others could find.
 #[tokio::test]
-async fn the_memory_of_a_session_goes_with_it() {
+async fn shared_memory_is_released_with_session() {
     let coordinator = Coordinator::start();
     let process = coordinator.process.id();
     let check = async |expected: [usize; 2]| {
@@ -548,7 +548,7 @@ async fn the_memory_of_a_session_goes_with_it() {
 
 /// The goal: liars that say NaN do not end a run, be they alone or several sessions of one peer.
 #[tokio::test]
-async fn nan_of_liars_alone_does_not_end_the_run() {
+async fn nan_from_malicious_workers_does_not_end_run() {
     let coordinator = Coordinator::start();
     let (recipe, data) = small_run(&coordinator);
     let not_a_number = |_: &Worker, done: &mut ShardDone| {
@@ -566,7 +566,7 @@ async fn nan_of_liars_alone_does_not_end_the_run() {
 }
 
 #[tokio::test]
-async fn run_that_diverges_ends_with_its_place() {
+async fn diverged_run_reports_step_and_shard() {
     let coordinator = Coordinator::start_with("--learning-rate 1e20");
     let (recipe, data) = small_run(&coordinator);
     let _params = work_honestly(Worker::enter(&coordinator.route, 1).await, &recipe, &data).await;
@@ -579,7 +579,7 @@ async fn run_that_diverges_ends_with_its_place() {
 
 /// The data set is for those who joined, once; nobody learns its fingerprint by asking for another one.
 #[tokio::test]
-async fn data_set_is_sent_to_a_worker_once() {
+async fn dataset_is_sent_once_to_joined_worker() {
     let coordinator = Coordinator::start();
     let request = |worker: &Worker| FetchDatasetRequest { data_fingerprint: worker.welcome.data_fingerprint.clone() };
     let (worker, channel) = Worker::try_join_over(&coordinator.route, 1).await.expect("a welcome");
@@ -606,7 +606,7 @@ async fn data_set_is_sent_to_a_worker_once() {
 
 /// What comes before a join is not even read to its end.
 #[tokio::test]
-async fn first_message_is_no_longer_than_a_join_takes() {
+async fn oversized_first_message_is_refused() {
     let coordinator = Coordinator::start();
     let long = ShardDone { gradient_sum: vec![0; 100_000].into(), ..ShardDone::default() };
     // The connection may be closed before the session is open.
@@ -633,7 +633,7 @@ async fn described_services(route: &Route) -> Result<Vec<String>, Status> {
 }
 
 #[tokio::test]
-async fn health_answers_everywhere_and_reflection_where_nobody_else_can_ask() {
+async fn health_is_served_and_reflection_only_local_by_default() {
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 

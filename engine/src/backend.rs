@@ -411,7 +411,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_read_as_they_are_written() {
+    fn device_text_round_trips() {
         for text in ["cpu", "cuda:0", "cuda:3", "mps"] {
             assert_eq!(text.parse::<DeviceChoice>().expect(text).to_string(), text);
         }
@@ -421,13 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn the_compute_class_has_the_version_that_is_built_in() {
+    fn burn_version_matches_lock_file() {
         let lock = include_str!("../../Cargo.lock");
         assert!(lock.contains(&format!("name = \"burn\"\nversion = \"{BURN_VERSION}\"\n")));
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_backend_or_device_is_named_in_error() {
         let check = |backend, device_choice, part: &str| {
             let text = open(backend, device_choice).expect_err("it is not there").to_string();
             assert!(text.contains(part), "`{text}` does not say `{part}`");

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_come_back_at_the_rate_up_to_the_bound() {
+    fn tokens_refill_at_rate_up_to_bound() {
         let begun = Instant::now();
         let mut bucket = Bucket::new(Rate { n_max: 3, per_second: 2 }, begun);
         let mut n_taken = |milliseconds| {

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_comes_before_the_environment_and_that_before_the_file_and_the_default() {
+    fn flag_overrides_file_and_file_overrides_default() {
         let check = |line: &str, content: &str, name: &str, shards| {
             let found = flags(&format!("--port 1 {line}"), content).expect(line);
             assert_eq!((found.name.as_str(), found.shards), (name, shards), "`{line}`, `{content}`");
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_value_reaches_its_flag() {
+    fn file_values_of_every_type_reach_their_flags() {
         let content = "optimizer = 'adam'\nbatch-size = 64\nlearning-rate = 0.25\nno-shuffle = true\nnesterov = false\n\
                        lr-schedule = 'step:0.5:3'\nlog-format = 'json'\nport = 7\nmomentum = 0";
         let found = flags("", content).expect("flags from a file alone");
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_in_the_file_is_told_of_the_file() {
+    fn invalid_file_content_is_reported_with_file_name() {
         let check = |content: &str, parts: &[&str]| {
             let error = flags("--port 1", content).expect_err(content);
             assert!(!matches!(error, ConfigurationError::Usage(_)), "`{content}`: {error}");
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_on_the_command_line_is_clap_s_to_tell() {
+    fn command_line_errors_are_left_to_clap() {
         let check = |line: &str, content: &str, kind| match flags(line, content) {
             Err(ConfigurationError::Usage(error)) => assert_eq!(error.kind(), kind, "`{line}`"),
             other => panic!("`{line}`: {kind:?} expected, found {other:?}"),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_found_however_it_is_named() {
+    fn config_flag_is_found_in_both_spellings() {
         let check = |line: &str, path: Option<&str>| {
             let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
             assert_eq!(configuration_path(&args).expect("text"), path.map(PathBuf::from), "`{line}`");

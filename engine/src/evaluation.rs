@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_hold_every_sample_once_and_in_order() {
+    fn batches_cover_every_sample_once_in_order() {
         for n_samples in [0, 1, 499, 500, 501, 5_000, 10_001] {
             let n_batches = n_batches(n_samples, 500);
             let all: Vec<u32> = (0..n_batches).flat_map(|batch| batch_samples(n_samples, 500, batch)).collect();

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_cannot_be_written_leaves_nothing_behind() {
+    fn failed_write_leaves_no_temporary_file() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let taken = folder.path().join("taken");
         std::fs::create_dir_all(taken.join("inside")).expect("a folder");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_folder_with_a_new_name_is_brought_to_the_disk() {
+    fn folders_with_new_entries_are_synced() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name);
         let changed = folders_to_change(&path("runs/conv-001/reconstructions"));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_goes_and_the_rest_stays() {
+    fn unfinished_files_are_removed_and_others_kept() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let names = || {
             let entries = std::fs::read_dir(folder.path()).expect("the folder");
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_by_a_whole_one() {
+    fn write_replaces_file_completely() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("file");
         for content in [&b"first"[..], b"second"] {

@@ -317,7 +317,7 @@ mod tests {
     /// The goal: whoever knows PyTorch's optimizers gets them: over a hundred steps each parameter is within 1e-6 of PyTorch's
     /// in double precision, relative to the largest one.
     #[test]
-    fn parameters_are_those_of_pytorch() {
+    fn optimizer_steps_match_pytorch() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/optimizers.json");
         let golden = std::fs::read(path).expect("it comes with the project");
         let Golden { initial, gradients, cases } = serde_json::from_slice(&golden).expect("cases");
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn optimizer_of_before_there_were_others_is_sgd() {
+    fn legacy_optimizer_without_name_is_read_as_sgd() {
         let check = |text: &str, expected: Optimizer| {
             let found: Optimizer = serde_json::from_str(text).expect(text);
             assert_eq!(found, expected);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_unknown_is_told() {
+    fn missing_or_unknown_optimizer_fields_are_named() {
         let check = |text: &str, part: &str| {
             let error = serde_json::from_str::<Optimizer>(text).expect_err(text).to_string();
             assert!(error.contains(part), "{error}");

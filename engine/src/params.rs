@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn layout_has_every_parameter_of_any_rank_under_its_path() {
+    fn layout_lists_every_parameter_by_path() {
         let layout = layout();
         let entries: Vec<_> =
             layout.entries().iter().map(|entry| (entry.name.as_str(), &entry.shape[..], entry.offset)).collect();
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn frozen_parameters_are_known_and_stay_frozen() {
+    fn frozen_parameters_stay_frozen_after_load() {
         let device = reference_device().autodiff();
         let mut network = net(&device);
         network.first = network.first.no_grad();
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_trained_is_named() {
+    fn untrainable_parameters_are_named_in_error() {
         let device = reference_device().autodiff();
         let check = |change: fn(&mut Odd, &Device), part: &str| {
             let linear = LinearConfig::new(1, 1).init(&device);
@@ -492,7 +492,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn loading_and_collecting_give_back_every_bit(pattern in prop::collection::vec(any::<u32>(), 1..50)) {
+        fn load_and_collect_round_trip_is_bit_exact(pattern in prop::collection::vec(any::<u32>(), 1..50)) {
             let device = reference_device();
             // Any bits, those of infinities and NaN among them.
             let params: Vec<f32> = pattern.iter().copied().map(f32::from_bits).cycle().take(18).collect();
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn seed_names_initial_values_that_burn_draws() {
+    fn seed_determines_initial_values() {
         let layout = layout();
         let hash = |seed| params_blake3(&with_initial_values(seed, &layout, |device| net(device)).expect("f32"));
         assert_eq!(hash(1), hash(1));
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn network_that_changes_is_refused() {
+    fn network_with_other_parameter_count_is_refused() {
         let small = ParamLayout::of_tensors([("w".to_owned(), vec![2])]);
         let found = with_initial_values(1, &small, |device| net(device));
         assert_eq!(found, Err(LayoutError::Changed { expected: 2, found: 18 }));
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_names_parameters_to_the_last_bit() {
+    fn params_fingerprint_changes_with_any_bit() {
         assert_eq!(params_fingerprint(&[]), 0x2d06_8005_38d3_94c2); // XXH3_64bits of nothing, by the reference code
         // `python3 -c "import struct, xxhash; print(xxhash.xxh3_64_hexdigest(struct.pack('<3f', 1, -2.5, 0)))"`
         assert_eq!(params_fingerprint(&[1.0, -2.5, 0.0]), 0x2131_b078_4650_2dd8);
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_of_blocks_is_that_of_the_whole() {
+    fn blockwise_fingerprint_equals_whole() {
         let params = numbers(5_000);
         for n_block in [1, 7, 1024, params.len()] {
             let mut fingerprinter = Fingerprinter::default();
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_names_one_layout() {
+    fn layout_fingerprint_differs_for_order_and_shape() {
         let entries = layout().entries().to_vec();
         let swapped: Vec<_> = entries.iter().rev().cloned().collect();
         let mut reshaped = entries.clone();

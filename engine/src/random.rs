@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_depends_on_every_part_of_its_key() {
+    fn stream_depends_on_every_key_part() {
         let key = ShardKey { epoch: 1, step: 2, shard: 3 };
         let streams = [
             Stream::InitialValues { tensor: 3 },
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_below_a_bound_are_below_it_and_cover_it() {
+    fn bounded_numbers_cover_range_evenly() {
         let mut generator = generator(1, Stream::Picture);
         let mut counts = [0_u32; 7];
         for _ in 0..7_000 {

@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_as_the_task_has_it() {
+    fn omitted_flags_use_task_defaults() {
         let found = recipe("", 1).expect("the task's recipe");
         assert_eq!((found.epochs.get(), found.batch_size.get(), found.shuffle), (10, 32, true));
         assert_eq!(found.optimizer, Optimizer::sgd(1.0, 0.0, false));
@@ -597,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn decay_of_what_is_not_trained_is_refused() {
+    fn weight_decay_with_frozen_parameters_is_refused() {
         let mut spec = spec();
         spec.layout = Arc::new(ParamLayout::with_frozen_for_tests());
         let new = |flags| Recipe::new(args(flags), &spec, 1).map(drop).map_err(|error| error.to_string());
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn recipe_of_older_file_is_read() {
+    fn older_recipe_format_is_read() {
         let text = r#"{"architecture":"denoising","epochs":3,"batch_size":32,"shards":4,"sgd":{"learning_rate":1.0,
             "momentum":0.0,"nesterov":false},"noise":"gaussian:0.2","shuffle":true,"seed":42,"max_steps":null,"init_from":null}"#;
         let found: Recipe = serde_json::from_str(text).expect("an older recipe");
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cut_of_a_step_is_told_in_words() {
+    fn cut_describes_shard_sizes() {
         let check = |shards, words: &str| assert_eq!(recipe("", shards).expect("a recipe").cut(), words);
         check(1, "1 shard x 32");
         check(4, "4 shards x 8");
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recipe_that_cannot_be_followed_says_what_to_write() {
+    fn invalid_recipe_is_refused_with_advice() {
         let check = |flags: &str, shards, part: &str| {
             let text = recipe(flags, shards).expect_err(flags).to_string();
             assert!(text.contains(part), "`{text}` does not say `{part}`");
@@ -668,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_is_as_it_was_but_for_its_end() {
+    fn resume_may_change_only_run_length() {
         check_resumed("", None, Ok((3, Some(90))));
         check_resumed("--batch-size 16 --learning-rate 0.3 --momentum 0.9", Some(4), Ok((3, Some(90))));
         check_resumed("--seed 7 --epochs 3", None, Ok((3, None)));
@@ -694,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn learning_rates_that_follow_from_length_of_run_keep_it() {
+    fn resume_with_length_dependent_schedule_keeps_run_length() {
         let before = |schedule| recipe(&format!("--lr-schedule {schedule} --epochs 3"), 4).expect("a recipe");
         let text = |schedule, flags| before(schedule).resumed(&args(flags), None).map_err(|error| error.to_string());
         assert!(text("step:0.1:2", "--epochs 5").is_ok() && text("cosine", "--epochs 3").is_ok());
@@ -707,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn recipe_that_is_told_is_checked_as_if_typed() {
+    fn received_recipe_is_validated_like_flags() {
         let told = recipe("--optimizer adamw --lr-schedule cosine --warmup-steps 5 --clip-norm 0.7", 4);
         let told = told.expect("a recipe");
         assert_eq!(Recipe::from_json(&told.to_json()), Ok(told.clone()));
@@ -725,7 +725,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_that_would_be_another_is_refused() {
+    fn resume_with_other_flags_is_refused() {
         let whole = "expected --batch-size 16 as in the run that is resumed, found --batch-size 64; leave it out, or start a \
                      new run";
         check_resumed("--batch-size 64", None, Err(whole));
@@ -755,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_values_are_stored_exactly() {
+    fn extreme_f32_values_are_stored_exactly() {
         // The first lies so near the middle of two f32 that its shortest decimal, read as f64, gives the other one.
         let odd = [7.038_531e-26, f32::MIN_POSITIVE, f32::from_bits(1), f32::MAX, 0.1, 1.0 / 3.0, 8.5e7, 1e-45];
         for learning_rate in odd {
@@ -769,7 +769,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
-        fn every_value_is_stored_exactly(bits in any::<[u32; 2]>(), seed in any::<u64>(), max_steps in any::<Option<u64>>()) {
+        fn sgd_values_are_stored_exactly(bits in any::<[u32; 2]>(), seed in any::<u64>(), max_steps in any::<Option<u64>>()) {
             let [learning_rate, momentum] = bits.map(|bits| f32::from_bits(bits >> 1)); // at least 0
             let are_finite = [learning_rate, momentum].iter().all(|value| value.is_finite());
             prop_assume!(are_finite);
@@ -780,7 +780,7 @@ mod tests {
         }
 
         #[test]
-        fn every_value_of_adam_is_stored_exactly(bits in any::<[u64; 5]>()) {
+        fn adamw_values_are_stored_exactly(bits in any::<[u64; 5]>()) {
             let [weight_decay, beta1, beta2, epsilon, norm] = bits.map(|bits| f64::from_bits(bits >> 1)); // at least 0
             prop_assume!([weight_decay, beta1, beta2, epsilon, norm].iter().all(|value| value.is_finite()));
             let mut recipe = recipe("--optimizer adamw", 4).expect("a recipe");

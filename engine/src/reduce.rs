@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tree_pairs_neighbours() {
+    fn reduction_tree_pairs_neighbours() {
         check(0, &[]);
         check(1, &[]);
         check(2, &[(0, 1)]);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_average_is_a_division_whatever_the_number_of_samples() {
+    fn average_is_exact_division_for_any_sample_count() {
         // From the smallest numbers, which lose bits, up to the largest.
         let values = [1e-45_f32, -3e-44, 1.2e-38, 0.1, -1.0, 3.3, f32::MAX];
         for n_samples in [1, 2, 3, 31, 32, 33, 100, 512, 4096] {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shard_is_added_once_and_in_the_order_of_the_tree() {
+    fn shards_are_added_once_in_tree_order() {
         // Values whose sum depends on the order of the additions.
         let values = [1e8_f32, 1.0, -1e8, 1.0, 3.0];
         let mut results: Vec<_> = values

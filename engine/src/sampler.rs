@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn the_book_s_epoch_has_1719_steps_and_a_last_one_of_24() {
+    fn book_epoch_has_1719_steps_and_last_batch_of_24() {
         let sampler = Sampler::new(42, 0, 55_000, Order::Shuffled, 32, 4);
         assert_eq!(sampler.n_steps(), 1_719);
         let last: Vec<usize> = (0..4).map(|shard| sampler.shard(1_718, shard).len()).collect();
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn epochs_and_seeds_have_orders_of_their_own() {
+    fn order_differs_by_epoch_and_seed() {
         let order = |seed, epoch| Sampler::new(seed, epoch, 100, Order::Shuffled, 10, 1).order;
         assert_eq!(order(1, 0), order(1, 0));
         assert_ne!(order(1, 0), order(1, 1));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_is_as_likely_to_come_first() {
+    fn shuffle_puts_each_sample_first_equally_often() {
         let mut counts = [0; 5];
         for epoch in 0..5_000 {
             counts[Sampler::new(3, epoch, 5, Order::Shuffled, 1, 1).order[0] as usize] += 1;
@@ -123,7 +123,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_does_not_depend_on_the_cut(n_shards in 1_usize..12, batch_size in 1_usize..70) {
+        fn order_is_independent_of_batch_and_shard_count(n_shards in 1_usize..12, batch_size in 1_usize..70) {
             let whole = Sampler::new(5, 1, 200, Order::Shuffled, 200, 1);
             let cut = Sampler::new(5, 1, 200, Order::Shuffled, batch_size, n_shards);
             prop_assert_eq!(epoch_samples(&whole, 1), epoch_samples(&cut, n_shards));

@@ -107,7 +107,7 @@ mod tests {
     ];
 
     #[test]
-    fn metrics_are_shares_of_samples_parts_and_counts() {
+    fn metrics_divide_counts_by_their_wholes() {
         let mut sums = Sums { loss_sum: 3.0, counts: [1, 4, 5, 20, 0, 0, 0, 0], n_samples: 2 };
         assert_eq!(metrics(&METRICS, &sums).collect::<Vec<_>>(), [0.5, 0.5, 0.25]);
         sums.add(Sums { loss_sum: 1.0, counts: [2, 0, 0, 5, 0, 0, 0, 0], n_samples: 2 });
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn count_above_its_whole_is_impossible() {
+    fn count_above_its_whole_is_reported_impossible() {
         let sums = |first: [u64; 4]| Sums { loss_sum: 0.0, counts: counts(&first), n_samples: 2 };
         assert_eq!(impossible_metric(&METRICS, &sums([2, 8, 5, 5])), None);
         assert_eq!(impossible_metric(&METRICS, &sums([3, 8, 5, 5])), Some(("accuracy", 3, 2)));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_that_a_peer_makes_up_do_not_overflow() {
+    fn sum_counts_saturate_on_overflow() {
         let mut sums = Sums { counts: [u64::MAX; COUNTS_MAX], ..Sums::default() };
         sums.add(Sums { counts: [1; COUNTS_MAX], ..Sums::default() });
         assert_eq!(sums.counts, [u64::MAX; COUNTS_MAX]);

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_within_their_bounds() {
+    fn elementary_functions_are_within_error_bounds() {
         for range in [(-87.0, 88.0), (-1.0, 1.0), (-1e-3, 1e-3)] {
             check(2.0, range, exp, f64::exp);
             check(3.0, range, expm1, f64::exp_m1);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn logarithms_and_angles_are_within_their_bounds() {
+    fn ln_and_sin_cos_are_within_error_bounds() {
         let unit = 2.0_f64.powi(-23);
         for step in 1..=2_000_000_u32 {
             let share = f64::from(step) / 2e6;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_finite_and_nan_stays_nan() {
+    fn extreme_inputs_give_finite_values_and_nan_stays_nan() {
         let functions: [fn(f32) -> f32; 4] = [exp, expm1, tanh, sigmoid];
         for function in functions {
             assert!(function(f32::NAN).is_nan());

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_is_finite_and_right_at_extreme_logits() {
+    fn loss_is_finite_and_correct_at_extreme_logits() {
         check(0.0, 0.0, std::f64::consts::LN_2, 0.5, true); // 0.5 rounds to 0
         check(0.0, 1.0, std::f64::consts::LN_2, -0.5, false);
         check(2.0, 1.0, 0.126_928_011, -0.119_202_92, true);
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_batches_are_those_of_the_whole() {
+    fn batch_sums_add_up_to_whole() {
         let device = reference_device();
         let sums = |values: Vec<f32>| {
             let n_samples = values.len() / 2;

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_come_back_as_they_were_and_name_their_network() {
+    fn weights_and_network_name_round_trip() {
         for architecture in Architecture::ALL {
             let written = weights(architecture);
             assert_eq!(read(&written.to_bytes()), Ok(written));
@@ -76,12 +76,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_refused_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(read(&bytes).is_err());
         }
 
         #[test]
-        fn any_change_of_a_file_is_noticed(place in 0_usize..190_000, flipped in 1_u8..) {
+        fn changed_byte_is_detected(place in 0_usize..190_000, flipped in 1_u8..) {
             let written = weights(Architecture::Conv);
             let mut bytes = written.to_bytes();
             let place = place % bytes.len();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_named() {
+    fn damaged_file_is_refused_with_reason() {
         let whole = weights(Architecture::Denoising).to_bytes();
         check(b"no weights at all", "expected a safetensors file");
         check(&whole[..whole.len() - 1], "expected a safetensors file");
@@ -106,14 +106,14 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_not_finite_are_named() {
+    fn non_finite_value_is_named_in_error() {
         let mut broken = weights(Architecture::Denoising);
         broken.params[78_400 + 3] = f32::NAN; // 100 * 784 weights before the bias
         check(&broken.to_bytes(), "found NaN in encoder.dense1.bias, value 3");
     }
 
     #[test]
-    fn a_file_that_says_two_things_is_refused() {
+    fn tensors_that_contradict_metadata_are_refused() {
         let whole = weights(Architecture::Recurrent).to_bytes();
         let place =
             whole.windows(11).position(|bytes| bytes == b"\"recurrent\"").expect("the metadata names the network");
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn other_tensors_are_named() {
+    fn unexpected_tensors_are_named_in_error() {
         let zeros = [0_u8; 16];
         let file = |name: &str, dtype, shape| {
             let view = TensorView::new(dtype, shape, &zeros).expect("16 bytes");

@@ -103,7 +103,7 @@ impl TestDir {
 }
 
 #[test]
-fn summaries_count_the_book_s_parameters() {
+fn summary_has_book_parameter_counts() {
     for (arch, n_params) in [("conv", 46_529), ("recurrent", 122_548), ("denoising", 163_814)] {
         assert_eq!(succeed_json(&format!("summary --arch {arch} --json"))["n_params"], n_params);
     }
@@ -111,7 +111,7 @@ fn summaries_count_the_book_s_parameters() {
 }
 
 #[test]
-fn a_run_leaves_a_whole_folder_and_its_weights_are_of_use() {
+fn run_folder_is_complete_and_weights_are_usable() {
     let dir = TestDir::new();
     let data = dir.small_data();
     for (arch, n_code) in [("conv", 576), ("recurrent", 30), ("denoising", 30)] {
@@ -156,7 +156,7 @@ fn a_run_leaves_a_whole_folder_and_its_weights_are_of_use() {
 }
 
 #[test]
-fn a_seed_gives_the_same_bits_again_and_with_other_threads() {
+fn same_seed_is_bit_identical_across_runs_and_threads() {
     let dir = TestDir::new();
     let data = data_folder(dir.folder.path());
     let hash = |flags: &str, name: &str| {
@@ -195,7 +195,7 @@ fn training_starts_from_given_weights() {
 }
 
 #[test]
-fn every_flag_of_the_recipe_changes_what_comes_out() {
+fn every_recipe_flag_changes_trained_parameters() {
     let dir = TestDir::new();
     let data = dir.small_data();
     let variants = [
@@ -229,7 +229,7 @@ fn every_flag_of_the_recipe_changes_what_comes_out() {
 }
 
 #[test]
-fn bad_configuration_is_refused_with_what_to_write() {
+fn invalid_flags_are_refused_with_advice() {
     let dir = TestDir::new();
     let run = dir.path("run");
     let check = |flags: &str, exit_code, parts: &[&str]| {
@@ -250,7 +250,7 @@ fn bad_configuration_is_refused_with_what_to_write() {
 }
 
 #[test]
-fn bad_data_is_refused_by_its_name() {
+fn invalid_data_is_refused_with_file_name() {
     let dir = TestDir::new();
     let check = |damage: fn(&mut Vec<u8>), name: &str, parts: &[&str]| {
         let data = dir.small_data();
@@ -283,7 +283,7 @@ fn bad_data_is_refused_by_its_name() {
 }
 
 #[test]
-fn bad_weights_are_refused_by_their_name() {
+fn invalid_weights_are_refused_with_reason() {
     let dir = TestDir::new();
     let data = dir.small_data();
     let (weights, run) = (dir.path("w.safetensors"), dir.path("run"));
@@ -314,7 +314,7 @@ fn bad_weights_are_refused_by_their_name() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn unwritable_output_path_is_named_in_error() {
     let dir = TestDir::new();
     let (data, weights) = (dir.small_data(), dir.path("w.safetensors"));
     write_weights(Path::new(&weights), Architecture::Denoising);
@@ -333,7 +333,7 @@ fn a_place_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn a_run_that_diverges_says_where_and_what_to_try() {
+fn diverged_run_reports_step_and_advice() {
     let dir = TestDir::new();
     let (data, run) = (dir.small_data(), dir.path("run"));
     let flags = format!("train --arch denoising --learning-rate 1e9 --data {data} --run-dir {run}");
@@ -342,7 +342,7 @@ fn a_run_that_diverges_says_where_and_what_to_try() {
 }
 
 #[test]
-fn a_signal_ends_the_run_after_its_step_and_keeps_what_is_trained() {
+fn signal_ends_run_after_step_and_saves_weights() {
     let dir = TestDir::new();
     let (data, run) = (dir.small_data(), dir.path("run"));
     for (signal, exit_code) in [("INT", 0), ("TERM", 143)] {
@@ -362,7 +362,7 @@ fn a_signal_ends_the_run_after_its_step_and_keeps_what_is_trained() {
 }
 
 #[test]
-fn without_a_network_training_goes_on_with_garments_and_says_so() {
+fn offline_training_falls_back_to_synthetic_data() {
     let dir = TestDir::new();
     let offline = |flags: &str| {
         let mut command = program(flags);
@@ -425,7 +425,7 @@ fn published_weights_load_into_numpy() {
 }
 
 #[test]
-fn another_data_set_under_the_same_names_is_not_taken_for_fashion_mnist() {
+fn other_dataset_with_same_file_names_is_refused() {
     let dir = TestDir::new();
     write_data(&dir.folder.path().join("data"));
     let output = program("train --arch conv --run-dir run").current_dir(dir.folder.path()).output().expect("a start");
@@ -434,7 +434,7 @@ fn another_data_set_under_the_same_names_is_not_taken_for_fashion_mnist() {
 }
 
 #[test]
-fn the_split_is_the_book_s() {
+fn fashion_mnist_split_matches_book() {
     let Some(data) = common::fashion_mnist() else { return };
     let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.len(split));
     assert_eq!(counts, [55_000, 5_000, 10_000]);

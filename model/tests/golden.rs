@@ -122,7 +122,7 @@ fn check(check: fn(&Golden, &Arc<Garments>, &ComputeDevice, &str)) {
 }
 
 #[test]
-fn outputs_codes_and_losses_are_those_of_keras() {
+fn outputs_and_codes_match_keras() {
     check(|golden, data, device, place| {
         let trained = Trained::new(golden.architecture, &golden.weights(), device);
         let places: Vec<u32> = (0..32).collect();
@@ -155,7 +155,7 @@ fn results(golden: &Golden, data: &Arc<Garments>, device: &ComputeDevice, n_shar
 }
 
 #[test]
-fn losses_and_gradients_are_those_of_keras() {
+fn losses_and_gradients_match_keras() {
     check(|golden, data, device, place| {
         let found = results(golden, data, device, 1);
         let loss = golden.value("loss");
@@ -173,7 +173,7 @@ fn losses_and_gradients_are_those_of_keras() {
 }
 
 #[test]
-fn a_batch_cut_into_shards_has_the_gradient_of_the_uncut_one() {
+fn sharded_batch_gradient_matches_whole_batch() {
     check(|golden, data, device, place| {
         let whole = results(golden, data, device, 1);
         for n_shards in [2, 3, 4, 8] {
@@ -241,7 +241,7 @@ fn train_like_keras(golden: &Golden, data: &Arc<Garments>, device: &ComputeDevic
 /// few ways, which depend on the CPU's vectors too: every cut must have Keras' losses, and one must have gone a way that
 /// stays close to Keras'. The other networks have one way.
 #[test]
-fn training_for_25_steps_goes_as_in_keras() {
+fn training_for_25_steps_matches_keras() {
     check(|golden, data, device, place| {
         let cuts = [1, 2, 3, 4, 8];
         let apart = cuts.map(|n_shards| train_like_keras(golden, data, device, n_shards, place));

@@ -45,7 +45,7 @@ const VARIANTS: [(u64, ShardKey); 5] = [
 ];
 
 #[test]
-fn noise_depends_on_the_seed_and_on_every_part_of_the_key() {
+fn noise_depends_on_seed_and_every_key_part() {
     let data = Arc::new(common::garments());
     let plain = result(&data, Noise::None, 42, KEY);
     for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.5 }] {
@@ -60,7 +60,7 @@ fn noise_depends_on_the_seed_and_on_every_part_of_the_key() {
 }
 
 #[test]
-fn without_noise_the_key_does_not_matter() {
+fn result_without_noise_ignores_seed_and_key() {
     let data = Arc::new(common::garments());
     let plain = result(&data, Noise::None, 42, KEY);
     for (seed, key) in VARIANTS {

@@ -42,7 +42,7 @@ fn check(n_rows: usize, device: &ComputeDevice) {
 }
 
 #[test]
-fn gradients_are_right_for_sequences_of_any_length() {
+fn gradients_are_correct_for_any_sequence_length() {
     for (_, device) in common::devices() {
         for n_rows in [1, 2, 5, 28, 40] {
             check(n_rows, &device);
@@ -51,7 +51,7 @@ fn gradients_are_right_for_sequences_of_any_length() {
 }
 
 #[test]
-fn what_comes_out_is_as_long_as_what_went_in() {
+fn output_sequence_has_input_length() {
     for (_, device) in common::devices() {
         let network = network(&initial_params(Architecture::Recurrent, 5), &device);
         for n_rows in [1, 7, 40] {

@@ -36,7 +36,7 @@ fn bits(
 
 /// The goal: a shard of any number of parts has the same bits on one thread, on two and on three.
 #[test]
-fn the_number_of_threads_changes_no_bit() {
+fn bits_are_independent_of_thread_count() {
     let data = Arc::new(common::garments());
     for architecture in Architecture::ALL {
         let part = u32::try_from(architecture.part()).expect("a few images");

@@ -66,7 +66,7 @@ mod tests {
     use crate::values;
 
     #[test]
-    fn a_vector_comes_back_when_the_last_handle_to_its_bytes_is_gone() {
+    fn buffer_returns_to_pool_when_last_handle_is_dropped() {
         let buffers = Arc::new(Buffers::new(2, 2));
         let values = vec![1.0, -2.5];
         let place = values.as_ptr();

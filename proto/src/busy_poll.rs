@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn busy_poll_has_an_end() {
+    fn busy_poll_ends_after_limit() {
         let poll = BusyPoll::begin();
         let begun = Instant::now();
         while poll.should_continue() {}

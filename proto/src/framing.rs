@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_is_copied_neither_out_nor_in() {
+    fn gradient_is_encoded_and_decoded_without_copy() {
         let message = result(vec![3; LARGE_BYTES_MIN]);
         let place = |message: &WorkerMessage| match &message.kind {
             Some(Kind::ShardDone(done)) => done.gradient_sum.as_ptr(),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_told() {
+    fn invalid_frame_is_reported_with_reason() {
         let check = |stream: &[u8], part: &str| {
             let error = assemble([stream]).1.expect_err(part);
             assert!(error.to_string().contains(part), "`{error}` does not say `{part}`");
@@ -334,7 +334,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn messages_are_written_as_any_program_does_and_read_however_they_are_cut(
+        fn framing_matches_grpc_and_reads_any_chunking(
             messages in prop::collection::vec(any_message(), 1..4),
             cuts in prop::collection::vec(any::<Index>(), 0..8),
         ) {
@@ -349,7 +349,7 @@ mod tests {
         }
 
         #[test]
-        fn a_stream_that_breaks_off_ends_with_an_error(
+        fn truncated_stream_ends_with_error(
             messages in prop::collection::vec(any_message(), 1..3),
             cut in any::<Index>(),
         ) {
@@ -361,7 +361,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_give_an_answer(
+        fn damaged_stream_never_panics(
             messages in prop::collection::vec(any_message(), 1..3),
             changes in prop::collection::vec((any::<Index>(), any::<u8>()), 1..16),
             piece_bytes in 1_usize..100_000,

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_name_all_three_files_or_none() {
+    fn tls_flags_need_all_three_files_or_none() {
         let path = |name: &str| Some(PathBuf::from(name));
         assert!(TlsFiles::of_flags([path("a"), path("b"), path("c")]).expect("all").is_some());
         assert!(TlsFiles::of_flags([None, None, None]).expect("none").is_none());
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_do_not_fit_give_a_sentence_with_the_flag() {
+    fn invalid_tls_files_are_refused_with_reason() {
         let folder = folder();
         let files = files(&folder);
         let good = certificate(&["worker-1"], None);
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn name_is_that_of_the_first_host_or_the_common_name() {
+    fn certificate_name_is_first_host_or_common_name() {
         let check = |hosts: &[&str], common_name, expected: Option<&str>| {
             let (certificate, _) = certificate(hosts, common_name);
             let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate");
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_files_are_read_anew_only_when_they_are_whole() {
+    fn changed_tls_files_are_reloaded_only_when_valid() {
         let folder = folder();
         let files = files(&folder);
         let [first, second] = ["first", "second"].map(|name| certificate(&[name], None));

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn token_in_a_call_is_accepted_only_if_it_is_the_same() {
+    fn only_matching_bearer_token_is_accepted() {
         let token = read(&format!("  {SECRET}\n")).expect("a token");
         let mut sent = HeaderMap::new();
         assert!(!token.is_in(&sent), "none was sent");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn file_without_a_token_gives_a_sentence_without_its_content() {
+    fn invalid_token_file_error_hides_content() {
         let check = |content: &str, part: &str| {
             let text = read(content).expect_err("no token").to_string();
             assert!(text.contains(part) && text.contains("/token"), "{text}");

@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bf16_is_the_upper_half_rounded_to_even() {
+    fn bf16_encoding_rounds_to_nearest_even() {
         let check = |value: f32, expected: f32| {
             let mut found = [0.0];
             decode(Encoding::Bf16, &encode(Encoding::Bf16, &[value]), &mut found).expect("a finite value");
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn square_sum_is_that_of_the_values_also_beyond_f32() {
+    fn square_sum_is_correct_beyond_f32_range() {
         let check = |values: &[f32]| {
             let expected: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
             let found = decode(Encoding::F32, &encode(Encoding::F32, values), &mut vec![0.0; values.len()]);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lengths_are_told() {
+    fn wrong_byte_length_is_refused() {
         let mut values = [0.0; 3];
         let check = |bytes: usize, values: &mut [f32]| {
             let error = decode(Encoding::F32, &vec![0; bytes], values);
@@ -222,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn f32_comes_back_bit_for_bit_if_it_is_finite(bits in prop::collection::vec(any::<u32>(), 0..3_000)) {
+        fn finite_f32_round_trip_is_bit_exact(bits in prop::collection::vec(any::<u32>(), 0..3_000)) {
             let values: Vec<f32> = bits.iter().copied().map(f32::from_bits).collect();
             let bytes = encode(Encoding::F32, &values);
             let mut found = vec![0.0; values.len()];
@@ -242,7 +242,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_give_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..64), n_values in 0_usize..32) {
+        fn length_error_iff_wrong_length(bytes in prop::collection::vec(any::<u8>(), 0..64), n_values in 0_usize..32) {
             for encoding in [Encoding::F32, Encoding::Bf16] {
                 let decoded = decode(encoding, &bytes, &mut vec![0.0; n_values]);
                 let has_length = bytes.len() == n_values * encoding.value_bytes();

@@ -74,7 +74,7 @@ impl Drop for Killed {
 
 /// The goal: any network, any data: whatever a task has, workers of any number give the bits of one process.
 #[test]
-fn task_of_its_own_has_same_bits_on_any_number_of_workers() {
+fn custom_task_has_same_bits_with_any_worker_count() {
     let dir = TestDir::new();
     let flags = "--task words --rate 0.3 --noise 0.5 --shards 6 --clip-norm 0.8 --lr-schedule cosine --warmup-steps 3";
     let alone = dir.end(&format!("train {flags} --run-dir alone"));
@@ -101,7 +101,7 @@ fn task_of_its_own_has_same_bits_on_any_number_of_workers() {
 
 /// The goal: a worker of another machine that is killed in the middle costs nothing but its work.
 #[test]
-fn worker_that_is_killed_changes_no_bit() {
+fn killed_worker_changes_no_bits() {
     let dir = TestDir::new();
     let flags = "--task words --shards 4 --epochs 60 --hash-steps";
     let alone = dir.end(&format!("train {flags} --run-dir alone"));
@@ -164,7 +164,7 @@ fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
 
 /// The goal: what a task does wrong gets a sentence.
 #[test]
-fn what_task_does_wrong_is_told() {
+fn task_fault_is_reported_with_reason() {
     let dir = TestDir::new();
     dir.fail("coordinator --workers 2", 64, "expected --task words, moody or broken, found none");
     dir.fail("train --task words --rate 1", 64, "expected --rate from 0 to below 1, found 1");
@@ -183,7 +183,7 @@ fn what_task_does_wrong_is_told() {
 
 /// The goal: a worker's program without the task of the run says which it has and which it lacks.
 #[test]
-fn worker_without_the_task_says_so() {
+fn worker_without_task_of_run_exits_with_reason() {
     let dir = TestDir::new();
     let flags = "--task words --launch external --listen unix:socket --run-dir run";
     let mut coordinator = program(dir.0.path(), &format!("coordinator {flags}"));

@@ -167,7 +167,7 @@ mod tests {
 
     /// The goal: an order that is short is followed at once, on the parameters that all orders before have made.
     #[tokio::test]
-    async fn who_reads_messages_follows_short_orders_after_those_of_the_thread() {
+    async fn short_order_runs_inline_after_queued_orders() {
         let mut bench = Bench::new();
         let (compute, mut params) = (compute(&bench), bench.params());
         let gradient = vec![0.01; params.len()];
@@ -202,7 +202,7 @@ mod tests {
 
     /// The goal: who reads messages never waits for places that only he can make.
     #[tokio::test]
-    async fn results_without_a_place_are_left_to_the_thread() {
+    async fn full_reply_queue_moves_work_to_thread() {
         let mut bench = Bench::new();
         let (compute, gradient) = (compute(&bench), vec![0.01; bench.params().len()]);
         let state = bench.state(0, Some(work(0, &[0])));
@@ -225,7 +225,7 @@ mod tests {
 
     /// The goal: a fault of the program is an end that can be told, not a worker that does nothing for ever.
     #[tokio::test]
-    async fn a_panic_of_the_thread_is_noticed() {
+    async fn compute_thread_panic_is_reported() {
         let mut bench = Bench::new();
         let plan = Arc::get_mut(&mut bench.plan).expect("nobody else has it");
         plan.transport = GradientTransport::open(Encoding::F32, None, 1); // which has no memory for the network's gradient

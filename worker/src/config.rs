@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_they_may_be_written() {
+    fn valid_address_forms_are_parsed() {
         let check = |text: &str, read: &str| assert_eq!(text.parse::<Address>().expect(text).to_string(), read);
         check("http://localhost:7187", "http://localhost:7187");
         check("http://localhost:7187/", "http://localhost:7187");
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_used_as_address_and_flags_say() {
+    fn address_scheme_must_match_tls_flags() {
         let files = || AccessArgs {
             tls_cert: Some("/nowhere/tls.crt".into()),
             tls_key: Some("/nowhere/tls.key".into()),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn token_leaves_the_machine_only_with_tls_or_insecure() {
+    fn token_for_remote_address_needs_tls_or_insecure() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("token");
         std::fs::write(&path, "0123456789abcdef0123456789abcdef").expect("a file");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn other_addresses_are_told_what_to_write() {
+    fn invalid_addresses_are_refused() {
         for text in [
             "",
             "localhost",

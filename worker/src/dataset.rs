@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_copy_takes_the_place_of_the_one_before_it() {
+    fn newer_damaged_copy_replaces_older_one() {
         let cache = tempfile::tempdir().expect("a temporary folder");
         let place = cache.path().join("0123456789abcdef");
         for content in ["first", "second"] {
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_files_of_known_names_come_in() {
+    fn only_complete_files_of_known_names_are_accepted() {
         let whole = piece(IMAGES, 3, 0, b"abc");
         check(&[whole.clone(), piece(LABELS, 2, 0, b"a"), piece(LABELS, 2, 1, b"b")], "");
         check(&[piece("../weights", 3, 0, b"abc")], "found `../weights`");

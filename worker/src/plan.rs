@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_welcome_that_cannot_be_followed_says_why() {
+    fn invalid_welcome_is_refused_with_reason() {
         check(|_| {}, "");
         check(|welcome| welcome.fence = None, "expected a welcome with its fence");
         check(|welcome| welcome.recipe.clear(), "expected a welcome with its recipe");

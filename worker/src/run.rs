@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_two_seconds_and_end_with_the_time_given() {
+    fn retry_pause_doubles_to_two_seconds_until_connect_timeout() {
         let address = Address::Unix("socket".to_owned());
         let mut now = Instant::now();
         let mut backoff = Backoff::begin(&address, 6 * SECOND, now);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_gives_all_the_time_again_but_the_first_pause_only_if_it_lasted() {
+    fn session_resets_timeout_but_only_long_session_resets_pause() {
         let address = Address::Unix("socket".to_owned());
         let check = |lasted: Duration, expected: &[u128]| {
             let mut now = Instant::now();

@@ -55,7 +55,7 @@ fn wait_for_search(child: &mut Child) -> impl FnOnce(Child) -> Output + use<> {
 }
 
 #[test]
-fn help_tells_flags_defaults_and_an_example() {
+fn help_lists_flags_defaults_and_example() {
     let output = program("--help").output().expect("the program starts");
     let help = text(&output.stdout);
     for part in ["Example:\n  worker --coordinator https://", "TELAR_COORDINATOR", "[default: 60]", "What computes:"] {
@@ -64,7 +64,7 @@ fn help_tells_flags_defaults_and_an_example() {
 }
 
 #[test]
-fn what_is_no_address_is_told_what_to_write() {
+fn invalid_address_is_refused_with_example() {
     for address in ["localhost", "https://localhost", "unix:"] {
         let found = format!("found `{address}`; write for example `--coordinator https://");
         check(
@@ -78,13 +78,13 @@ fn what_is_no_address_is_told_what_to_write() {
 }
 
 #[test]
-fn a_device_that_cannot_be_had_is_told_before_anybody_is_looked_for() {
+fn unavailable_device_is_reported_before_connecting() {
     check("--coordinator localhost:7187 --backend flex --device mps", 64, &["error: the backend `flex`"]);
     check("--coordinator localhost:7187 --config /nowhere/telar.toml", 64, &["cannot read /nowhere/telar.toml"]);
 }
 
 #[test]
-fn nobody_at_an_address_is_told_after_the_time_given() {
+fn missing_coordinator_is_reported_after_connect_timeout() {
     let address = free_address();
     let begun = Instant::now();
     check(
@@ -102,7 +102,7 @@ fn nobody_at_an_address_is_told_after_the_time_given() {
 
 /// The goal: something that takes connections and says nothing is no coordinator, and does not hold a worker for ever.
 #[test]
-fn a_silent_peer_is_no_coordinator() {
+fn silent_peer_is_given_up_after_connect_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     check(
@@ -113,7 +113,7 @@ fn a_silent_peer_is_no_coordinator() {
 }
 
 #[test]
-fn a_supervised_worker_ends_with_its_standard_input() {
+fn supervised_worker_ends_when_stdin_closes() {
     let mut command = program(&format!("--coordinator {} --supervised", free_address()));
     let mut child = command.stdin(Stdio::piped()).spawn().expect("the program starts");
     let end = wait_for_search(&mut child);
@@ -122,7 +122,7 @@ fn a_supervised_worker_ends_with_its_standard_input() {
 }
 
 #[test]
-fn a_signal_ends_a_worker_that_has_no_session() {
+fn signal_ends_worker_without_session() {
     for (signal, exit_code) in [("TERM", 143), ("INT", 0)] {
         let mut child = program(&format!("--coordinator {}", free_address())).spawn().expect("the program starts");
         let end = wait_for_search(&mut child);

@@ -265,7 +265,7 @@ fn state(step: u64, params: &[f32], work: Work) -> ToWorker {
 /// The goal: a whole life, with a data set that is fetched once, results that one process alone would have, a replica
 /// that is loaded anew after a wrong update, and a second session after the first.
 #[tokio::test]
-async fn a_worker_fetches_the_data_computes_comes_back_and_ends() {
+async fn worker_fetches_dataset_computes_rejoins_and_ends() {
     let mut coordinator = FakeCoordinator::open();
     let child = coordinator.start_worker();
     let mut peer = coordinator.ready().await;
@@ -344,7 +344,7 @@ async fn receive_shard(peer: &mut Peer) -> ShardDone {
 /// The goal: in memory lies what would have been in messages, both ways; who finds no free slot does not wait for one; and
 /// who comes too late for an update says so.
 #[tokio::test]
-async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_them() {
+async fn local_worker_uses_slots_for_results_and_updates() {
     let mut coordinator = FakeCoordinator::open();
     let mut memory = Memory::new();
     let child = coordinator.start_worker();
@@ -385,7 +385,7 @@ async fn a_worker_of_this_machine_computes_into_slots_and_reads_updates_from_the
 
 /// Who cannot open what is offered goes on with messages.
 #[tokio::test]
-async fn a_worker_without_the_coordinators_memory_goes_on_without() {
+async fn worker_without_shared_memory_falls_back_to_messages() {
     let check = async |spoil: fn(&mut SharedMemory), part: &str| {
         let mut coordinator = FakeCoordinator::open();
         let memory = Memory::new();
@@ -415,7 +415,7 @@ async fn a_worker_without_the_coordinators_memory_goes_on_without() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
+async fn terminated_worker_announces_leave_and_finishes_work() {
     let mut coordinator = FakeCoordinator::open();
     let child = coordinator.start_worker();
     let mut peer = coordinator.ready().await;
@@ -430,7 +430,7 @@ async fn a_worker_that_is_asked_to_end_says_so_and_finishes_its_work() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_a_worker_at_once() {
+async fn second_signal_ends_worker_immediately() {
     let mut coordinator = FakeCoordinator::open();
     let child = coordinator.start_worker();
     let mut peer = coordinator.ready().await;
@@ -441,7 +441,7 @@ async fn a_second_signal_ends_a_worker_at_once() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_refused_says_why() {
+async fn refused_worker_exits_with_reason() {
     let check = async |answer: Result<ToWorker, Status>, exit_code, part: &str| {
         let mut coordinator = FakeCoordinator::open();
         let child = coordinator.start_worker();

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn newest_checkpoint_and_all_other_files_arrive() {
+    fn download_fetches_newest_checkpoint_and_all_other_files() {
         let (root, location) = mirror();
         let run = root.path().join("run");
         // What a process has left that was killed while it downloaded.
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpoint_with_its_lines_comes_before_one_without() {
+    fn checkpoint_with_step_lines_is_preferred() {
         let check = |lines: &str, expected: &str| {
             let (root, location) = mirror();
             fs::write(root.path().join("mirror/steps.jsonl"), lines).expect("a file");
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn run_that_is_not_whole_leaves_no_run() {
+    fn incomplete_mirror_leaves_no_local_run() {
         let check = |change: fn(&Path), part: &str| {
             let (root, location) = mirror();
             change(&root.path().join("mirror"));

@@ -165,7 +165,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn failure_is_told_once_and_its_end_too() {
+    fn failure_and_recovery_are_reported_once() {
         let (mut lag, now) = (Lag::default(), Instant::now());
         assert_eq!(lag.failed("no route"), Some(MirrorEvent::Failing { reason: "no route".to_owned() }));
         assert_eq!(lag.failed("no route"), None);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_checkpoint_is_told_once_after_a_minute() {
+    fn lag_is_reported_once_after_one_minute() {
         let begun = Instant::now();
         let mut lag = Lag::default();
         lag.saved(10, begun);
@@ -195,7 +195,7 @@ mod tests {
 
     /// The goal: a mirror that is always one checkpoint behind, but never long, is in time.
     #[test]
-    fn each_checkpoint_has_its_own_minute() {
+    fn steady_lag_below_one_minute_is_not_reported() {
         let begun = Instant::now();
         let mut lag = Lag::default();
         lag.saved(0, begun);

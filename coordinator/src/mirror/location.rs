@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn url_names_a_store_and_a_prefix() {
+    fn url_parses_to_store_kind_and_prefix() {
         let check = |text: &str, kind, prefix: &str| {
             let location = Location::parse("--mirror", text).expect(text);
             assert_eq!((location.kind(), location.prefix().as_ref()), (kind, prefix), "{text}");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_refused_with_a_sentence() {
+    fn invalid_url_is_refused_with_example() {
         let check = |text: &str, part: &str| {
             let error = Location::parse("--mirror", text).expect_err(text).to_string();
             assert!(error.contains(part), "`{error}` does not contain `{part}`");
@@ -183,13 +183,13 @@ mod tests {
     }
 
     #[test]
-    fn password_is_not_repeated() {
+    fn url_credentials_are_not_in_error_message() {
         let error = Location::parse("--mirror", "s3://key:hunter2@bucket/a").expect_err("a password").to_string();
         assert!(!error.contains("hunter2") && !error.contains("key"), "{error}");
     }
 
     #[test]
-    fn paths_are_no_urls() {
+    fn path_is_not_taken_for_url() {
         assert!(!Location::is_url("runs/conv-001") && !Location::is_url("auto") && Location::is_url("s3://bucket"));
     }
 }

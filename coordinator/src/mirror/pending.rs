@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_changes_twice_is_uploaded_once() {
+    fn repeated_change_is_one_pending_upload() {
         let mut pending = Pending::new(3);
         for _ in 0..1_000 {
             pending.add(RunFile::Steps);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_changes_during_its_upload_stays() {
+    fn file_changed_during_upload_stays_pending() {
         let mut pending = Pending::new(3);
         pending.add(RunFile::Steps);
         let (file, change) = pending.batch()[0];
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpoint_brings_its_lines_and_comes_after_them() {
+    fn checkpoint_upload_follows_its_line_files() {
         let mut pending = Pending::new(3);
         pending.add_checkpoint(5);
         for (file, change) in pending.batch() {
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn part_that_arrives_again_is_no_progress() {
+    fn reuploaded_part_is_not_progress() {
         let mut pending = Pending::new(3);
         let reached = [1, 2, 1, 2, 3].map(|part| pending.reach(RunFile::Steps, part));
         assert_eq!(reached, [true, true, false, false, true]);
     }
 
     #[test]
-    fn only_as_many_checkpoints_wait_as_are_kept() {
+    fn pending_checkpoints_are_bounded_by_keep_limit() {
         let mut pending = Pending::new(2);
         for step in 1..1_000 {
             pending.add_checkpoint(step);

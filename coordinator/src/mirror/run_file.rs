@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_file_has_one_path() {
+    fn run_file_path_round_trips() {
         let files = [
             (RunFile::Description, "run.json"),
             (RunFile::Picture(7), "reconstructions/epoch-07.png"),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_are_no_files_of_a_run() {
+    fn unknown_paths_are_not_run_files() {
         let paths = [
             "",
             "run.json/",
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_before_checkpoints_and_newer_checkpoints_before_older_ones() {
+    fn upload_order_is_lines_then_newest_checkpoint() {
         let ordered = [
             RunFile::Description,
             RunFile::Picture(1),

@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn file_in_several_parts_comes_back() {
+    fn multipart_upload_round_trips() {
         let (_root, store, run, mirror) = folders();
         let content: Vec<u8> = (0..=250).cycle().take(2 * PART_BYTES + 77).collect();
         std::fs::write(run.join("model.safetensors"), &content).expect("a file");
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_cut_after_the_last_whole_one() {
+    fn line_file_upload_drops_torn_last_line() {
         let (_root, store, run, mirror) = folders();
         let check = |content: &[u8], expected: &[u8]| {
             std::fs::write(run.join("steps.jsonl"), content).expect("a file");
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn object_that_is_gone_is_named() {
+    fn missing_object_is_named_in_error() {
         let (_root, store, _run, _mirror) = folders();
         assert_eq!(wait(store.list()), Ok(BTreeMap::new()));
         assert_eq!(wait(store.remove(RunFile::checkpoint(1))), Ok(()));
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn environment_that_clients_cannot_take_is_named() {
+    fn invalid_environment_variable_is_named_in_error() {
         let check = |name: &str, value: &str| check_environment([(name.into(), value.into())].into_iter());
         for (name, value) in [
             ("AWS_ACCESS_KEY_ID", "AKIA\n"),
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn only_files_of_a_run_are_listed() {
+    fn listing_contains_only_run_files() {
         let (_root, store, run, mirror) = folders();
         wait(store.probe()).expect("it can be written");
         std::fs::create_dir_all(mirror.join("checkpoints")).expect("a folder");

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn new_run_needs_a_free_place_and_an_old_one_its_own() {
+    fn new_run_needs_empty_mirror_and_resumed_run_its_own() {
         let location = Location::parse("--mirror", "s3://bucket/a").expect("a URL");
         let files = [RunFile::Steps, RunFile::checkpoint(3), RunFile::checkpoint(12)];
         let (free, torn) = (survey_of(None, &[]), survey_of(None, &files));

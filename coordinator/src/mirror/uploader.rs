@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn newer_checkpoints_take_the_place_of_older_ones() {
+    fn newer_checkpoint_replaces_oldest_at_mirror() {
         let (root, uploader) = uploader(&[]);
         round(&uploader);
         assert_eq!(steps_at_mirror(&root), [10, 20]);
@@ -350,7 +350,7 @@ mod tests {
 
     /// The goal: what was not uploaded never pushes out what was.
     #[test]
-    fn checkpoint_that_is_gone_is_not_called_mirrored() {
+    fn deleted_checkpoint_is_not_reported_as_mirrored() {
         let (root, uploader) = uploader(&[]);
         round(&uploader);
         for step in [30, 40, 50] {
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_objects_push_no_checkpoint_out() {
+    fn unusable_objects_do_not_displace_checkpoints() {
         let (root, uploader) = uploader(&[997, 998]);
         write_torn(&root, &[997, 998]);
         round(&uploader);
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn mirror_that_is_ahead_is_not_called_complete() {
+    fn mirror_ahead_of_run_is_reported_incomplete() {
         let (root, uploader) = uploader(&[]);
         write_torn(&root, &[998]);
         round(&uploader);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_a_bound() {
+    fn retry_pause_doubles_up_to_bound() {
         let milliseconds = [0, 1, 2, 5, 6, 60, u32::MAX].map(|n_failures| pause(n_failures, 1.0).as_millis());
         assert_eq!(milliseconds, [500, 1_000, 2_000, 16_000, 20_000, 20_000, 20_000]);
         assert_eq!(pause(0, 0.0).as_millis(), 250);

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn draws_depend_on_the_secret_and_are_as_many_as_asked_for() {
+    fn audit_draws_depend_on_secret_and_match_share() {
         let draws = |secret: u8, share: f64| -> Vec<bool> {
             let secret = AuditSecret::new([secret; 32]);
             (0..1_000).flat_map(|step| (0..4).map(move |shard| secret.draws(step, shard, share))).collect()
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_comes_back_from_hex_and_is_not_printed() {
+    fn audit_secret_round_trips_hex_and_is_not_printed() {
         let secret = AuditSecret::new([0xAB; 32]);
         assert_eq!(AuditSecret::from_hex(&secret.to_hex()), Some(secret));
         assert_eq!(AuditSecret::from_hex("ab"), None);

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_waits_twice_as_long_each_time_and_begins_anew_after_ten_minutes() {
+    fn eviction_wait_doubles_and_resets_after_ten_minutes() {
         let one = Identity::new("one");
         let (mut evicted, mut now, mut waits) = (Evicted::default(), 7, Vec::new());
         for _ in 0..12 {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn evictions_while_it_is_kept_out_count_too() {
+    fn evictions_during_wait_also_count() {
         let (one, mut evicted) = (Identity::new("one"), Evicted::default());
         for _ in 0..3 {
             evicted.note(&one, Duration::ZERO);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn reason_says_for_how_long() {
+    fn eviction_reason_states_remaining_wait() {
         let check = |n_times: u32, now_ms: u64, expected: &str| {
             let (one, mut evicted) = (Identity::new("one"), Evicted::default());
             for _ in 0..n_times {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_free_the_soonest_is_forgotten_first() {
+    fn full_eviction_list_drops_earliest_expiring_identity() {
         let mut evicted = Evicted::default();
         let name = |number: usize| Identity::new(format!("identity {number}"));
         evicted.note(&name(0), Duration::ZERO);

@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_rounding_takes_comes_with_later_steps() {
+    fn rounding_error_is_added_to_later_steps() {
         let value = 1.0 + 1.0 / 1024.0; // an eighth of bf16's step at 1: rounded away by itself
         let (mut sum, mut residual) = (0.0_f64, [0.0]);
         for _ in 0..1024 {

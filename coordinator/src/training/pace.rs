@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn task_is_late_by_the_times_of_others() {
+    fn late_threshold_follows_recent_task_times() {
         let check = |milliseconds: &[u64], expected: u64| {
             let (mut pace, one) = (Pace::default(), Identity::new("one"));
             for &time in milliseconds {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_that_dawdles_at_most_of_the_tasks_does_not_say_when_others_are_late() {
+    fn slow_identity_with_most_tasks_does_not_raise_late_threshold() {
         let names = ["first", "second", "third"].map(Identity::new);
         let mut pace = Pace::default();
         let mut time = 0.1;

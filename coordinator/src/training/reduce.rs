@@ -98,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_of_arrival_gives_the_bits_of_the_tree(
+        fn reduction_in_any_arrival_order_is_bit_identical(
             order in (1_u8..40).prop_flat_map(|n| Just((0..n).collect::<Vec<_>>()).prop_shuffle()),
         ) {
             let n_shards = u8::try_from(order.len()).expect("below 40");
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "every shard")]
-    fn a_sum_without_all_shards_is_no_sum() {
+    fn finish_with_missing_shard_panics() {
         let mut reduction = Reduction::new(3);
         for (shard, result) in (0..2).zip(results(3)) {
             reduction.add(shard, result);

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn worker_owes_as_many_results_of_a_step_as_it_was_overtaken_at() {
+    fn overtaken_worker_owes_one_result_per_task() {
         let mut roster = Roster::new(Duration::MAX);
         roster.add(WorkerId(1), Profile::default(), Duration::ZERO);
         // o STEP: it is overtaken; g STEP: it gives a result, which was still to come (!) or was not (?).

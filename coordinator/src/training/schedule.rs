@@ -142,7 +142,7 @@ mod tests {
     use crate::training::tests::recipe;
 
     #[test]
-    fn epochs_end_with_a_validation_and_so_does_the_run() {
+    fn epoch_and_run_end_with_validation() {
         let sums = |n_samples| Sums { n_samples, ..Sums::default() };
         let check = |max_steps, step, n_unvalidated, expected| {
             let recipe = Recipe { max_steps, ..recipe("2 epochs of 10 images in batches of 4, 2 shards") };
@@ -184,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shards_have_as_many_images_as_the_sampler_gives_them(n_train in 1_u32..200, batch in 1_u32..40, shards in 1_u32..9) {
+        fn shard_sample_count_matches_sampler(n_train in 1_u32..200, batch in 1_u32..40, shards in 1_u32..9) {
             let recipe = recipe(&format!("1 epochs of {n_train} images in batches of {batch}, {shards} shards"));
             let schedule = Schedule::new(&recipe, n_train, 1, 500);
             let sampler = Sampler::new(0, 0, n_train, Order::AsIs, batch as usize, shards as usize);

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usual_is_what_is_near_the_recent_ones() {
+    fn size_limit_follows_recent_gradient_norms() {
         let check = |norms: &[f64], expected: f64| {
             let (mut sizes, one) = (Sizes::default(), Identity::new("one"));
             for &gradient_norm in norms {
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_that_pushes_with_most_of_the_results_does_not_move_the_limit() {
+    fn identity_with_most_results_does_not_raise_size_limit() {
         let names = ["first", "second", "third"].map(Identity::new);
         let mut sizes = Sizes::default();
         let mut push = |n_honest: usize| {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn size_is_for_each_image() {
+    fn size_is_normalized_per_sample() {
         let sums = |n_samples| Sums { loss_sum: 6.0, n_samples, ..Sums::default() };
         assert_eq!(Size::new(12.0, &sums(4)), Size { gradient_norm: 3.0, loss: 1.5 });
         assert_eq!(Size::new(12.0, &sums(0)), Size { gradient_norm: 12.0, loss: 6.0 });

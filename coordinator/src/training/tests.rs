@@ -275,7 +275,7 @@ fn check_run(mut run: Run, lines: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_run_goes_through_its_steps_its_validation_and_its_end() {
+fn run_proceeds_through_steps_validation_and_end() {
     check(&[
         ("join 1", "welcome 1"),
         ("ready 1", "state 1: shards 0+1 of 0"),
@@ -291,7 +291,7 @@ fn a_run_goes_through_its_steps_its_validation_and_its_end() {
 }
 
 #[test]
-fn workers_share_the_shards_and_those_beyond_stand_by() {
+fn shards_are_split_among_workers_and_extras_stand_by() {
     check(&[
         ("enter 1", "welcome 1; state 1: shards 0+1 of 0"),
         ("enter 2, enter 3", "welcome 2; state 2: nothing; welcome 3; state 3: nothing"),
@@ -305,7 +305,7 @@ fn workers_share_the_shards_and_those_beyond_stand_by() {
 }
 
 #[test]
-fn without_workers_the_run_waits_and_goes_on() {
+fn run_without_workers_waits_and_continues_on_join() {
     check(&[
         ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         ("lost 1", "left 1, 1 reassigned; waiting"),
@@ -317,7 +317,7 @@ fn without_workers_the_run_waits_and_goes_on() {
 }
 
 #[test]
-fn one_who_leaves_finishes_what_it_has_and_gets_nothing_new() {
+fn leaving_worker_finishes_its_tasks_and_gets_no_new_ones() {
     check(&[
         ("enter 1, enter 2, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("leaving 1", ""),
@@ -330,7 +330,7 @@ fn one_who_leaves_finishes_what_it_has_and_gets_nothing_new() {
 }
 
 #[test]
-fn what_is_not_of_now_is_refused_and_not_counted() {
+fn stale_duplicate_or_unknown_result_is_refused() {
     check(&[
         ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         ("shard 0 of 0 by 1", "refuse 1: expected one result for task 0 of step 0, found a second one"),
@@ -344,7 +344,7 @@ fn what_is_not_of_now_is_refused_and_not_counted() {
 }
 
 #[test]
-fn worker_whose_results_are_never_of_use_is_sent_away() {
+fn worker_with_64_unused_results_in_a_row_is_refused() {
     let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
     run.play("enter 1");
     for _ in 0..63 {
@@ -360,7 +360,7 @@ fn worker_whose_results_are_never_of_use_is_sent_away() {
 }
 
 #[test]
-fn vectors_of_results_that_were_not_used_are_kept_up_to_a_bound() {
+fn buffers_of_unused_results_are_kept_up_to_bound() {
     let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
     run.play("enter 1, enter 2, enter 3");
     let mut n_spent = Vec::new();
@@ -373,7 +373,7 @@ fn vectors_of_results_that_were_not_used_are_kept_up_to_a_bound() {
 }
 
 #[test]
-fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
+fn strayed_replica_gets_state_and_is_closed_second_time() {
     check(&[
         ("enter 1, shard 1 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         ("stray 0 of 0 by 1", "lagging 1; state 1: shards 0 of 0"),
@@ -382,7 +382,7 @@ fn a_replica_that_strays_is_sent_anew_and_twice_in_a_step_closed() {
 }
 
 #[test]
-fn a_replica_that_strays_does_not_validate() {
+fn strayed_replica_does_not_validate() {
     let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
     let to_validation = "update 1 1: batches 0+1 of 1; step 1 by 1+1";
     check_run(
@@ -396,7 +396,7 @@ fn a_replica_that_strays_does_not_validate() {
 }
 
 #[test]
-fn results_before_the_data_set_is_there_are_none() {
+fn results_before_ready_are_refused() {
     check(&[
         ("enter 1, join 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2"),
         ("shard 0 of 0 by 2", "refuse 2 for good: expected it to say that it is ready, found results"),
@@ -405,7 +405,7 @@ fn results_before_the_data_set_is_there_are_none() {
 }
 
 #[test]
-fn a_worker_that_counts_wrongly_is_evicted_and_its_shards_go_to_others() {
+fn wrong_sample_count_evicts_worker_and_reassigns_shards() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
@@ -416,7 +416,7 @@ fn a_worker_that_counts_wrongly_is_evicted_and_its_shards_go_to_others() {
 }
 
 #[test]
-fn what_is_not_finite_ends_the_run_without_being_applied() {
+fn confirmed_non_finite_gradient_ends_run_unapplied() {
     let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
     assert!(run.play("enter 1, shard 0 of 0 by 1, nan 1 of 0 by 1").ends_with("compute shards 1 of 0"));
     let wishes = run.play("ownnan 1 of 0");
@@ -426,7 +426,7 @@ fn what_is_not_finite_ends_the_run_without_being_applied() {
 }
 
 #[test]
-fn the_silent_are_closed_and_may_come_back() {
+fn silent_worker_is_closed_after_heartbeat_timeout() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
@@ -439,7 +439,7 @@ fn the_silent_are_closed_and_may_come_back() {
 }
 
 #[test]
-fn the_first_wait_has_an_end_unless_somebody_is_on_the_way() {
+fn first_join_times_out_unless_worker_is_joining() {
     check(&[("at 59", ""), ("at 60", "nobody came"), ("join 1", "end 1: the run has ended")]);
     check(&[("at 59, join 1", "welcome 1"), ("at 60, heard 1, at 61", ""), ("lost 1, at 61", "nobody came")]);
     let signs: Vec<String> = (1..60).map(|second| format!("at {second}, heard 1")).collect();
@@ -447,7 +447,7 @@ fn the_first_wait_has_an_end_unless_somebody_is_on_the_way() {
 }
 
 #[test]
-fn a_stop_keeps_what_there_is() {
+fn stop_saves_checkpoint_and_closes_workers() {
     check(&[
         ("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1, shard 0 of 1 by 1", START_OF_STEP_1),
         ("stop", "checkpoint; close 1: the coordinator is stopped; the run may be resumed; stopped"),
@@ -459,7 +459,7 @@ fn a_stop_keeps_what_there_is() {
 const START_OF_STEP_1: &str = "welcome 1; state 1: shards 0+1 of 0; update 1 1: shards 0+1 of 1; step 1 by 1+1";
 
 #[test]
-fn checkpoints_come_as_often_as_asked_for() {
+fn checkpoint_interval_in_steps_is_respected() {
     let recipe = Recipe { max_steps: Some(2), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
     let run = Run::with(recipe, |rules| rules.checkpoint_every = CheckpointEvery::Steps(1));
     check_run(
@@ -480,7 +480,7 @@ fn checkpoints_come_as_often_as_asked_for() {
 }
 
 #[test]
-fn a_run_goes_on_from_any_state_it_was_in() {
+fn run_resumes_from_every_state_to_same_result() {
     let recipe = recipe("2 epochs of 10 images in batches of 4, 2 shards");
     let mut whole = Run::with(recipe.clone(), |_| {});
     whole.play("enter 1");

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_are_those_of_the_recent_values_sorted() {
+    fn median_and_spread_use_recent_values() {
         let mut stream = 1_u64;
         for n_values in [16, 17, 50, 127, 128, 129, 400] {
             let draw = || {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_in_the_middle_counts_the_lower_one_of_two() {
+    fn median_over_identities_is_lower_of_two() {
         let check = |middles: &[f64], expected: Option<f64>| {
             let all = middles.iter().enumerate().flat_map(|value| std::iter::repeat_n(value, N_KNOWN_MIN));
             let found = middle_and_spread(all.map(|(identity, &middle)| (identity, middle)));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_all_count_until_one_identity_has_given_sixteen() {
+    fn values_are_pooled_until_one_identity_has_sixteen() {
         let few = |n_identities| (0..n_identities).flat_map(|identity| std::iter::repeat_n((identity, 1.0), 15));
         assert_eq!(middle_and_spread(few(1)), None);
         assert_eq!(middle_and_spread(few(2)), Some([1.0, 0.0]));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gave_nothing_for_long_does_not_count_if_others_did() {
+    fn inactive_identity_is_ignored_if_others_are_active() {
         let names = ["gone", "there"].map(Identity::new);
         let mut usual = Usual::default();
         let limit = |usual: &Usual<f64>| usual.limit(|median, _| median);
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn identities_are_bounded_and_the_one_longest_without_a_value_goes_first() {
+    fn full_identity_list_drops_longest_inactive() {
         let name = |number: usize| Identity::new(number.to_string());
         let mut usual = Usual::default();
         for number in 0..N_IDENTITIES_MAX {

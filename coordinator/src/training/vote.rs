@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_identities_as_wanted_have_to_agree() {
+    fn result_needs_required_number_of_agreeing_identities() {
         check("", 2, true, "open");
         check("", 2, false, "open");
         check("3", 1, true, "0 with 1 against");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn votes_of_one_identity_are_one() {
+    fn votes_of_one_identity_count_once() {
         check("a:3 a:3", 2, true, "open");
         check("a:3 a:3", 2, false, "unclear");
         check("a:3 a:3 4", 2, false, "unclear");
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn divergence_is_the_coordinators_to_declare() {
+    fn divergence_needs_non_finite_coordinator_result() {
         check("-", 2, true, "open");
         check("-", 2, false, "unclear");
         check("- -", 2, true, "unclear");
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn coordinators_own_result_decides_in_every_bit_within_its_class() {
+    fn coordinator_result_decides_bitwise_in_same_compute_class() {
         check("- - | 3", 2, false, "own with 1 against 0 1");
         check("3 | 3", 2, false, "0 with 2 against");
         check("4 3 | 3", 2, true, "1 with 2 against 0");
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn votes_of_other_classes_have_to_be_near_the_coordinators_own() {
+    fn other_compute_class_vote_must_be_near_coordinator_result() {
         check("~3.0001 | 3", 2, false, "0 with 1 against");
         check("~4 | 3", 2, false, "own with 1 against 0");
         check("~- | 3", 2, false, "own with 1 against 0");

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn percentage_is_rounded_down_and_100_only_for_a_completed_run() {
+    fn percentage_rounds_down_and_is_100_only_when_completed() {
         let check = |n_steps, step, end, expected| {
             let status = Progress::new("images", n_steps, 1, step).status(end, SystemTime::UNIX_EPOCH);
             assert_eq!(status.progress_percentage, expected, "{step} of {n_steps}, {end:?}");
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn remaining_time_follows_the_rate_of_the_last_minute() {
+    fn remaining_time_uses_rate_of_last_minute() {
         let check = |times: Vec<u64>, end, expected| {
             let what = format!("{} steps, {end:?}", times.len());
             let status = progress(times).status(end, SystemTime::UNIX_EPOCH);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn remaining_time_of_an_endless_run_fits_an_i32() {
+    fn remaining_time_of_endless_run_is_capped_at_i32_max() {
         let mut progress = progress([0, 10_000]);
         progress.n_steps = u64::MAX / 200;
         let status = progress.status(None, SystemTime::UNIX_EPOCH);
@@ -282,13 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_bounded() {
+    fn rate_marks_are_bounded() {
         let progress = progress((0..100_000).map(|number| 10 * number));
         assert!(progress.recent.marks.len() <= 61, "{}", progress.recent.marks.len());
     }
 
     #[test]
-    fn metrics_are_those_that_are_known() {
+    fn status_contains_only_known_metrics() {
         let start = Progress::new("images", 200, 2, 0).status(None, SystemTime::UNIX_EPOCH);
         let names: Vec<&str> = start.metrics.iter().map(|metric| metric.name.as_str()).collect();
         assert_eq!(names, ["current_step", "total_steps", "total_epochs"]);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn body_has_the_names_of_the_protocol() {
+    fn status_body_uses_protocol_field_names() {
         let mut status = Progress::new("images", 200, 2, 0).status(None, SystemTime::UNIX_EPOCH);
         status.metrics.truncate(1);
         let json = serde_json::to_string(&status).expect("JSON");
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_in_whole_seconds_of_utc() {
+    fn timestamp_is_utc_in_whole_seconds() {
         let check = |milliseconds, expected| {
             assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)), expected);
         };

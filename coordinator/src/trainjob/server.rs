@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn server_is_what_three_variables_say() {
+    fn server_settings_come_from_three_variables() {
         let server = Server { url: ADDRESS.to_owned(), ca_cert: "ca.crt".into(), token: "token".into() };
         assert_eq!(from(&[(URL, ADDRESS), (CA_CERT, "ca.crt"), (TOKEN, "token")]), Ok(Some(server)));
         assert_eq!(from(&[]), Ok(None));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_variable_is_named() {
+    fn missing_variable_is_named_in_error() {
         assert_eq!(from(&[(URL, ADDRESS), (TOKEN, "token")]), Err(SettingError::Missing { name: CA_CERT }));
         assert_eq!(from(&[(URL, ADDRESS), (CA_CERT, "a"), (TOKEN, "")]), Err(SettingError::Missing { name: TOKEN }));
     }
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn token_is_trimmed_and_an_unusable_one_refused() {
+    fn token_is_trimmed_and_unusable_token_refused() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("token");
         let server = Server { url: ADDRESS.to_owned(), ca_cert: "none".into(), token: path.clone() };
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn message_is_that_of_a_status_or_the_text_itself() {
+    fn error_message_is_status_message_or_body_text() {
         let check = |body: &str, expected: &str| assert_eq!(message(body.as_bytes()), expected);
         check(r#"{"kind":"Status","status":"Failure","message":"no such TrainJob","code":404}"#, "no such TrainJob");
         check("bad\ngateway\u{1b}[31m", "bad gateway [31m");

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn private_folder_is_for_its_user_alone() {
+    fn private_folder_is_owner_only_and_removed_on_drop() {
         let parent = parent();
         let folder = create(parent.path());
         fs::create_dir(folder.path().join("data")).expect("a folder");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn abandoned_folder_is_removed_and_no_other_one() {
+    fn only_abandoned_private_folders_are_removed() {
         let parent = parent();
         let path = |name: &str| parent.path().join(name);
         let live = create(parent.path());
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_folders_inside_private_ones_are_known_as_such() {
+    fn holds_is_true_only_inside_private_folder() {
         let parent = parent();
         let folder = create(parent.path());
         let data = folder.path().join("data");

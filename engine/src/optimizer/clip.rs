@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_long_gradients_are_shortened() {
+    fn only_gradient_above_max_norm_is_clipped() {
         let check = |norm_max: f64, expected: [f32; 2]| {
             let mut gradient = [3.0, -4.0];
             assert!((clip_norm(&mut gradient, norm_max) - 5.0).abs() < 1e-12);
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn norms_beyond_f32_are_shortened_too() {
+    fn norm_beyond_f32_range_is_clipped() {
         let mut gradient = [3e38; 100];
         clip_norm(&mut gradient, 1.0);
         assert!(gradient.iter().all(|value| (value - 0.1).abs() < 1e-6), "{gradient:?}");

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_rise_and_fall() {
+    fn schedules_give_expected_rates() {
         check("constant", 0, [0.5; 6]);
         check("constant", 2, [0.25, 0.5, 0.5, 0.5, 0.5, 0.5]);
         check("linear", 0, [0.5, 0.5 * 5.0 / 6.0, 0.5 * 4.0 / 6.0, 0.25, 0.5 * 2.0 / 6.0, 0.5 / 6.0]);
@@ -190,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn constant_rate_is_the_one_that_was_typed() {
+    fn constant_rate_is_exactly_the_flag_value() {
         let rates = LearningRates::new(0.1, LrSchedule::default(), 3, 1);
         assert_eq!(rates.at(2), Rate { learning_rate: 0.1, step: 3 });
         assert_eq!(rates.at(u64::MAX), Rate { learning_rate: 0.1, step: u64::MAX });
     }
 
     #[test]
-    fn rate_beyond_the_end_is_that_of_the_end() {
+    fn decayed_rate_beyond_last_step_stays_zero() {
         for decay in [Decay::Linear, Decay::Cosine] {
             let rates = LearningRates::new(0.5, LrSchedule { decay, warmup_steps: 9 }, 3, 1);
             assert!(rates.at(20).learning_rate.abs() < 1e-15, "{decay}");
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_is_that_of_the_library() {
+    fn cosine_matches_standard_library() {
         for nth in 0..=1_000 {
             let x = f64::from(nth) / 1_000.0;
             let (found, expected) = (cos_of_half_turns(x), (std::f64::consts::PI * x).cos());
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_schedule_is_refused() {
+    fn invalid_schedule_text_is_refused() {
         for text in ["", "Cosine", "step", "step:0.1", "step:1:10", "step:0:10", "step:0.1:0", "step:nan:1"] {
             let error = text.parse::<Decay>().expect_err(text).to_string();
             assert!(error.contains(&format!("found `{text}`")), "{error}");

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_follow_their_formulas() {
+    fn sgd_updates_match_formulas() {
         check(0.0, false, 0.0, [0.0, -2.0]);
         check(0.5, false, 0.0, [0.0, -2.5]); // v: -1, -2.5
         check(0.5, true, 0.0, [-0.5, -3.75]); // w: 1 - 0.5 - 1, then -0.5 - 1.25 - 2

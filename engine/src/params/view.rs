@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_is_where_the_values_are_until_it_is_written_to() {
+    fn view_shares_memory_until_written() {
         let values = Arc::new(avec![1.0_f32, 2.0, 3.0, 4.0]);
         let mut view = bytes_of(&values, 1..3);
         assert_eq!(view.as_ptr(), values[1..].as_ptr().cast());

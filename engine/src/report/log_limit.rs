@@ -103,7 +103,7 @@ mod tests {
 
     /// The goal: a peer cannot fill the log, and lines about nobody are never left out.
     #[test]
-    fn lines_about_a_peer_are_bounded_by_kind() {
+    fn log_lines_about_peers_are_limited_by_kind() {
         let lines = Lines::default();
         let writer = lines.clone();
         let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_left_out_are_counted() {
+    fn suppressed_log_lines_are_counted() {
         static CALLSITE: DefaultCallsite = {
             static METADATA: Metadata<'static> = metadata! {
                 name: "a kind", target: "test", level: Level::INFO, fields: &[], callsite: &CALLSITE, kind: Kind::EVENT

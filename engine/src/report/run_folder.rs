@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_holds_a_run_is_left_as_it_is() {
+    fn folder_with_existing_run_is_refused() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("run");
         RunFolder::create(Some(&path), "conv").expect("the folder can be written");
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_goes_on_after_its_step_and_its_last_whole_line() {
+    fn reopen_drops_lines_after_step_and_torn_line() {
         let [one, two, three] = [1, 2, 3].map(|step| format!("{{\"step\":{step},\"loss\":0.5}}\n"));
         let all = format!("{one}{two}{three}");
         check_reopened(None, 2, "");
@@ -358,7 +358,7 @@ mod tests {
 
     /// The goal: a run of any length can be resumed, at the cost of what it does anew.
     #[test]
-    fn long_file_of_lines_is_read_from_its_end() {
+    fn long_line_file_is_read_from_end() {
         const HOLE_BYTES: u64 = 5 << 30;
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("steps.jsonl");
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_that_is_still_to_be_validated_has_no_line() {
+    fn reopen_drops_history_line_of_unvalidated_epoch() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [one, two] = [1, 2].map(|step| format!("{{\"step\":{step}}}\n"));
         let names = ["history.jsonl", "steps.jsonl"];
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_is_read_if_it_is_there() {
+    fn description_is_read_if_present_and_valid() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(RunFolder::read_description(folder.path()), None);
         let run = RunFolder::reopen(folder.path(), 0, 0).expect("the folder can be written");
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_numbered() {
+    fn new_run_folders_are_numbered() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let names: Vec<_> =
             (0..3).map(|_| make_next(folder.path(), "conv").expect("the folder can be written")).collect();

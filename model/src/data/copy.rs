@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_the_same_data_set_in_the_same_bytes() {
+    fn stored_dataset_copy_is_byte_identical() {
         let (folder, data) = small();
         let copy = folder.path().join("a/copy");
         write_files(&data.plain_files(), &copy).expect("the folder can be written");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_found_by_its_fingerprint_alone() {
+    fn dataset_copy_is_found_only_by_fingerprint() {
         let (folder, data) = small();
         let choice = DataChoice::Folder(folder.path().to_owned());
         let fingerprint = data.fingerprint();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_missing_copies_are_passed_over() {
+    fn damaged_and_missing_dataset_copies_are_skipped() {
         let (folder, data) = small();
         let damaged = folder.path().join("damaged");
         write_files(&data.plain_files(), &damaged).expect("the folder can be written");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_fingerprint_names_no_folder() {
+    fn invalid_fingerprint_has_no_cache_folder() {
         let fingerprint = "0123456789abcdef".repeat(4);
         if let Some(folder) = plain_cache_folder(&fingerprint) {
             assert!(folder.ends_with("telar/datasets/0123456789abcdef"), "{}", folder.display());

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_of_images_has_its_own_error() {
+    fn each_image_file_fault_has_its_own_error() {
         let check = |bytes: Vec<u8>, expected| assert_eq!(check_images(&bytes), expected);
         check(images(IMAGES_MAGIC, 2, 28, 28, 1_568), Ok(()));
         check(vec![0; 15], Err(IdxError::NoHeader { expected: 16, found: 15 }));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_of_labels_has_its_own_error() {
+    fn each_label_file_fault_has_its_own_error() {
         let check = |bytes: Vec<u8>, expected| assert_eq!(check_labels(&bytes), expected);
         check(labels(3, &[0, 9, 5]), Ok(()));
         check(labels(3, &[0, 10, 5]), Err(IdxError::Label { label: 10, position: 1 }));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_file_is_one_whole_stream() {
+    fn gzip_file_must_be_one_complete_stream() {
         let packed = pack(&labels(1, &[3]));
         assert_eq!(unpack(&packed), Ok(labels(1, &[3])));
         assert_eq!(unpack(&[&packed[..], b"xy"].concat()), Err(IdxError::GzipTrailing { n_trailing: 2 }));
@@ -307,7 +307,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_give_an_answer_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             // As they are, after the right magic number, and packed, so that they get past the first checks.
             for bytes in [bytes.clone(), [&IMAGES_MAGIC.to_be_bytes()[..], &bytes[..]].concat()] {
                 let _ = check_images(&bytes);
@@ -326,7 +326,7 @@ mod tests {
         }
 
         #[test]
-        fn any_header_is_taken_exactly_if_it_tells_the_truth(n_images in 0_u32..4, n_pixels in 0_usize..3_200) {
+        fn image_header_is_accepted_only_if_size_matches(n_images in 0_u32..4, n_pixels in 0_usize..3_200) {
             let bytes = images(IMAGES_MAGIC, n_images, 28, 28, n_pixels);
             prop_assert_eq!(check_images(&bytes).is_ok(), n_pixels == 784 * n_images as usize);
         }

@@ -252,7 +252,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn plain_files_are_split_and_gathered() {
+    fn plain_files_are_split_and_read_by_index() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write_small(folder.path());
         let data = open_folder(folder.path()).expect("a whole data set");
@@ -267,7 +267,7 @@ pub(super) mod tests {
     /// The goal: only what nobody else writes to is read where it lies, where a cut would end this process.
     #[cfg(target_os = "linux")]
     #[test]
-    fn only_files_of_private_folder_are_mapped() {
+    fn only_files_in_private_folder_are_memory_mapped() {
         let maps = || std::fs::read_to_string("/proc/self/maps").expect("Linux tells what is mapped");
         let named = tempfile::tempdir().expect("a temporary folder");
         write_small(named.path());
@@ -290,7 +290,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_data_set_that_does_not_fit_together_is_named() {
+    fn inconsistent_dataset_is_refused_with_reason() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let check = |part: &str| {
             let text = open_folder(folder.path()).expect_err("something is wrong").to_string();
@@ -305,7 +305,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn auto_data_set_stays_as_in_resumed_run() {
+    fn auto_dataset_choice_is_kept_on_resume() {
         let folder = DataChoice::Folder(PathBuf::from("elsewhere"));
         let check = |choice: &DataChoice, name: &str, expected| assert_eq!(choice.as_in_run(name), expected);
         check(&DataChoice::Auto, &synthetic_garments().name(), DataChoice::Synthetic);
@@ -315,7 +315,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn synthetic_garments_come_in_the_sizes_of_the_real_ones() {
+    fn synthetic_dataset_has_fashion_mnist_split_sizes() {
         let data = synthetic_garments();
         let counts = [Split::Train, Split::Valid, Split::Test].map(|split| data.len(split));
         assert_eq!(counts, [55_000, 5_000, 10_000]);

@@ -448,14 +448,14 @@ mod tests {
     }
 
     #[test]
-    fn images_depend_on_seed_and_place_alone() {
+    fn image_depends_only_on_seed_and_index() {
         check((1, 20), (1, 20), true);
         check((1, 20), (1, 50), true);
         check((1, 20), (2, 20), false);
     }
 
     #[test]
-    fn images_measure_like_the_real_ones() {
+    fn synthetic_images_resemble_fashion_mnist_statistics() {
         let (pixels, labels) = garments(7, 1000);
         let mut counts = [0; 10];
         for label in labels {
@@ -474,7 +474,7 @@ mod tests {
     /// Notices every change of the drawing, by the 64-bit FNV-1a hash of a hundred images. Whoever
     /// means the change pins the new hash; results reached on the old images no longer compare.
     #[test]
-    fn drawing_stays_as_it_is() {
+    fn synthetic_images_match_golden_hash() {
         let fold = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         let hash = garments(1, 100).0.iter().fold(0xcbf2_9ce4_8422_2325, fold);
         assert_eq!(hash, 0x7237_db7e_9a51_2f2b);

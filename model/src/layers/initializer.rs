@@ -94,7 +94,7 @@ mod tests {
     use engine::backend::reference_device;
 
     #[test]
-    fn orthogonal_columns_have_length_one_and_right_angles() {
+    fn orthogonal_columns_are_orthonormal() {
         let (n_rows, n_columns) = (40, 10);
         let values = Initializer::new(3, &reference_device()).orthogonal(n_rows, n_columns).val().into_data();
         let values = values.as_slice::<f32>().expect("f32");

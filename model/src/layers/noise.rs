@@ -168,7 +168,7 @@ mod tests {
 
     /// The goal: which thread draws which chunk changes nothing, and no number is drawn twice.
     #[test]
-    fn each_chunk_goes_on_where_the_one_before_it_ends() {
+    fn chunked_noise_equals_sequential_noise() {
         for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.25 }] {
             let mut expected = vec![0.5; 40_000];
             assert!(expected.len() > 2 * CHUNK, "there are three chunks");
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn gaussian_noise_has_its_mean_and_deviation() {
+    fn gaussian_noise_has_expected_mean_and_deviation() {
         let values = noisy(Noise::Gaussian { deviation: 0.2 }, 0);
         let mean = values.iter().sum::<f32>() / 40_000.0;
         let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / 40_000.0;
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn dropout_keeps_the_expected_value() {
+    fn dropout_keeps_expected_value() {
         let values = noisy(Noise::Dropout { rate: 0.25 }, 0);
         let n_dropped = values.iter().filter(|&&value| value == 0.0).count();
         assert!((9_700..10_300).contains(&n_dropped), "{n_dropped}");
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_has_its_own_noise_and_always_the_same() {
+    fn noise_is_deterministic_per_shard() {
         for noise in [Noise::Gaussian { deviation: 0.2 }, Noise::Dropout { rate: 0.5 }] {
             assert_eq!(noisy(noise, 3), noisy(noise, 3));
             assert_ne!(noisy(noise, 3), noisy(noise, 4));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_read_as_it_is_written() {
+    fn noise_text_round_trips() {
         for text in ["none", "gaussian:0.2", "dropout:0.5"] {
             assert_eq!(text.parse::<Noise>().expect(text).to_string(), text);
         }

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_lie_one_below_the_other() {
+    fn picture_rows_are_stacked_vertically() {
         let (white, black) = (vec![0.0; 2 * N_PIXELS], [vec![0.0; N_PIXELS], vec![2.0; N_PIXELS]].concat());
         let png = reconstruction_picture(&[&white, &black]);
         let picture = image::load_from_memory_with_format(&png, ImageFormat::Png).expect("a PNG").into_luma8();

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rows_hold_every_parameter_of_the_layout() {
+    fn summary_rows_count_every_parameter() {
         for architecture in Architecture::ALL {
             let n_params: usize = summary(architecture).iter().map(|row| row.n_params).sum();
             assert_eq!(n_params, book_task(architecture).spec().layout.n_params());
@@ -90,13 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn the_table_ends_with_the_totals() {
+    fn summary_table_ends_with_totals() {
         let text = SummaryRow::table(Architecture::Conv, &summary(Architecture::Conv));
         assert!(text.ends_with("Parameters: 46,529 (encoder 23,296, decoder 23,233), all trainable"), "{text}");
     }
 
     #[test]
-    fn thousands_are_set_off() {
+    fn thousands_are_separated_by_commas() {
         for (count, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(thousands(count), text);
         }

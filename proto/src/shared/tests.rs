@@ -46,7 +46,7 @@ fn read(slots: &UpdateSlots, slot: u32, step: u64, n_values: usize) -> Result<Ve
 }
 
 #[test]
-fn a_result_comes_as_it_was_written() {
+fn result_slot_round_trips_values() {
     for n_values in SIZES {
         let (results, slots, _offer) = results(n_values);
         for start in 0..5 {
@@ -60,7 +60,7 @@ fn a_result_comes_as_it_was_written() {
 }
 
 #[test]
-fn an_update_comes_as_it_was_written_until_it_is_overwritten() {
+fn update_is_readable_until_overwritten() {
     for n_values in SIZES {
         let (mut updates, slots) = updates(n_values);
         let n_steps = u64::from(2 * UPDATE_SLOTS);
@@ -79,7 +79,7 @@ fn an_update_comes_as_it_was_written_until_it_is_overwritten() {
 
 /// The goal: whatever a reader has got by then, it learns that it is of no use.
 #[test]
-fn an_update_that_is_overwritten_while_it_is_read_is_none() {
+fn update_overwritten_during_read_is_refused() {
     let (mut updates, slots) = updates(5_000);
     let slot = updates.write(1, &values(5_000, 1));
     let later = 1 + u64::from(UPDATE_SLOTS);
@@ -96,7 +96,7 @@ fn an_update_that_is_overwritten_while_it_is_read_is_none() {
 
 /// The goal: what a reader takes for an update is one, also while the next ones are written.
 #[test]
-fn no_update_is_made_of_two() {
+fn concurrent_update_reads_are_never_mixed() {
     let n_values = 20_000;
     let (mut updates, slots) = updates(n_values);
     let (written, to_read) = mpsc::channel();
@@ -122,7 +122,7 @@ fn no_update_is_made_of_two() {
 }
 
 #[test]
-fn a_slot_has_one_owner_until_it_was_read() {
+fn slot_has_one_owner_until_read() {
     let (results, slots, _offer) = results(10);
     let [first, second] = [0, 1].map(|_| slots.free().expect("a free slot"));
     assert!(slots.free().is_none(), "both are claimed");
@@ -139,7 +139,7 @@ fn a_slot_has_one_owner_until_it_was_read() {
 }
 
 #[test]
-fn a_slot_that_is_none_is_told() {
+fn unknown_slot_number_is_refused() {
     let (results, _results_slots, _offer) = results(3);
     let (_updates, slots) = updates(3);
     for found in [RESULT_SLOTS.max(UPDATE_SLOTS), u32::MAX] {
@@ -150,7 +150,7 @@ fn a_slot_that_is_none_is_told() {
 }
 
 #[test]
-fn a_value_that_is_not_finite_is_told_with_its_place_and_its_slot_is_free() {
+fn non_finite_value_is_reported_by_position_and_frees_slot() {
     let (results, slots, _offer) = results(5_001);
     for position in [0, 1_024, 2_047, 5_000] {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -167,7 +167,7 @@ fn a_value_that_is_not_finite_is_told_with_its_place_and_its_slot_is_free() {
 
 /// The goal: a worker that goes on writing gives no value that was not looked at, since each is read once.
 #[test]
-fn what_is_taken_while_it_is_written_was_looked_at() {
+fn values_taken_during_concurrent_writes_were_checked() {
     const N_MIN: usize = 10_000;
     let (results, slots, _offer) = results(5_000);
     let is_over = AtomicBool::new(false);
@@ -198,7 +198,7 @@ fn what_is_taken_while_it_is_written_was_looked_at() {
 
 /// The goal: what was looked at is what is used, whatever is written to the slot afterwards.
 #[test]
-fn what_was_taken_stays_as_it_was() {
+fn taken_values_do_not_change_with_slot() {
     let (results, slots, _offer) = results(2_000);
     let expected = values(2_000, 3);
     let slot = fill(&slots, &expected);
@@ -215,7 +215,7 @@ fn path(region: &v1::Region) -> String {
 
 /// The goal: no process can end another one by making a file smaller under its eyes.
 #[test]
-fn the_size_of_a_region_is_final() {
+fn region_size_is_sealed() {
     let (_results, _slots, handle) = results(2_000);
     let (updates, _slots) = updates(2_000);
     for region in [handle.message(), updates.message()] {
@@ -229,7 +229,7 @@ fn the_size_of_a_region_is_final() {
 }
 
 #[test]
-fn who_reads_updates_cannot_write_them() {
+fn update_reader_cannot_write() {
     let (mut updates, slots) = updates(2_000);
     let slot = updates.write(1, &values(2_000, 1));
     let mut file = File::options().read(true).write(true).open(path(&updates.message())).expect("an own file");
@@ -248,7 +248,7 @@ fn check_closed(told: &v1::Region, n_values: usize, part: &str) {
 }
 
 #[test]
-fn what_is_no_region_is_not_opened() {
+fn invalid_region_is_not_opened() {
     let (_results, _slots, handle) = results(2_000);
     let told = handle.message();
     check_closed(&v1::Region { token: vec![7; 16].into(), ..told.clone() }, 2_000, "found another one");
@@ -263,7 +263,7 @@ fn what_is_no_region_is_not_opened() {
 }
 
 #[test]
-fn a_region_that_is_not_offered_any_more_stays_with_those_who_have_it() {
+fn withdrawn_region_stays_open_for_current_users() {
     let (results, slots, handle) = results(2_000);
     let told = handle.message();
     drop(handle);

@@ -386,7 +386,7 @@ pub(super) mod tests {
 
     /// The goal: what a worker computes is what one process alone computes, in every bit, before an update and after it.
     #[test]
-    fn shards_are_those_of_a_process_alone() {
+    fn shard_results_match_single_process() {
         let mut bench = Bench::new();
         let (recipe, mut params) = (bench.recipe().clone(), bench.params());
         let mut slots = recipe.optimizer.slots(params.len());
@@ -419,7 +419,7 @@ pub(super) mod tests {
 
     /// The goal: nothing that comes over the wire can end the thread, and each fault is told once.
     #[test]
-    fn what_does_not_fit_is_told_and_nothing_more_until_the_next_state() {
+    fn invalid_order_is_reported_once_until_next_state() {
         let check = |make: &dyn Fn(&Bench) -> Order, part: &str| {
             let mut bench = Bench::new();
             assert!(bench.order(bench.state(5, None)).is_empty());
@@ -446,7 +446,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_is_not_computed() {
+    fn outdated_work_is_not_computed() {
         let mut bench = Bench::new();
         assert!(bench.order(bench.state(5, None)).is_empty());
         assert!(bench.order(Order::Work(work(4, &[0]))).is_empty(), "an older step");

@@ -14,7 +14,7 @@ fn warm() -> Run {
 }
 
 #[test]
-fn a_shard_that_is_late_is_computed_by_an_idle_worker_too_and_the_first_result_counts() {
+fn late_shard_goes_to_idle_worker_and_first_result_counts() {
     // 1 ms + 8 x 5 ms, the least that a deviation counts as: after 41 ms.
     check_run(
         warm(),
@@ -44,7 +44,7 @@ fn a_shard_that_is_late_is_computed_by_an_idle_worker_too_and_the_first_result_c
 }
 
 #[test]
-fn who_was_late_and_comes_first_counts_all_the_same() {
+fn late_worker_that_answers_first_counts() {
     check_run(
         warm(),
         &[
@@ -56,7 +56,7 @@ fn who_was_late_and_comes_first_counts_all_the_same() {
 }
 
 #[test]
-fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
+fn late_shard_without_idle_worker_waits_until_join_timeout() {
     let mut run = warm();
     run.play("lost 2, lost 3");
     check_run(
@@ -75,7 +75,7 @@ fn without_anybody_idle_a_late_shard_is_waited_for_but_not_for_ever() {
 }
 
 #[test]
-fn task_of_a_silent_holder_is_late_before_any_time_is_known() {
+fn unanswered_task_is_late_after_one_second_without_timings() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("after 999, heard 1", ""),
@@ -87,7 +87,7 @@ fn task_of_a_silent_holder_is_late_before_any_time_is_known() {
 }
 
 #[test]
-fn task_is_late_after_some_times_the_fastest_before_the_pace_is_known() {
+fn late_threshold_is_multiple_of_fastest_task_at_first() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("after 50, shard 0 of 0 by 1, after 50, shard 1 of 0 by 1", TO_STEP_1),
@@ -100,7 +100,7 @@ fn task_is_late_after_some_times_the_fastest_before_the_pace_is_known() {
 const TO_STEP_1: &str = "update 1 1: shards 0 of 1 2: shards 1 of 1; step 1 by 1+1";
 
 #[test]
-fn batch_is_late_by_the_times_of_batches() {
+fn late_threshold_of_batches_uses_batch_times() {
     let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
     let run = Run::with(recipe, |_| {});
     check_run(

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn non_finite_vote_is_wrong_if_the_coordinator_has_a_finite_one() {
+fn non_finite_vote_is_evicted_if_coordinator_result_is_finite() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
@@ -41,7 +41,7 @@ fn non_finite_vote_is_wrong_if_the_coordinator_has_a_finite_one() {
 }
 
 #[test]
-fn run_diverges_if_the_coordinator_finds_no_finite_number() {
+fn run_diverges_if_coordinator_result_is_non_finite() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("nan 1 of 0 by 1", "work 2: shards 1 of 0"),
@@ -61,7 +61,7 @@ fn run_diverges_if_the_coordinator_finds_no_finite_number() {
 }
 
 #[test]
-fn finite_vote_far_beyond_the_usual_needs_one_that_agrees() {
+fn outlier_result_needs_second_vote() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("huge 1 of 0 by 1", "work 2: shards 1 of 0"),
@@ -89,7 +89,7 @@ fn finite_vote_far_beyond_the_usual_needs_one_that_agrees() {
 }
 
 #[test]
-fn validation_that_is_not_finite_is_computed_by_the_coordinator() {
+fn non_finite_validation_is_recomputed_by_coordinator() {
     let recipe = Recipe { max_steps: Some(1), ..recipe("1 epochs of 10 images in batches of 4, 2 shards") };
     let mut run = Run::with(recipe, |_| {});
     run.play("enter 1, enter 2, shard 0 of 0 by 1, shard 1 of 0 by 1");
@@ -108,7 +108,7 @@ fn validation_that_is_not_finite_is_computed_by_the_coordinator() {
 }
 
 #[test]
-fn a_gradient_of_another_length_is_evicted_at_once() {
+fn gradient_of_wrong_length_evicts_worker_at_once() {
     check(&[
         ("enter 1, shard 0 of 0 by 1", "welcome 1; state 1: shards 0+1 of 0"),
         // What it said of this step before does not count any more.
@@ -121,7 +121,7 @@ fn a_gradient_of_another_length_is_evicted_at_once() {
 }
 
 #[test]
-fn evicted_identity_comes_back_later_and_later() {
+fn evicted_identity_rejoins_after_increasing_wait() {
     check(&[
         ("enter 1, twin 2 of 1, ready 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
@@ -152,7 +152,7 @@ fn audited() -> Run {
 }
 
 #[test]
-fn an_audited_shard_is_computed_twice_and_a_third_one_says_who_is_right() {
+fn audit_dispute_is_decided_by_third_worker() {
     check_run(
         audited(),
         &[
@@ -171,7 +171,7 @@ fn an_audited_shard_is_computed_twice_and_a_third_one_says_who_is_right() {
 }
 
 #[test]
-fn one_who_went_before_it_was_outvoted_is_named_and_counts_for_nothing() {
+fn outvoted_worker_that_left_loses_all_its_results() {
     // Of the first step's two shards, the second one is audited.
     let draws = |secret: &AuditSecret| [0, 1].map(|shard| secret.draws(0, shard, 0.5));
     let mut secrets = (0..=255).map(|byte| AuditSecret::new([byte; 32]));
@@ -190,7 +190,7 @@ fn one_who_went_before_it_was_outvoted_is_named_and_counts_for_nothing() {
 }
 
 #[test]
-fn audited_shard_of_one_identity_is_computed_by_the_coordinator() {
+fn audit_with_one_identity_is_computed_by_coordinator() {
     let mut run = audited();
     assert_eq!(
         run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1"),
@@ -204,7 +204,7 @@ fn audited_shard_of_one_identity_is_computed_by_the_coordinator() {
 }
 
 #[test]
-fn coordinator_of_another_compute_class_looks_for_what_is_near() {
+fn coordinator_of_other_compute_class_accepts_near_result() {
     let recipe = recipe("1 epochs of 10 images in batches of 4, 2 shards");
     let mut run = Run::with(recipe, |rules| (rules.audit, rules.own_class) = (1.0, "other".to_owned()));
     run.play("enter 1, shard 0 of 0 by 1, shard 1 of 0 by 1, own 0 of 0, own 1 of 0");
@@ -215,7 +215,7 @@ fn coordinator_of_another_compute_class_looks_for_what_is_near() {
 }
 
 #[test]
-fn dispute_without_a_third_identity_is_decided_by_the_coordinator() {
+fn dispute_of_two_identities_is_decided_by_coordinator() {
     check_run(
         audited(),
         &[
@@ -239,7 +239,7 @@ fn dispute_without_a_third_identity_is_decided_by_the_coordinator() {
 }
 
 #[test]
-fn second_vote_that_is_late_is_given_by_the_coordinator() {
+fn late_second_vote_is_computed_by_coordinator() {
     check_run(
         audited(),
         &[
@@ -255,7 +255,7 @@ fn second_vote_that_is_late_is_given_by_the_coordinator() {
 }
 
 #[test]
-fn result_that_was_not_dealt_is_refused() {
+fn result_of_unassigned_task_is_refused() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         (
@@ -273,7 +273,7 @@ fn result_that_was_not_dealt_is_refused() {
 
 /// The goal: a round that begins anew, since a result of an evicted worker counted, still takes what others compute for it.
 #[test]
-fn result_is_taken_after_the_round_begins_again() {
+fn result_is_accepted_after_round_restart() {
     check(&[
         ("enter 1, enter 2", "welcome 1; state 1: shards 0+1 of 0; welcome 2; state 2: nothing"),
         ("shard 0 of 0 by 1, shard 1 of 0 by 1", "update 1 1: shards 0 of 1 2: shards 1 of 1; step 1 by 1+1"),
@@ -304,7 +304,7 @@ fn seventeenth_compute_class_is_refused() {
 }
 
 #[test]
-fn identity_brings_at_most_four_compute_classes() {
+fn fifth_compute_class_of_one_identity_is_refused() {
     let mut run = Run::new("1 epochs of 10 images in batches of 4, 2 shards");
     let mut join = |number: u64, identity: &str| {
         let profile = Profile { identity: Identity::new(identity), ..profile(number, &format!("class {number}")) };

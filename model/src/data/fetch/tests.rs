@@ -115,7 +115,7 @@ fn content(folder: &TempDir, name: &str) -> Option<String> {
 }
 
 #[test]
-fn the_right_bytes_arrive_in_the_end() {
+fn download_recovers_from_bad_replies_and_partial_files() {
     // The partial file before, the replies, the requests, and the progress told.
     let cases = [
         ("", "whole", "/1:all", "0-26"),
@@ -147,7 +147,7 @@ fn the_right_bytes_arrive_in_the_end() {
 }
 
 #[test]
-fn a_failure_says_why_at_each_mirror_and_keeps_only_what_may_be_right() {
+fn failed_download_reports_each_mirror_and_keeps_valid_part() {
     // The partial file before, the replies, what is said of each, and the partial file after.
     let cases = [
         ("", "cut 404", ["10 bytes where 26", "status 404"], Some(TEN)),
@@ -174,7 +174,7 @@ fn a_failure_says_why_at_each_mirror_and_keeps_only_what_may_be_right() {
 }
 
 #[test]
-fn a_cut_download_goes_on_in_the_next_call() {
+fn interrupted_download_resumes_in_next_call() {
     let folder = TempDir::new().unwrap();
     let server = Server::new("cut rest");
     let mirror = &server.mirrors[..1];
@@ -185,7 +185,7 @@ fn a_cut_download_goes_on_in_the_next_call() {
 }
 
 #[test]
-fn only_a_network_that_carries_nothing_counts_as_offline() {
+fn error_is_offline_only_if_no_mirror_answers() {
     let folder = TempDir::new().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = format!("http://{}", listener.local_addr().unwrap());
@@ -199,7 +199,7 @@ fn only_a_network_that_carries_nothing_counts_as_offline() {
 }
 
 #[test]
-fn a_file_that_is_there_is_used_or_reported_but_never_replaced() {
+fn existing_file_is_used_or_reported_but_never_replaced() {
     let server = Server::new("whole");
     let folder = folder_with("letters", LETTERS);
     let report = fetch_letters(folder.path(), &server.mirrors).unwrap();
@@ -216,7 +216,7 @@ fn a_file_that_is_there_is_used_or_reported_but_never_replaced() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn unwritable_download_folder_is_named_in_error() {
     let folder = folder_with("file", "");
     fs::create_dir(folder.path().join("letters.part")).unwrap();
     let below_a_file = folder.path().join("file").join("below");
@@ -229,7 +229,7 @@ fn a_place_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn of_two_at_once_only_one_downloads() {
+fn concurrent_fetches_download_once() {
     let folder = TempDir::new().unwrap();
     let server = Server::new("whole");
     let reports = thread::scope(|scope| {

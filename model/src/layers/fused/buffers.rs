@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_back_is_taken_again() {
+    fn released_buffer_is_reused() {
         let first = Buffer::new(1000);
         let place = first.as_ptr();
         drop(first);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_kept_than_is_meant_to_be() {
+    fn kept_buffers_are_bounded() {
         drop((0..5).map(|_| Buffer::new(KEPT_VALUES_MAX / 3)).collect::<Vec<_>>());
         FREE.with_borrow(|free| assert!(free.n_values <= KEPT_VALUES_MAX));
     }

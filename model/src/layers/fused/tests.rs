@@ -245,28 +245,28 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn a_dense_layer_is_its_twin(n_in in 1_usize..300, n_out in 1_usize..70, n_samples in 1_usize..40, seed in 0..u64::MAX / 2) {
+    fn fused_dense_matches_plain_operations(n_in in 1_usize..300, n_out in 1_usize..70, n_samples in 1_usize..40, seed in 0..u64::MAX / 2) {
         let subject = dense_subject(n_in, n_out, n_samples, seed);
         subject.check_twins(&call_dense);
         subject.check_twins(&call_dense_selu);
     }
 
     #[test]
-    fn an_lstm_is_its_twin(
+    fn fused_lstm_matches_plain_operations(
         n_in in 1_usize..20, n_hidden in 1_usize..35, n_steps in 1_usize..=40, n_samples in 1_usize..20, seed in 0..u64::MAX / 2,
     ) {
         lstm_subject(n_in, n_hidden, n_steps, n_samples, seed).check_twins(&call_lstm);
     }
 
     #[test]
-    fn the_last_output_of_an_lstm_is_its_twins(
+    fn fused_lstm_last_output_matches_plain_operations(
         n_in in 1_usize..20, n_hidden in 1_usize..35, n_steps in 1_usize..=40, n_samples in 1_usize..20, seed in 0..u64::MAX / 2,
     ) {
         lstm_subject(n_in, n_hidden, n_steps, n_samples, seed).check_twins(&call_lstm_last);
     }
 
     #[test]
-    fn an_lstm_of_one_value_is_its_twin(
+    fn fused_lstm_repeated_input_matches_plain_operations(
         n_in in 1_usize..20, n_hidden in 1_usize..35, n_steps in 1_usize..=40, n_samples in 1_usize..20, seed in 0..u64::MAX / 2,
     ) {
         let call = |layer: &Lstm, x: Tensor<3>, operations| match operations {
@@ -277,7 +277,7 @@ proptest! {
     }
 
     #[test]
-    fn a_convolution_is_its_twin(
+    fn fused_conv_matches_plain_operations(
         n_in in 1_usize..20, n_out in 1_usize..40, height in 2_usize..12, width in 2_usize..12, n_samples in 1_usize..4,
         seed in 0..u64::MAX / 2,
     ) {
@@ -286,7 +286,7 @@ proptest! {
     }
 
     #[test]
-    fn a_transposed_convolution_is_its_twin(
+    fn fused_conv_transpose_matches_plain_operations(
         n_in in 1_usize..40, n_out in 1_usize..20, height in 1_usize..9, width in 1_usize..9, n_samples in 1_usize..4,
         is_cropped in any::<bool>(), has_selu in any::<bool>(), seed in 0..u64::MAX / 2,
     ) {
@@ -297,7 +297,7 @@ proptest! {
     }
 
     #[test]
-    fn a_loss_is_its_twin(n_samples in 1_usize..5, n_rows in 1_usize..40, n_columns in 1_usize..30, scale in 0.01_f32..60.0, seed in 0..u64::MAX / 2) {
+    fn fused_loss_matches_plain_operations(n_samples in 1_usize..5, n_rows in 1_usize..40, n_columns in 1_usize..30, scale in 0.01_f32..60.0, seed in 0..u64::MAX / 2) {
         let device = reference_device();
         let shape = [n_samples, n_rows, n_columns];
         let n_values = n_samples * n_rows * n_columns;
@@ -319,7 +319,7 @@ proptest! {
 
     /// In vectors of both widths, with and without packing, in one block of places and in several.
     #[test]
-    fn products_are_those_of_their_definitions(m in 1_usize..90, k in 1_usize..300, n in 1_usize..110, seed in 0..u64::MAX / 2) {
+    fn matrix_products_match_definition(m in 1_usize..90, k in 1_usize..300, n in 1_usize..110, seed in 0..u64::MAX / 2) {
         let (a, b, before) = (numbers(seed, m * k, true), numbers(seed + 1, k * n, true), numbers(seed + 2, m * n, true));
         let transposed = |values: &[f32], n_rows, n_columns| {
             let mut transposed = vec![0.0; values.len()];
@@ -353,7 +353,7 @@ proptest! {
 /// The goal: every handwritten backward pass is right by itself, not only beside its twin. Where SELU or pooling has a kink, a
 /// difference across it is no slope; with these numbers none is that near.
 #[test]
-fn gradients_are_slopes() {
+fn gradients_match_finite_differences() {
     for seed in 0..30_u64 {
         let size =
             |place: u64, largest: u64| usize::try_from(1 + (7 * seed + 3 * place) % largest).expect("a small number");
@@ -378,7 +378,7 @@ fn gradients_are_slopes() {
 
 #[test]
 #[should_panic(expected = "B holds its rows")]
-fn a_product_beyond_an_operand_is_not_begun() {
+fn product_with_short_operand_panics() {
     Rows {
         a: &[0.0; 6],
         a_rows: &rows(2, 3),
@@ -394,7 +394,7 @@ fn a_product_beyond_an_operand_is_not_begun() {
 
 /// The goal: a gradient goes to its registered target, once; what was not registered, or is there already, is not lost.
 #[test]
-fn a_gradient_goes_where_it_belongs() {
+fn gradient_is_written_to_registered_target_once() {
     let device = reference_device().autodiff();
     let leaf = |seed, shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(numbers(seed, shape[0] * shape[1], true), shape), &*device)
