@@ -27,9 +27,8 @@ use std::time::Duration;
 
 use engine::early_stopping::BestEpoch;
 use engine::gradients::ShardResult;
-use engine::optimizer::{LearningRates, clip_norm};
+use engine::optimizer::LearningRates;
 use engine::params::params_fingerprint;
-use engine::reduce::average;
 use engine::sums::Sums;
 
 pub use action::{Action, CloseReason, Outcome, Refusal, Work};
@@ -478,11 +477,8 @@ impl Training {
     ) {
         let (mut total, spent) = reduction.finish();
         self.spent.extend(spent);
-        if !average(&mut total.gradient_sum, total.sums.n_samples) {
+        if !self.rules.recipe.average_gradient(&mut total.gradient_sum, total.sums.n_samples) {
             return self.diverge(self.state.step + 1, "sum of the shards' gradients");
-        }
-        if let Some(norm_max) = self.rules.recipe.clip_norm {
-            clip_norm(&mut total.gradient_sum, norm_max);
         }
         if self.rules.rounding == Rounding::Bf16 {
             round_with_feedback(&mut total.gradient_sum, &mut self.state.residual);

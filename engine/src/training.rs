@@ -10,11 +10,10 @@ use crate::early_stopping::BestEpoch;
 use crate::evaluation::evaluate;
 use crate::files::WriteError;
 use crate::gradients::ShardResult;
-use crate::optimizer::clip_norm;
 use crate::params::LayoutError;
 use crate::random::ShardKey;
 use crate::recipe::Recipe;
-use crate::reduce::{average, reduce};
+use crate::reduce::reduce;
 use crate::report::{EpochRecord, StepRecord};
 use crate::sums::Sums;
 use crate::task::{AnyTask, Evaluator, OpenTask};
@@ -156,10 +155,7 @@ pub fn train(
             }
             let total = reduce(&mut results);
             // Each shard's was looked at; that their sum is finite shows in the next losses.
-            average(&mut total.gradient_sum, total.sums.n_samples);
-            if let Some(norm_max) = recipe.clip_norm {
-                clip_norm(&mut total.gradient_sum, norm_max);
-            }
+            recipe.average_gradient(&mut total.gradient_sum, total.sums.n_samples);
             let rate = rates.at(n_steps);
             let is_finite = recipe.optimizer.apply(rate, replica.params_mut(), &mut slots, 0, &total.gradient_sum);
             if !is_finite {
