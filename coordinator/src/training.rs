@@ -600,7 +600,7 @@ impl Training {
         let n_reassigned = self.phase.round_mut().map_or(0, |round| round.tasks.take_back(worker_id));
         self.tally.n_reassigned += n_reassigned as u64;
         let n_active = self.roster.n_active();
-        self.tell(RunEvent::WorkerLeft { worker: worker_id.0, reason, n_active, n_reassigned: n_reassigned });
+        self.tell(RunEvent::WorkerLeft { worker: worker_id.0, reason, n_active, n_reassigned });
         // Who was to give a second vote may have been the last one who could.
         self.decide(now);
         self.deal_more(now);

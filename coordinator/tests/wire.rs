@@ -61,7 +61,8 @@ impl Coordinator {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TELAR_") || name == "RUST_LOG") {
             command.env_remove(name);
         }
-        let usual = "--launch external --arch denoising --batch-size 8 --shards 2 --max-steps 4 --json";
+        // No worker is given up for being slow: the peers of these tests send heartbeats only where they say so.
+        let usual = "--launch external --arch denoising --batch-size 8 --shards 2 --max-steps 4 --heartbeat-timeout 600 --json";
         let listen = if flags.contains("--listen") { "" } else { "--listen 127.0.0.1:0" };
         command
             .args(usual.split(' '))
