@@ -150,7 +150,7 @@ HEALTH_SERVICES = dict(re.findall(r'pub const (LIVENESS|READINESS): &str = "(\w+
 LISTEN_PORT = int(re.search(r"\[default: 127\.0\.0\.1:(\d+)\]", source("coordinator/src/args.rs"))[1])
 # The code of wrong arguments is clap's.
 EXIT_USAGE = 2
-EXIT_CONFIGURATION = int(re.search(r"pub const CONFIG\w*: u8 = (\d+);", source("engine/src/exit.rs"))[1])
+EXIT_CONFIGURATION = int(re.search(r"pub const CONFIG\w*: u8 = (\d+);", source("engine/src/exit_codes.rs"))[1])
 
 
 # --- What a field must be

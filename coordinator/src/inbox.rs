@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::gradients::ShardResult;
 use engine::numerics::REVISION;
+use engine::shard::ShardResult;
 use engine::sums::{COUNTS_MAX, Sums};
 use proto::buffers::Buffers;
 use proto::limits::TEXT_BYTES_MAX;

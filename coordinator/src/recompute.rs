@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use engine::backend::ComputeDevice;
 use engine::data::Split;
-use engine::gradients::ShardResult;
 use engine::random::ShardKey;
 use engine::recipe::Recipe;
 use engine::sampler::Sampler;
+use engine::shard::ShardResult;
 use engine::task::{OpenTask, Replica};
 use half::bf16;
 use tokio::sync::mpsc::WeakSender;

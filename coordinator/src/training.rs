@@ -26,9 +26,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use engine::early_stopping::BestEpoch;
-use engine::gradients::ShardResult;
 use engine::optimizer::LearningRates;
 use engine::params::params_fingerprint;
+use engine::shard::ShardResult;
 use engine::sums::Sums;
 
 pub use action::{Action, CloseReason, Outcome, Refusal, Work};

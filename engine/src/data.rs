@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::exit;
+use crate::exit_codes;
 use crate::files::{WriteError, create_folder, write_parts_whole};
 
 /// Part of a data set.
@@ -188,14 +188,14 @@ impl DataError {
     /// Positions in a split are counted in u32.
     pub(crate) fn too_many(split: Split, found: usize) -> Self {
         let text = format!("expected at most {} samples in the split {split}, found {found}", u32::MAX);
-        Self::new(text.into(), exit::DATA)
+        Self::new(text.into(), exit_codes::DATA)
     }
 
     /// A split that cannot be trained on.
     pub(crate) fn empty() -> Self {
         Self::new(
             "expected at least one sample to train on, found none; name another data set with --data".into(),
-            exit::DATA,
+            exit_codes::DATA,
         )
     }
 

@@ -1,4 +1,4 @@
-//! What a program's end tells the one who started it. The numbers are those of BSD's `sysexits.h` where it has one.
+//! Which exit code an error gives. The codes themselves are in `exit_codes`, which the files that have the errors may know.
 
 use crate::backend::BackendError;
 use crate::configuration::ConfigurationError;
@@ -9,25 +9,9 @@ use crate::task::TaskError;
 use crate::training::{InitialWeightsError, TrainingError};
 use crate::weights::WeightsError;
 
-/// Bad configuration.
-pub const CONFIGURATION: u8 = 64;
-/// Bad data: images, labels, weights.
-pub const DATA: u8 = 65;
-/// Something needed is not there: a GPU, the network.
-pub const UNAVAILABLE: u8 = 69;
-/// The program's own fault.
-pub const INTERNAL: u8 = 70;
-/// What this worker computes is wrong: its machine has a fault.
-pub const EVICTED: u8 = 71;
-/// A file cannot be written.
-pub const CANNOT_WRITE: u8 = 73;
-/// The run diverged.
-pub const DIVERGED: u8 = 74;
-/// The other side does not accept this program's certificate or token, or this program not the other side's.
-pub const NO_PERMISSION: u8 = 77;
-/// SIGTERM ended the program before its work was done: 128 + 15, as a shell has it. What was done is saved, but is not a
-/// success: a supervisor that counts successes has to start the program again.
-pub const TERMINATED: u8 = 143;
+pub use crate::exit_codes::{
+    CANNOT_WRITE, CONFIGURATION, DATA, DIVERGED, EVICTED, INTERNAL, NO_PERMISSION, TERMINATED, UNAVAILABLE,
+};
 
 /// The exit code of an error, by the first of its causes that is known.
 pub fn code(error: &anyhow::Error) -> u8 {

@@ -16,7 +16,7 @@ use crate::optimizer::{Adam, LearningRates, LrSchedule, Optimizer, Rule, RuleNam
 use crate::params::ParamLayout;
 use crate::reduce::average;
 use crate::sampler::{Order, Sampler};
-use crate::task::{Defaults, TaskSpec};
+use crate::spec::{Defaults, TaskSpec};
 
 pub use args::RecipeArgs;
 pub use error::RecipeError;

@@ -4,7 +4,7 @@
 use pulp::{Arch, Simd};
 use pulp_macro::with_simd;
 
-use crate::gradients::ShardResult;
+use crate::shard::ShardResult;
 
 /// The additions of the tree over `n_shards`, in an order in which each operand is complete: `left += right`.
 ///

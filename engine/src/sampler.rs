@@ -1,4 +1,5 @@
-//! Which samples make up a shard: a pure function of seed, epoch, step and shard, that any machine can work out.
+//! Which samples make up a shard: a pure function of seed, epoch, step and shard, that any machine can work out; and which make up
+//! an evaluation batch.
 
 use crate::random::{Stream, below, generator};
 
@@ -53,6 +54,17 @@ impl Sampler {
     }
 }
 
+/// Batches in which a split of so many samples is evaluated.
+pub fn n_batches(n_samples: u32, batch_size: u32) -> u32 {
+    n_samples.div_ceil(batch_size)
+}
+
+/// The positions of a batch's samples in the split.
+pub fn batch_samples(n_samples: u32, batch_size: u32, batch: u32) -> Vec<u32> {
+    let start = batch.saturating_mul(batch_size).min(n_samples);
+    (start..start.saturating_add(batch_size).min(n_samples)).collect()
+}
+
 /// Fisher and Yates' shuffle.
 fn shuffle(places: &mut [u32], seed: u64, epoch: u32) {
     let mut generator = generator(seed, Stream::Order { epoch });
@@ -98,6 +110,16 @@ mod tests {
             counts[Sampler::new(3, epoch, 5, Order::Shuffled, 1, 1).order[0] as usize] += 1;
         }
         assert!(counts.iter().all(|count| (900..1_100).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn batches_cover_every_sample_once_in_order() {
+        for n_samples in [0, 1, 499, 500, 501, 5_000, 10_001] {
+            let n_batches = n_batches(n_samples, 500);
+            let all: Vec<u32> = (0..n_batches).flat_map(|batch| batch_samples(n_samples, 500, batch)).collect();
+            assert!(all.iter().copied().eq(0..n_samples), "{n_samples}");
+            assert!(batch_samples(n_samples, 500, n_batches).is_empty());
+        }
     }
 
     proptest! {

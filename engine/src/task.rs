@@ -2,6 +2,7 @@
 //! knows only [`AnyTask`], which hides the types.
 
 mod any;
+mod autodiff;
 mod erased;
 mod registry;
 
@@ -17,14 +18,14 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use any::{AnyTask, Evaluator, OpenTask, Replica, TaskSpec};
+pub use crate::spec::{Defaults, TaskSpec};
+pub use any::{AnyTask, Evaluator, OpenTask, Replica};
+pub use autodiff::gradient_of;
 pub use registry::{TaskChoice, TaskEntry, TaskError, Tasks};
 
 use crate::backend::ComputeDevice;
 use crate::data::{DataFile, DataSource, Dataset, Split};
-use crate::exit;
-use crate::gradients;
-use crate::optimizer::RuleName;
+use crate::exit_codes;
 use crate::random::{ShardKey, Stream, generator, seed_device};
 use crate::sums::{Metric, Sums, counts};
 
@@ -114,7 +115,7 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
 
     /// The exit code of a program that cannot open the data set.
     fn exit_code(_error: &(dyn Error + 'static)) -> u8 {
-        exit::DATA
+        exit_codes::DATA
     }
 
     /// The network on a device. What the run starts from are its initial values on the CPU, with Burn's generator seeded by
@@ -141,12 +142,12 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
         context: &Context<'_>,
         gradient_sum: &mut [f32],
     ) -> Sums {
-        gradients::by_autodiff(self, network, batch, context, gradient_sum)
+        autodiff::by_autodiff(self, network, batch, context, gradient_sum)
     }
 
     /// The sums of a batch without gradients. For networks with kernels of their own.
     fn evaluate(&self, network: &Self::Network, batch: BatchOf<Self>, context: &Context<'_>) -> Sums {
-        gradients::without_gradients(self, network, batch, context)
+        autodiff::without_gradients(self, network, batch, context)
     }
 
     /// A picture (PNG) that shows people how far the network is, made after each epoch.
@@ -161,26 +162,6 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
 /// If the settings cannot be followed, the network cannot be trained, or there is no sample to train on.
 pub fn open_with<T: Task>(task: T, data: T::Data) -> Result<Arc<dyn OpenTask>, TaskError> {
     erased::erase(task)?.with_data(data).map_err(|source| TaskError::Data { task: T::NAME, source })
-}
-
-/// What is trained with if the command line says nothing.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Defaults {
-    /// Times through the training split.
-    pub epochs: u32,
-    /// Samples of a step.
-    pub batch_size: u32,
-    /// The optimizer.
-    pub optimizer: RuleName,
-    /// Its learning rate, if it is this one.
-    pub learning_rate: f32,
-}
-
-impl Default for Defaults {
-    /// Ten epochs in batches of 32 by stochastic gradient descent with a learning rate of 0.01.
-    fn default() -> Self {
-        Self { epochs: 10, batch_size: 32, optimizer: RuleName::Sgd, learning_rate: 0.01 }
-    }
 }
 
 /// What a batch gives.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::files::{WriteError, read_bounded, write_whole};
 use crate::params::{ParamEntry, ParamLayout, little_endian, params_blake3};
-use crate::task::TaskSpec;
+use crate::spec::TaskSpec;
 
 /// Parameters with the network they belong to.
 #[derive(Clone, Debug, PartialEq)]

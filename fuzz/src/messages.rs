@@ -9,8 +9,8 @@ use coordinator::training::{
     Action, AfterStop, AuditSecret, CheckpointEvery, Event, Identity, OwnTaskDone, Rounding, Rules, State, TaskKind,
     Training, Work, WorkerId,
 };
-use engine::gradients::ShardResult;
 use engine::recipe::{Recipe, RecipeArgs};
+use engine::shard::ShardResult;
 use engine::sums::{Metric, Sums, Whole};
 use model::arch::Architecture;
 use model::data::PLAIN_NAMES;

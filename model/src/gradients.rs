@@ -5,9 +5,9 @@ mod parts;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use engine::backend::{ComputeDevice, Operations};
-use engine::gradients::gradient_of;
 use engine::sums::Sums;
 use engine::task::Loss;
+use engine::task::gradient_of;
 
 use crate::arch::Network;
 use crate::data::Batch;

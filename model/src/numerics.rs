@@ -8,12 +8,12 @@ mod tests {
 
     use engine::backend::{Operations, reference_device, vector_level};
     use engine::data::Split;
-    use engine::gradients::ShardResult;
     use engine::numerics::REVISION;
     use engine::params::little_endian;
     use engine::random::ShardKey;
     use engine::recipe::{Recipe, RecipeArgs};
     use engine::reduce::{average, reduce};
+    use engine::shard::ShardResult;
 
     use crate::arch::Architecture;
     use crate::data::{DataChoice, Garments, open};

@@ -3,8 +3,8 @@
 use burn::tensor::activation::sigmoid;
 use engine::backend::ComputeDevice;
 use engine::data::{Dataset, Split};
-use engine::evaluation::{batch_samples, n_batches};
 use engine::params::load;
+use engine::sampler::{batch_samples, n_batches};
 use engine::weights::Weights;
 
 use crate::arch::{Architecture, Network};

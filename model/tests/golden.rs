@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use engine::backend::ComputeDevice;
 use engine::data::Split;
-use engine::gradients::ShardResult;
 use engine::optimizer::{LrSchedule, Optimizer};
 use engine::params::ParamLayout;
 use engine::random::ShardKey;
 use engine::recipe::Recipe;
 use engine::reduce::{average, reduce};
+use engine::shard::ShardResult;
 use engine::sums::metrics;
 use engine::training::{Continuation, ProgressEvent, train};
 use engine::weights::Weights;

@@ -6,8 +6,8 @@ use engine::backend::reference_device;
 use model::arch::Architecture;
 use std::sync::Arc;
 
-use engine::gradients::ShardResult;
 use engine::random::ShardKey;
+use engine::shard::ShardResult;
 use engine::task::Replica;
 use model::data::Garments;
 use model::layers::Noise;

@@ -7,10 +7,10 @@ use coordinator::training::{
     Action, AfterStop, AuditSecret, CheckpointEvery, Computed, Event, Profile, Rounding, Rules, ShardDone, State,
     Training, Work, WorkerId,
 };
-use engine::gradients::ShardResult;
 use engine::optimizer::{LrSchedule, Optimizer};
 use engine::params::params_fingerprint;
 use engine::recipe::Recipe;
+use engine::shard::ShardResult;
 use engine::sums::{Sums, counts};
 
 /// The update that a core makes. So small a rate that no measurement strays.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::gradients::ShardResult;
+use engine::shard::ShardResult;
 use engine::sums::Sums;
 
 use super::roster::{Profile, WorkerId};

@@ -1,8 +1,8 @@
 //! The sum over a step's shards as their results arrive: each addition of the fixed tree as soon as both of its halves
 //! are there, so that little is left to do when the last one comes, and no bit depends on which one that is.
 
-use engine::gradients::ShardResult;
 use engine::reduce::add_into;
+use engine::shard::ShardResult;
 
 /// A sum on its way.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use engine::gradients::ShardResult;
+use engine::shard::ShardResult;
 use engine::sums::Sums;
 
 use super::action::Work;

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 
 use engine::early_stopping::BestEpoch;
-use engine::evaluation::n_batches;
 use engine::recipe::Recipe;
+use engine::sampler::n_batches;
 use engine::sums::Sums;
 
 /// The run's steps, cut into epochs, cut into shards.

@@ -5,9 +5,9 @@ mod votes;
 
 use std::time::Duration;
 
-use engine::gradients::ShardResult;
 use engine::optimizer::{LrSchedule, Optimizer};
 use engine::recipe::Recipe;
+use engine::shard::ShardResult;
 use engine::sums::{Metric, Sums, Whole, counts};
 
 use super::*;

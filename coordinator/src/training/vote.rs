@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::gradients::ShardResult;
+use engine::shard::ShardResult;
 
 use super::roster::{Identity, Profile, WorkerId};
 

@@ -1,11 +1,11 @@
 //! What is trained, in place of a network and its data, and the run as it goes when nothing disturbs it: a plain loop that
 //! knows no core.
 
-use engine::gradients::ShardResult;
 use engine::optimizer::{LearningRates, clip_norm};
 use engine::params::params_fingerprint;
 use engine::recipe::Recipe;
 use engine::reduce::{average, reduce};
+use engine::shard::ShardResult;
 use engine::sums::{COUNTS_MAX, Sums, counts};
 use half::bf16;
 

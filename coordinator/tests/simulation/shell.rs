@@ -12,7 +12,7 @@ use coordinator::training::{
     Action, BatchDone, CloseReason, Computed, Event, Identity, Outcome, OwnTaskDone, Profile, Refusal, Report, Rules,
     ShardDone, State, TaskKind, Training, Work, WorkerId,
 };
-use engine::gradients::ShardResult;
+use engine::shard::ShardResult;
 
 use super::coverage::{Coverage, CoverageCounts};
 use super::describe;

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use coordinator::training::{Profile, Work};
-use engine::gradients::ShardResult;
 use engine::params::params_fingerprint;
+use engine::shard::ShardResult;
 
 use super::network::{ShardAnswer, ToCoordinator, ToWorker};
 use super::reference::Problem;

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::error::RecipeError;
 use crate::optimizer::{Adam, Decay, Optimizer, Rule, RuleName, Sgd};
-use crate::task::Defaults;
+use crate::spec::Defaults;
 
 /// The flags of a recipe as they were typed. What is left out is as the task has it, or for a run that is resumed as it was.
 #[derive(Args, Clone, Debug, Default)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::spec::TaskSpec;
 use crate::sums::{Metric, Sums, metrics};
-use crate::task::TaskSpec;
 
 /// One optimiser step.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -4,33 +4,12 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use super::Defaults;
 use crate::backend::ComputeDevice;
 use crate::data::{DataError, DataFile, DataSource, Split};
-use crate::params::{LayoutError, ParamLayout};
+use crate::params::LayoutError;
 use crate::random::ShardKey;
-use crate::sums::{Metric, Sums};
-
-/// What has to be known of a task to train it, without computing anything.
-#[derive(Clone, Debug)]
-pub struct TaskSpec {
-    /// Its name.
-    pub name: &'static str,
-    /// Its settings, complete: with the name, enough to make the same task elsewhere.
-    pub settings: Value,
-    /// Its parameters.
-    pub layout: Arc<ParamLayout>,
-    /// Its figures beside the loss.
-    pub metrics: &'static [Metric],
-    /// What its samples are called.
-    pub samples: &'static str,
-    /// Samples that are evaluated at once.
-    pub evaluation_batch: u32,
-    /// What it is trained with if nothing else is said.
-    pub defaults: Defaults,
-}
+use crate::spec::TaskSpec;
+use crate::sums::Sums;
 
 /// A task.
 pub trait AnyTask: Debug + Send + Sync {
@@ -111,7 +90,7 @@ pub trait Evaluator: Debug + Send {
     /// The sums of one batch of a split, counted from 0 in order.
     ///
     /// # Panics
-    /// If the batch is not below [`n_batches`](crate::evaluation::n_batches).
+    /// If the batch is not below [`n_batches`](crate::sampler::n_batches).
     fn evaluate_batch(&self, split: Split, batch: u32) -> Sums;
 
     /// See [`Task::picture`](super::Task::picture).

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use aligned_vec::{AVec, avec};
 use serde_json::Value;
 
-use super::{AnyTask, BatchOf, Context, Evaluator, OpenTask, Replica, Task, TaskError, TaskSpec};
+use super::{AnyTask, BatchOf, Context, Evaluator, OpenTask, Replica, Task, TaskError};
 use crate::backend::{ComputeDevice, reference_device};
 use crate::data::{DataError, DataFile, DataSource, Dataset, Split};
-use crate::evaluation::{batch_samples, n_batches};
 use crate::params::{LayoutError, ParamLayout, load, view, with_initial_values};
 use crate::random::{ShardKey, lock_generator};
+use crate::sampler::{batch_samples, n_batches};
+use crate::spec::TaskSpec;
 use crate::sums::{COUNTS_MAX, Sums, Whole};
 
 /// A task whose settings are complete.

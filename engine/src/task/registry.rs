@@ -10,9 +10,10 @@ use clap::{Arg, ArgMatches, Command};
 use serde_json::Value;
 
 use super::erased::{erase, read};
-use super::{AnyTask, BoxError, Defaults, Task};
+use super::{AnyTask, BoxError, Task};
 use crate::data::DataError;
 use crate::params::LayoutError;
+use crate::spec::Defaults;
 
 /// A task that cannot be trained.
 #[derive(Debug, thiserror::Error)]

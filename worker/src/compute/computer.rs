@@ -11,11 +11,11 @@ use tracing::{debug, warn};
 
 use engine::args::OpenBackend;
 use engine::data::Split;
-use engine::evaluation::n_batches;
 use engine::optimizer::LearningRates;
 use engine::params::{Fingerprinter, params_fingerprint};
 use engine::random::ShardKey;
 use engine::sampler::Sampler;
+use engine::sampler::n_batches;
 use engine::task::{Evaluator, Replica};
 use proto::limits;
 use proto::v1::worker_message::Kind;
