@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use engine::data::Dataset;
-use model::data::{DataChoice, PLAIN_NAMES, open};
-use model::report::DownloadBar;
+use model::data::{DataChoice, DownloadBar, PLAIN_NAMES, open};
 
 use super::files;
 

@@ -1,6 +1,8 @@
 //! The images that are trained on: where they come from, and how they are split.
 
+mod cache;
 mod copy;
+mod download_bar;
 mod fetch;
 mod idx;
 mod source;
@@ -10,13 +12,15 @@ use std::path::PathBuf;
 
 use engine::data::{Dataset, Fingerprint, Split};
 
-pub use copy::{open_cached, open_copy, open_own, plain_cache_folder};
+pub use cache::{cache_folder, plain_cache_folder};
+pub use copy::{open_cached, open_copy, open_own};
+pub use download_bar::DownloadBar;
 pub use fetch::{FILES, FetchError, FetchProgress, FetchReport, MIRRORS, RemoteFile, fetch};
 pub use idx::{IdxError, Pixels};
-pub use source::{DataChoice, PLAIN_NAMES, cache_folder, open};
+pub use source::{DataChoice, PLAIN_NAMES, open};
 
 use crate::arch::{IMAGE_SIDE, N_PIXELS};
-use crate::gradients::Images;
+use crate::images::Images;
 
 /// Images and labels of one file pair.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
-//! Images on a device, and what a batch of them gives: by Burn's own operations, or by fused ones in parts.
+//! What a batch of images gives: by Burn's own operations, or by fused ones in parts.
 
 #[cfg(feature = "flex")]
 mod parts;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use engine::backend::{ComputeDevice, Operations};
 use engine::sums::Sums;
 use engine::task::Loss;
@@ -11,23 +11,8 @@ use engine::task::gradient_of;
 
 use crate::arch::Network;
 use crate::data::Batch;
+use crate::images::Images;
 use crate::loss::binary_cross_entropy;
-
-/// Images as the network takes them, values from 0 to 1 if there is no noise on them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Images {
-    /// [samples, rows, columns], the last axis closest together.
-    pub values: Vec<f32>,
-    /// Samples, rows, columns.
-    pub shape: [usize; 3],
-}
-
-impl Images {
-    /// Puts the images on a device: [samples, rows, columns].
-    pub fn into_tensor(self, device: &Device) -> Tensor<3> {
-        Tensor::from_data(TensorData::new(self.values, self.shape), device)
-    }
-}
 
 /// The loss of a training batch by Burn's own operations. Its gradient at the logits is known in closed form: multiplied with the
 /// logits and summed, it is a quantity whose gradient at the parameters is that of the loss, without a tape through the loss itself.

@@ -2,6 +2,7 @@
 //! one bias per LSTM, the cropped transposed convolution, noise on the input. Each knows its initialisers.
 
 mod conv;
+mod crop;
 mod dense;
 #[cfg(feature = "flex")]
 pub mod fused;
@@ -10,7 +11,8 @@ mod lstm;
 mod noise;
 mod selu;
 
-pub use conv::{Conv, ConvTranspose, Crop, channel_axis};
+pub use conv::{Conv, ConvTranspose, channel_axis};
+pub use crop::Crop;
 pub use dense::Dense;
 pub use initializer::Initializer;
 pub use lstm::{Lstm, Sequence};

@@ -5,11 +5,13 @@ pub mod arch;
 mod arithmetic;
 pub mod data;
 pub mod gradients;
+pub mod images;
 pub mod layers;
 pub mod loss;
 #[cfg(all(test, feature = "flex"))]
 mod numerics;
-pub mod report;
+pub mod picture;
+pub mod summary;
 pub mod task;
 pub mod trained;
 pub mod weights;

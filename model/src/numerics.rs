@@ -16,9 +16,8 @@ mod tests {
     use engine::shard::ShardResult;
 
     use crate::arch::Architecture;
-    use crate::data::{DataChoice, Garments, open};
+    use crate::data::{DataChoice, DownloadBar, Garments, open};
     use crate::layers::fused::HALF_VECTORS;
-    use crate::report::DownloadBar;
     use crate::task::{book_task, initial_params, task_on};
 
     const N_STEPS: u64 = 3;

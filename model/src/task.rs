@@ -18,10 +18,10 @@ use engine::task::{
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Architecture, N_PIXELS, Network};
-use crate::data::{Batch, DataChoice, DataError, FetchError, Garments, PLAIN_NAMES, open, open_own};
+use crate::data::{Batch, DataChoice, DataError, DownloadBar, FetchError, Garments, PLAIN_NAMES, open, open_own};
 use crate::gradients::{evaluate, plain_loss, shard_result};
 use crate::layers::Noise;
-use crate::report::{DownloadBar, split_picture};
+use crate::picture::split_picture;
 use crate::trained::Trained;
 
 /// Images of the picture that is made after each epoch.

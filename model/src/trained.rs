@@ -9,7 +9,7 @@ use engine::weights::Weights;
 
 use crate::arch::{Architecture, Network};
 use crate::data::Garments;
-use crate::gradients::Images;
+use crate::images::Images;
 
 /// Images that go through a network at once.
 const BATCH: u32 = 500;

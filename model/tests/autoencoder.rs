@@ -415,7 +415,7 @@ fn published_weights_load_into_numpy() {
 
     let device = engine::backend::reference_device();
     let (architecture, weights) = read_any(Path::new(&weights)).expect("whole weights");
-    let images = model::gradients::Images {
+    let images = model::images::Images {
         values: (0..784_u16).map(|place| f32::from(place) / 783.0).collect(),
         shape: [1, 28, 28],
     };

@@ -6,7 +6,8 @@ use engine::backend::ComputeDevice;
 use engine::params::load;
 use model::arch::{Architecture, Network};
 use model::data::Batch;
-use model::gradients::{Images, evaluate, shard_result};
+use model::gradients::{evaluate, shard_result};
+use model::images::Images;
 use model::task::initial_params;
 
 /// Two sequences of smooth values from 0 to 1.

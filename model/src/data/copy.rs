@@ -1,18 +1,9 @@
 //! A data set on its way to another machine: as four plain files, and found again by its fingerprint. Downloads nothing.
 
-use std::path::PathBuf;
-
-use crate::report::DownloadBar;
-
 use super::idx::{images_header, labels_header};
 use super::source::{local_choices, open_local};
-use super::{DataChoice, DataError, Garments, Labelled, PLAIN_NAMES, open};
+use super::{DataChoice, DataError, DownloadBar, Garments, Labelled, PLAIN_NAMES, open, plain_cache_folder};
 use engine::data::{DataFile, Dataset};
-
-/// Digits of a fingerprint: blake3 in hexadecimal.
-const FINGERPRINT_DIGITS: usize = 64;
-/// Digits of it that a folder's name has.
-const FOLDER_DIGITS: usize = 16;
 
 impl Garments {
     /// The data set as uncompressed IDX files, named as in [`PLAIN_NAMES`].
@@ -38,20 +29,6 @@ fn labels_file<'a>(name: &'static str, file: &'a Labelled) -> DataFile<'a> {
 
 fn n_images(file: &Labelled) -> u32 {
     u32::try_from(file.labels.len()).expect("an IDX file counts images in u32")
-}
-
-/// The user's folder for a copy of the data set with this [`Dataset::fingerprint`]. None if the system has no such
-/// folders, or what is given is no fingerprint: it may come from another machine, and becomes part of a path.
-pub fn plain_cache_folder(fingerprint: &str) -> Option<PathBuf> {
-    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    let is_fingerprint = fingerprint.len() == FINGERPRINT_DIGITS && fingerprint.bytes().all(is_digit);
-    let name = is_fingerprint.then(|| &fingerprint[..FOLDER_DIGITS])?;
-    plain_cache().map(|folder| folder.join(name))
-}
-
-/// The user's folder for all such copies. Only this program writes there, and only by renaming what is whole.
-pub(super) fn plain_cache() -> Option<PathBuf> {
-    dirs::cache_dir().map(|folder| folder.join("telar").join("datasets"))
 }
 
 /// The data set of this fingerprint, if the user's folder has a copy, which all processes share in memory.
@@ -157,16 +134,5 @@ mod tests {
         let find = |folders: &[DataChoice]| first_of(data.fingerprint().as_str(), folders.iter().cloned());
         assert!(find(&folders[..2]).is_none());
         assert_eq!(find(&folders).expect("the last one").name(), folder.path().display().to_string());
-    }
-
-    #[test]
-    fn invalid_fingerprint_has_no_cache_folder() {
-        let fingerprint = "0123456789abcdef".repeat(4);
-        if let Some(folder) = plain_cache_folder(&fingerprint) {
-            assert!(folder.ends_with("telar/datasets/0123456789abcdef"), "{}", folder.display());
-        }
-        for other in ["", "../../etc", &"../".repeat(30), &"é".repeat(32), &fingerprint.to_uppercase()] {
-            assert_eq!(plain_cache_folder(other), None, "{other}");
-        }
     }
 }

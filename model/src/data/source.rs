@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use engine::data::{DataSource, Dataset};
 
-use super::copy::plain_cache;
+use super::cache::{cache_folder, plain_cache};
 use super::fetch::{FILES, FetchProgress, MIRRORS, fetch};
 use super::idx::{Access, Pixels, read_images, read_labels};
 use super::{DataError, Garments, Labelled, synthetic};
@@ -81,11 +81,6 @@ impl fmt::Display for DataChoice {
             Self::Folder(folder) => folder.display().fmt(out),
         }
     }
-}
-
-/// The user's folder for the downloaded data set, if the system has such folders.
-pub fn cache_folder() -> Option<PathBuf> {
-    dirs::cache_dir().map(|folder| folder.join("telar").join("fashion-mnist"))
 }
 
 /// Opens the data set asked for; downloads it if that is allowed and needed.

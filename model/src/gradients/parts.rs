@@ -8,8 +8,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::Images;
 use crate::arch::{Architecture, Network};
+use crate::images::Images;
 use crate::layers::fused::{Buffer, binary_cross_entropy, register_grad_target, with_grad_targets};
 use engine::backend::ComputeDevice;
 use engine::gradients::collect_gradients;

@@ -7,7 +7,7 @@ use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, MaxPoolOptions};
 
 #[cfg(feature = "flex")]
 use super::fused;
-use super::{Initializer, selu};
+use super::{Crop, Initializer, selu};
 use engine::backend::Operations;
 
 const KERNEL: usize = 3;
@@ -52,16 +52,6 @@ impl Conv {
         let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1); // stride, padding, dilation, groups
         conv2d(x, self.weight.val(), Some(self.bias.val()), options)
     }
-}
-
-/// What of a transposed convolution's full output of 2n + 1 rows and columns is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Crop {
-    /// All of it (Keras' *valid*): n → 2n + 1.
-    Valid,
-    /// The first 2n rows and columns (Keras' *same*): n → 2n. It is not the same as a padding of 1 with an output
-    /// padding of 1, which keeps the last 2n.
-    Same,
 }
 
 /// A 3x3 transposed convolution, stride 2.

@@ -31,7 +31,7 @@ pub use product::HALF_VECTORS;
 
 use self::conv::{Size, Transposed};
 use self::lstm::{Extent, Input, Parameters, Unrolled};
-use super::conv::Crop;
+use super::crop::Crop;
 use engine::sums::Sums;
 
 /// What an LSTM is given, and what of it is asked for.

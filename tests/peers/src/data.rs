@@ -8,9 +8,8 @@ use engine::data::DataSource;
 use engine::recipe::Recipe;
 use engine::task::OpenTask;
 use model::arch::Architecture;
-use model::data::{DataChoice, Garments, PLAIN_NAMES, open};
+use model::data::{DataChoice, DownloadBar, Garments, PLAIN_NAMES, open};
 use model::layers::Noise;
-use model::report::DownloadBar;
 use model::task::{task_on, tasks};
 
 /// Images of the small data set that are trained on: those of the file without its last twelfth.

@@ -1,8 +1,7 @@
 //! `data fetch`.
 
 use engine::say;
-use model::data::{DataError, FILES, MIRRORS, cache_folder, fetch};
-use model::report::DownloadBar;
+use model::data::{DataError, DownloadBar, FILES, MIRRORS, cache_folder, fetch};
 use model::task::with_exit_code;
 
 use crate::args::{DataCommand, FetchArgs};

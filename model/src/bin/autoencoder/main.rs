@@ -13,7 +13,7 @@ use engine::commands::train;
 use engine::report::{LogFormat, check_output, init_log, write_stderr_line};
 use engine::say;
 use engine::task::Tasks;
-use model::report::{SummaryRow, summary};
+use model::summary::{SummaryRow, summary};
 use model::task::tasks;
 
 fn main() -> ExitCode {

@@ -65,7 +65,7 @@ impl SummaryRow {
 }
 
 /// A count with its thousands set off by commas.
-pub(crate) fn thousands(count: usize) -> String {
+fn thousands(count: usize) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (position, digit) in digits.chars().enumerate() {

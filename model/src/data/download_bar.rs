@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use engine::report::{bar, write_stderr_line};
 
-use crate::data::FetchProgress;
+use super::FetchProgress;
 
 /// A bar on a terminal, a line for each file elsewhere; all on standard error.
 #[derive(Debug, Default)]
