@@ -27,7 +27,6 @@ use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest,
 use proto::values::{self, ValuesError};
 
 use crate::config::{Access, Address};
-use crate::session::SessionError;
 
 /// How long a connection may take to be made.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -162,8 +161,16 @@ impl Link {
         Ok(Self { channel, address: address.clone(), tls, token: access.token.clone() })
     }
 
+    /// Opens the session; what is in `outbound` already goes with it.
+    pub async fn open_session(
+        &self,
+        outbound: ReceiverStream<WorkerMessage>,
+    ) -> Result<Messages<CoordinatorMessage>, Status> {
+        call(self.channel.clone(), call::SESSION, self.token.as_ref(), outbound, MESSAGE_BYTES_MAX).await
+    }
+
     /// Why the session could not be opened, if it is for want of a right.
-    fn refusal(&self, status: &Status) -> Option<LinkError> {
+    pub fn refusal(&self, status: &Status) -> Option<LinkError> {
         let address = self.address.clone();
         match (status.code(), &self.address) {
             (Code::Unauthenticated, _) => Some(LinkError::Token { address, reason: status.message().to_owned() }),
@@ -173,15 +180,6 @@ impl Link {
             }
             _ => Some(LinkError::of(&self.address, self.tls.as_deref(), status)).filter(LinkError::is_final),
         }
-    }
-
-    /// Opens the session; what is in `outbound` already goes with it.
-    pub async fn open_session(
-        &self,
-        outbound: ReceiverStream<WorkerMessage>,
-    ) -> Result<Messages<CoordinatorMessage>, SessionError> {
-        let called = call(self.channel.clone(), call::SESSION, self.token.as_ref(), outbound, MESSAGE_BYTES_MAX).await;
-        called.map_err(|status| self.refusal(&status).map_or_else(|| status.into(), SessionError::from))
     }
 
     /// Asks for the data set of this fingerprint.

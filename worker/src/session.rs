@@ -132,7 +132,9 @@ impl Session {
         let join = WorkerMessage { kind: Some(Outbound::Join(introduction(backend))) };
         outbound.try_send(join).expect("a new queue has room");
         let answer = async {
-            let mut inbound = link.open_session(ReceiverStream::new(messages)).await?;
+            let opened = link.open_session(ReceiverStream::new(messages)).await;
+            let mut inbound =
+                opened.map_err(|status| link.refusal(&status).map_or_else(|| status.into(), SessionError::from))?;
             let first = next(&mut inbound).await?;
             Ok::<_, SessionError>((inbound, first))
         };
