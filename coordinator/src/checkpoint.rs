@@ -46,6 +46,31 @@ pub struct Checkpoint {
     pub state: State,
 }
 
+/// What is the same in all checkpoints of a run.
+#[derive(Clone, Debug)]
+pub struct RunFacts {
+    /// The run.
+    pub run_id: String,
+    /// What it trains.
+    pub recipe: Recipe,
+    /// Where each of its parameters lies.
+    pub layout: Arc<ParamLayout>,
+    /// blake3 of what it trains on.
+    pub data_fingerprint: String,
+    /// The revisions of what is computed, the newest last.
+    pub numerics: Vec<u32>,
+    /// What audited shards are drawn by.
+    pub audit_secret: AuditSecret,
+}
+
+impl RunFacts {
+    /// A state of the run.
+    pub fn checkpoint(&self, state: State) -> Checkpoint {
+        let Self { run_id, recipe, layout, data_fingerprint, numerics, audit_secret } = self.clone();
+        Checkpoint { run_id, recipe, layout, data_fingerprint, numerics, audit_secret: Some(audit_secret), state }
+    }
+}
+
 /// The content of a checkpoint's file: a header, and the vectors as they lie in memory.
 #[derive(Debug)]
 pub struct FileParts<'a> {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info};
 
-use crate::driver::Input;
+use crate::input::Input;
 use crate::outbox::Outbox;
 use crate::training::{Event, Outcome, WorkerId};
 

@@ -14,7 +14,7 @@ use proto::tls::{IncompleteFlags, TlsFiles};
 use proto::v1::Encoding;
 
 use crate::args::{Args, Launch, Wire};
-use crate::mirror::{Location, LocationError};
+use crate::location::{Location, LocationError};
 use crate::training::CheckpointEvery;
 
 /// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::params::params_blake3;
 use engine::report::{EpochRecord, StepRecord};
@@ -18,7 +18,7 @@ use proto::shared::Updates;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Close, Encoding, Refusal, Update};
 use proto::values;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{block_in_place, yield_now};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -29,31 +29,15 @@ use crate::closing::OpenSessions;
 use crate::config::{HashSteps, JournalSteps};
 use crate::costs::StepCosts;
 use crate::events::{RunEvent, StepEvent};
+use crate::facts::Facts;
+use crate::input::Input;
 use crate::observe::{Entry, Observer};
 use crate::outbox::{GradientPath, Outbox};
 use crate::recompute::Recomputer;
 use crate::saver::PendingCheckpoints;
-use crate::server::Facts;
 use crate::training::{
-    Action, CloseReason, EpochReport, Event, Outcome, Profile, Report, ShardDone, State, StepReport, Training, Work,
-    WorkerId,
+    Action, CloseReason, EpochReport, Event, Outcome, Report, State, StepReport, Training, Work, WorkerId,
 };
-
-/// Inputs that wait for the driver: some of each worker at most.
-pub const INPUTS_MAX: usize = 4096;
-
-/// What the driver is told.
-#[derive(Debug)]
-pub enum Input {
-    /// A worker introduced itself; its messages go here.
-    Joined(WorkerId, Profile, Outbox),
-    /// A worker has the data set and wants the state; its gradients travel so.
-    Ready(WorkerId, GradientPath),
-    /// A worker computed a shard, whose gradient took so long to decode. Its session may have so many wait here as it has permits.
-    ShardDone(WorkerId, ShardDone, Duration, OwnedSemaphorePermit),
-    /// Anything else.
-    Happened(Event),
-}
 
 /// What the driver works with.
 #[derive(Debug)]

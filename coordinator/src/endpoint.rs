@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::accept::Listener;
 use crate::config::{Config, ListenAddress, Workers};
-use crate::run::ClusterError;
+use crate::error::ClusterError;
 
 /// Where workers find the coordinator.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use proto::v1::{self, worker_message::Kind};
 use proto::values::{self, ValuesError};
 use tonic::Status;
 
+use crate::facts::Facts;
 use crate::outbox::GradientPath;
-use crate::server::Facts;
 use crate::training::{BatchDone, Computed, Event, Identity, Profile, ShardDone, WorkerId};
 
 /// Reads the messages of one worker.

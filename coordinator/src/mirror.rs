@@ -4,7 +4,6 @@
 mod download;
 mod error;
 mod lag;
-mod location;
 mod pending;
 mod plan;
 mod run_file;
@@ -27,13 +26,13 @@ use tracing::{Span, info, warn};
 
 pub use download::download;
 pub use error::MirrorError;
-pub use lag::MirrorEvent;
-pub use location::{Location, LocationError, StoreKind};
 pub use plan::{MirrorPlan, prepare};
 pub use run_file::RunFile;
 pub use survey::{Owner, Survey, survey};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::events::MirrorEvent;
+use crate::location::Location;
 use lag::Lag;
 use pending::{Change, Pending};
 use store::{Store, StoreError};

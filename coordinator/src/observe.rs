@@ -18,10 +18,11 @@ use tracing::Span;
 pub use history::History;
 pub use view::{View, ViewHandle};
 
+use crate::checkpoint::RunFacts;
 use crate::costs::CostTotals;
 use crate::events::RunEvent;
 use crate::journal::Journal;
-use crate::saver::{OfferId, RunFacts, Saver};
+use crate::saver::{OfferId, Saver};
 use crate::training::State;
 use crate::trainjob::Latest;
 

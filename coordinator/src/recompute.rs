@@ -15,7 +15,7 @@ use engine::task::{OpenTask, Replica};
 use half::bf16;
 use tokio::sync::mpsc::WeakSender;
 
-use crate::driver::Input;
+use crate::input::Input;
 use crate::training::{Event, OwnTaskDone, Rounding, SchedulePosition, State, TaskKind, Work};
 
 /// What tasks are computed with.

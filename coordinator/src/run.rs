@@ -35,16 +35,19 @@ use crate::clock::Clock;
 use crate::closing::EndNotice;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Reach, Workers};
 use crate::description::Description;
-use crate::driver::{Driver, Ended, INPUTS_MAX, Input};
+use crate::driver::{Driver, Ended};
 use crate::endpoint::Endpoint;
+use crate::error::ClusterError;
+use crate::facts::Facts;
 use crate::health::{CheckError, HealthPort};
+use crate::input::{INPUTS_MAX, Input};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
 use crate::observe::{History, Observer, View};
 use crate::recompute::{Means, Recomputer};
 use crate::saver::Saver;
-use crate::server::{Facts, Service};
+use crate::server::Service;
 use crate::shutdown::Signals;
 use crate::start::{ResumeError, RunPlan, Start, rounding};
 use crate::tls::Tls;
@@ -55,40 +58,6 @@ use crate::trainjob::{Progress, RunEnd, TrainJob};
 const GRACE: Duration = Duration::from_secs(2);
 /// Connections that wait to be served.
 const CONNECTIONS_WAITING_MAX: usize = 64;
-
-/// Why a run ended before its time.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// The address cannot be listened at.
-    #[error("cannot listen at {address}: {source}; name another address with {flag}")]
-    Listen {
-        /// The flag that names it.
-        flag: &'static str,
-        /// The address.
-        address: String,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// A network that messages are too small for.
-    #[error("expected a network of at most {PARAMS_MAX} parameters, found {found} in the task {task}")]
-    TooManyParams {
-        /// The task.
-        task: &'static str,
-        /// Its parameters.
-        found: usize,
-    },
-    /// Nobody came.
-    #[error(
-        "expected a worker within {} seconds, none came; start one with `worker --coordinator {address}`, or wait longer \
-         with --join-timeout", waited.as_secs_f64()
-    )]
-    NobodyCame {
-        /// Where one was waited for.
-        address: String,
-        /// How long.
-        waited: Duration,
-    },
-}
 
 /// The exit code of an error, by the first of its causes that is known.
 pub fn exit_code(error: &anyhow::Error) -> u8 {

@@ -8,44 +8,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use engine::files::WriteError;
-use engine::params::ParamLayout;
-use engine::recipe::Recipe;
 use tracing::{Span, debug, info, warn};
 
-use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::checkpoint::{Checkpoints, RunFacts};
 use crate::mirror::MirrorHandle;
-use crate::training::{AuditSecret, State};
+use crate::training::State;
 
 /// The thread that writes.
 #[derive(Debug)]
 pub struct Saver {
     pending_checkpoints: Arc<PendingCheckpoints>,
     thread: JoinHandle<Result<Option<PathBuf>, WriteError>>,
-}
-
-/// What is the same in all checkpoints of a run.
-#[derive(Clone, Debug)]
-pub struct RunFacts {
-    /// The run.
-    pub run_id: String,
-    /// What it trains.
-    pub recipe: Recipe,
-    /// Where each of its parameters lies.
-    pub layout: Arc<ParamLayout>,
-    /// blake3 of what it trains on.
-    pub data_fingerprint: String,
-    /// The revisions of what is computed, the newest last.
-    pub numerics: Vec<u32>,
-    /// What audited shards are drawn by.
-    pub audit_secret: AuditSecret,
-}
-
-impl RunFacts {
-    /// A state of the run.
-    pub fn checkpoint(&self, state: State) -> Checkpoint {
-        let Self { run_id, recipe, layout, data_fingerprint, numerics, audit_secret } = self.clone();
-        Checkpoint { run_id, recipe, layout, data_fingerprint, numerics, audit_secret: Some(audit_secret), state }
-    }
 }
 
 /// States that wait to be written: at most two that are offered, and one that is released.
@@ -185,8 +158,10 @@ impl PendingCheckpoints {
 mod tests {
     use std::collections::VecDeque;
 
+    use engine::recipe::Recipe;
+
     use super::*;
-    use crate::training::Rounding;
+    use crate::training::{AuditSecret, Rounding};
     use model::arch::Architecture;
 
     fn recipe() -> Recipe {

@@ -1,30 +1,21 @@
-//! The gRPC service on tonic's server: which calls there are, and what all of them share. Sessions are in `session`, the
-//! data set in `fetch`.
+//! The gRPC service on tonic's server: which calls there are. Sessions are in `session`, the data set in `fetch`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use engine::task::OpenTask;
-use prost::bytes::Bytes;
 use proto::buffers::Buffers;
 use proto::call::{self, Messages, answer};
 use proto::limits::{
     CONNECTION_WINDOW_BYTES, FIRST_MESSAGE_WAIT_MAX, FRAME_BYTES, HEARTBEAT_INTERVAL, MESSAGE_OVERHEAD_BYTES_MAX,
     STREAM_WINDOW_BYTES, STREAMS_PER_CONNECTION_MAX,
 };
-use proto::token::Token;
-use proto::v1::{
-    self, DatasetPiece, Encoding, FetchDatasetRequest, SharedMemory, Welcome, WorkerMessage,
-    training_server::SERVICE_NAME,
-};
+use proto::v1::{DatasetPiece, FetchDatasetRequest, WorkerMessage, training_server::SERVICE_NAME};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, http};
@@ -34,83 +25,17 @@ use tracing::{Instrument, info, warn};
 
 use crate::accept::Connection;
 use crate::admission::ConnectionHandle;
-use crate::driver::Input;
-use crate::fetch::{self, Fetches, send_dataset};
+use crate::facts::Facts;
+use crate::fetch::{self, send_dataset};
+use crate::input::Input;
 use crate::outbox::{OutboxStream, outbox};
 use crate::peer::Peer;
-use crate::session::Session;
-use crate::training::WorkerId;
-
-/// What every session has to know of the run.
-#[derive(Debug)]
-pub struct Facts {
-    /// What a message has to carry to be of this run and this process.
-    pub fence: v1::Fence,
-    /// The recipe as JSON, as workers are told.
-    pub recipe: Bytes,
-    /// blake3 of the data set.
-    pub data_fingerprint: String,
-    /// The parameter layout.
-    pub layout_fingerprint: u64,
-    /// How gradients travel.
-    pub encoding: Encoding,
-    /// Where averaged gradients lie for workers of this machine, if they do.
-    pub updates: Option<v1::Region>,
-    /// How long a worker may be silent.
-    pub heartbeat_timeout: Duration,
-    /// What every call has to carry, if anything.
-    pub token: Option<Token>,
-    /// Whether the service describes itself to whoever asks.
-    pub reflection: bool,
-}
-
-impl Facts {
-    /// The welcome of a worker, with where its results can lie, if it is on this machine.
-    pub fn welcome(&self, worker_id: WorkerId, results: Option<v1::Region>) -> Welcome {
-        Welcome {
-            worker_id: worker_id.0,
-            fence: Some(self.fence.clone()),
-            recipe: self.recipe.clone(),
-            data_fingerprint: self.data_fingerprint.clone(),
-            layout_fingerprint: self.layout_fingerprint,
-            encoding: self.encoding.into(),
-            shared_memory: results.map(|results| SharedMemory {
-                process: std::process::id(),
-                results: Some(results),
-                updates: self.updates.clone(),
-            }),
-        }
-    }
-}
+use crate::session::{Session, Shared};
 
 /// The service, with what its sessions share.
 #[derive(Debug, Clone)]
 pub struct Service {
     shared: Arc<Shared>,
-}
-
-/// What sessions have in common.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    /// The run.
-    pub facts: Arc<Facts>,
-    task: Arc<dyn OpenTask>,
-    /// Vectors for gradients.
-    pub buffers: Arc<Buffers>,
-    /// Where events go.
-    pub inputs: mpsc::Sender<Input>,
-    sessions: TaskTracker,
-    /// Ends all of them.
-    pub shutdown: CancellationToken,
-    last_worker_id: AtomicU64,
-    fetches: Fetches,
-}
-
-impl Shared {
-    /// A number that no worker had before.
-    pub fn next_worker_id(&self) -> WorkerId {
-        WorkerId(self.last_worker_id.fetch_add(1, Ordering::Relaxed) + 1)
-    }
 }
 
 impl Service {
@@ -122,9 +47,7 @@ impl Service {
         inputs: mpsc::Sender<Input>,
         shutdown: CancellationToken,
     ) -> Self {
-        let (sessions, last_worker_id) = (TaskTracker::new(), AtomicU64::new(0));
-        let fetches = Fetches::new();
-        Self { shared: Arc::new(Shared { facts, task, buffers, inputs, sessions, shutdown, last_worker_id, fetches }) }
+        Self { shared: Arc::new(Shared::new(facts, task, buffers, inputs, shutdown)) }
     }
 
     /// Serves the connections given until `shutdown`, and then until the last session has ended.

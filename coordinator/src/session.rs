@@ -1,5 +1,7 @@
 //! A worker's session, from its join to its end: its messages become events for the driver. Decides nothing.
 
+mod shared;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,19 +10,19 @@ use proto::call::Messages;
 use proto::limits::{
     FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, result_bytes_max,
 };
-use proto::shared::Results;
 use proto::v1::{WorkerMessage, worker_message::Kind};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
-use tracing::{info, warn};
+use tracing::info;
+
+pub(crate) use shared::Shared;
 
 use crate::admission::ConnectionHandle;
-use crate::driver::Input;
 use crate::inbox::{self, Inbox};
+use crate::input::Input;
 use crate::outbox::{Outbox, OutboxSender};
-use crate::server::Shared;
 use crate::training::{Event, Profile, WorkerId};
 
 /// How long a worker may take to read the close message and close its side.
@@ -155,20 +157,5 @@ impl Session {
             return Err(Status::invalid_argument("expected a join as the first message, found another one"));
         };
         inbox::profile(self.connection.peer.identity(), join)
-    }
-}
-
-impl Shared {
-    /// Reads a new worker's messages, with memory for its results where the run shares any with workers of this machine.
-    fn inbox(&self, connection: &ConnectionHandle) -> Inbox {
-        let is_shared = self.facts.updates.is_some() && connection.peer.is_on_this_machine;
-        let offered = is_shared.then(|| Results::create(self.buffers.n_params())).and_then(|created| {
-            let report = |error: &std::io::Error| {
-                let peer = &connection.peer;
-                warn!(%peer, %error, "no shared memory for a worker; its gradients travel over gRPC");
-            };
-            created.inspect_err(report).ok()
-        });
-        Inbox::new(Arc::clone(&self.facts), Arc::clone(&self.buffers), offered)
     }
 }

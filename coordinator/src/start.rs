@@ -18,10 +18,9 @@ use rustix::rand::GetRandomFlags;
 use tracing::{info, warn};
 
 use crate::args::Wire;
-use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint};
+use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint, RunFacts};
 use crate::config::{Config, OtherNumerics, RunChoice};
 use crate::journal::Journal;
-use crate::saver::RunFacts;
 use crate::training::{AuditSecret, Rounding, State};
 
 /// A run that is about to begin or to go on.

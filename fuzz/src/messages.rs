@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coordinator::facts::Facts;
 use coordinator::inbox::{self, Inbox};
-use coordinator::server::Facts;
 use coordinator::training::{
     Action, AfterStop, AuditSecret, CheckpointEvery, Event, Identity, OwnTaskDone, Rounding, Rules, State, TaskKind,
     Training, Work, WorkerId,

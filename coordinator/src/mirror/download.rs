@@ -17,8 +17,9 @@ use tracing::{info, warn};
 
 use super::store::PART_BYTES;
 use super::survey::on_own_runtime;
-use super::{Location, MirrorError, RunFile, Store, StoreError, Survey};
+use super::{MirrorError, RunFile, Store, StoreError, Survey};
 use crate::checkpoint::{Checkpoint, FILE_BYTES_MAX};
+use crate::location::Location;
 
 /// Where files are until all are whole.
 const STAGING: &str = ".telar-download";

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use engine::exit;
 use engine::files::WriteError;
 
-use super::{Location, StoreError};
+use super::StoreError;
+use crate::location::Location;
 
 /// A mirror that cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -1,13 +1,9 @@
 //! How far the mirror is behind the run folder, and when that is worth a message: each state once, not each retry. A
 //! function of its events; time is an argument.
 
-use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use serde::Serialize;
-
-/// How long a checkpoint may be missing at the mirror before the mirror is called late.
-pub const LAG_MAX: Duration = Duration::from_mins(1);
+use crate::events::{MIRROR_LAG_MAX, MirrorEvent};
 
 /// What is known of the mirror's checkpoints.
 #[derive(Debug, Default)]
@@ -25,75 +21,6 @@ enum State {
     InTime,
     Failing,
     Behind,
-}
-
-/// A message about the mirror.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum MirrorEvent {
-    /// An upload has failed, and is tried again until it succeeds.
-    Failing {
-        /// What the store says.
-        reason: String,
-    },
-    /// The newest checkpoint has been missing at the mirror for too long.
-    Behind {
-        /// The step of the newest checkpoint in the run folder.
-        #[serde(rename = "local_step")]
-        local: Option<u64>,
-        /// The step of the newest one at the mirror.
-        #[serde(rename = "step")]
-        mirrored: Option<u64>,
-    },
-    /// After one of the former: the mirror is in time again.
-    #[serde(rename = "caught up")]
-    CaughtUp {
-        /// The step of its newest checkpoint.
-        #[serde(rename = "step")]
-        mirrored: Option<u64>,
-    },
-    /// The mirror has a later checkpoint of this run than the run folder.
-    Ahead {
-        /// Its step.
-        #[serde(rename = "step")]
-        mirrored: u64,
-    },
-    /// Nothing is uploaded any more.
-    #[serde(rename = "given up")]
-    GivenUp {
-        /// Why.
-        reason: String,
-    },
-    /// The run is over, and the mirror is still missing files.
-    Finishing {
-        /// How many.
-        n_files: usize,
-    },
-}
-
-impl fmt::Display for MirrorEvent {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let checkpoint = |step: &Option<u64>| step.map_or("no checkpoint".to_owned(), |step| format!("step {step}"));
-        match self {
-            Self::Failing { reason } => {
-                write!(out, "mirror: an upload failed, and is tried again until it succeeds: {reason}")
-            }
-            Self::Behind { local, mirrored } => write!(
-                out,
-                "mirror: behind for more than {} s: it has {}, the run folder {}",
-                LAG_MAX.as_secs(),
-                checkpoint(mirrored),
-                checkpoint(local)
-            ),
-            Self::CaughtUp { mirrored } => write!(out, "mirror: caught up; it has {}", checkpoint(mirrored)),
-            Self::Ahead { mirrored } => write!(
-                out,
-                "mirror: it has a later checkpoint of this run, of step {mirrored}; files are uploaded when the run is as far"
-            ),
-            Self::GivenUp { reason } => write!(out, "mirror: nothing more is uploaded: {reason}"),
-            Self::Finishing { n_files } => write!(out, "mirror: {n_files} files to upload; Ctrl-C ends the wait"),
-        }
-    }
 }
 
 impl Lag {
@@ -150,7 +77,7 @@ impl Lag {
     }
 
     fn is_late(&self, now: Instant) -> bool {
-        self.due_since.is_some_and(|since| now.saturating_duration_since(since) >= LAG_MAX)
+        self.due_since.is_some_and(|since| now.saturating_duration_since(since) >= MIRROR_LAG_MAX)
     }
 
     fn is_missing(&self) -> bool {
@@ -160,6 +87,8 @@ impl Lag {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);

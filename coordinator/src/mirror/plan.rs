@@ -8,8 +8,9 @@ use engine::files::create_folder;
 use engine::report::RunFolder;
 use tracing::warn;
 
-use super::{Location, MirrorError, Survey, check_apart, download, survey};
+use super::{MirrorError, Survey, check_apart, download, survey};
 use crate::config::{Config, RunChoice};
+use crate::location::Location;
 use crate::start::{can_begin_again, existing_run, has_state, lock};
 
 /// Where a run is mirrored, and what is known of that place.

@@ -24,7 +24,8 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use url::Url;
 
-use super::{Location, RunFile, StoreKind};
+use super::RunFile;
+use crate::location::{Location, StoreKind};
 
 /// Bytes of a part: what is larger goes in several, each with a request and a deadline of its own. 5 MiB is the least that
 /// S3 takes, so that a slow connection needs no more than 70 KiB/s to keep the deadline; S3's 10,000 parts are 50 GiB.

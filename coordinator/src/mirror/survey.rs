@@ -7,7 +7,8 @@ use engine::report::DESCRIPTION_BYTES_MAX;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Location, MirrorError, RunFile, Store, StoreError};
+use super::{MirrorError, RunFile, Store, StoreError};
+use crate::location::Location;
 
 /// How long all questions to the store may take together.
 const SURVEY_DEADLINE: Duration = Duration::from_secs(20);

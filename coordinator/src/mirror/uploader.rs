@@ -11,7 +11,9 @@ use tokio::time::{interval, sleep};
 use tracing::{debug, info};
 
 use super::survey::owner;
-use super::{Change, Location, MirrorError, MirrorEvent, MirroredRun, RunFile, Shared, Store, StoreError};
+use super::{Change, MirrorError, MirroredRun, RunFile, Shared, Store, StoreError};
+use crate::events::MirrorEvent;
+use crate::location::Location;
 
 /// The pause after the first failure; each one more doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(500);

@@ -9,8 +9,8 @@ use engine::report::Screen;
 use serde_json::json;
 use tracing::{Span, debug, info, warn};
 
+use crate::events::MirrorEvent;
 use crate::events::{RunEvent, StepEvent};
-use crate::mirror::MirrorEvent;
 
 /// Events that wait to be shown. Where nobody takes them from the screen, more are lost.
 const EVENTS_MAX: usize = 4096;

@@ -1,0 +1,24 @@
+//! What the driver is told, and by whom: sessions, the coordinator's own computing, signals.
+
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::outbox::{GradientPath, Outbox};
+use crate::training::{Event, Profile, ShardDone, WorkerId};
+
+/// Inputs that wait for the driver: some of each worker at most.
+pub const INPUTS_MAX: usize = 4096;
+
+/// What the driver is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A worker introduced itself; its messages go here.
+    Joined(WorkerId, Profile, Outbox),
+    /// A worker has the data set and wants the state; its gradients travel so.
+    Ready(WorkerId, GradientPath),
+    /// A worker computed a shard, whose gradient took so long to decode. Its session may have so many wait here as it has permits.
+    ShardDone(WorkerId, ShardDone, Duration, OwnedSemaphorePermit),
+    /// Anything else.
+    Happened(Event),
+}
