@@ -62,7 +62,8 @@ impl Coordinator {
             command.env_remove(name);
         }
         // No worker is given up for being slow: the peers of these tests send heartbeats only where they say so.
-        let usual = "--launch external --arch denoising --batch-size 8 --shards 2 --max-steps 4 --heartbeat-timeout 600 --json";
+        let usual =
+            "--launch external --arch denoising --batch-size 8 --shards 2 --max-steps 4 --heartbeat-timeout 600 --json";
         let listen = if flags.contains("--listen") { "" } else { "--listen 127.0.0.1:0" };
         command
             .args(usual.split(' '))

@@ -29,6 +29,8 @@ const LINES_BYTES_MAX: u64 = 10_000 * PART_BYTES as u64;
 const PICTURE_BYTES_MAX: u64 = 1 << 24;
 /// Attempts at each file, each with the store's own deadlines.
 const N_ATTEMPTS: u32 = 5;
+/// How often checkpoints are listed while another coordinator removes them.
+const N_LISTINGS: u32 = 5;
 /// The pause after the first attempt; each one more doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
@@ -41,14 +43,28 @@ pub fn download(location: &Location, survey: &Survey, folder: &Path) -> Result<B
     let store = Store::open(location).map_err(|error| MirrorError::of(location, error))?;
     let download = Download { location, store, survey, staging: folder.join(STAGING) };
     let staged = on_own_runtime(location, download.stage());
-    let moved = staged.and_then(|step| download.move_to(folder).map(|()| step));
+    let moved = staged.and_then(|staged| download.move_to(folder).map(|()| staged));
     if moved.is_err() {
         // What cannot be removed now is when the next attempt begins.
         let _ = fs::remove_dir_all(&download.staging);
     }
-    let step = moved?;
+    let (step, listed_steps) = moved?;
     info!(from = %location, to = %folder.display(), n_files = survey.files.len(), "run downloaded");
-    Ok(survey.files.keys().filter_map(|file| file.checkpoint_step()).filter(|&found| found > step).collect())
+    Ok(listed_steps.into_iter().filter(|&found| found > step).collect())
+}
+
+/// A checkpoint of the mirror, once it was asked for.
+enum Fetched {
+    Whole(Checkpoint),
+    /// Why it cannot be used.
+    Unusable(String),
+    /// It is not there any more.
+    Gone,
+}
+
+/// Whether a run can be resumed without a file.
+fn is_extra(file: RunFile) -> bool {
+    matches!(file, RunFile::Picture(_) | RunFile::Weights | RunFile::BestWeights)
 }
 
 struct Download<'a> {
@@ -59,9 +75,10 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Downloads all files; gives the checkpoint's step. The lines first: those of all checkpoints that were listed are there
-    /// by now.
-    async fn stage(&self) -> Result<u64, MirrorError> {
+    /// Downloads all files; gives the checkpoint's step, and those of all checkpoints that were listed with it. The lines come
+    /// first, since those of all listed checkpoints are there by then; pictures and weights come last. Another coordinator may
+    /// still replace its checkpoints there: if all that were listed are gone, they are listed again.
+    async fn stage(&self) -> Result<(u64, BTreeSet<u64>), MirrorError> {
         if self.staging.exists() {
             fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
         }
@@ -69,23 +86,33 @@ impl Download<'_> {
             let folder = self.staging.join(name);
             fs::create_dir_all(&folder).map_err(WriteError::at(&folder))?;
         }
-        for file in self.survey.files.keys().filter(|file| file.checkpoint_step().is_none()) {
-            match self.fetch(*file).await {
-                Err(StoreError::NotFound(reason)) => warn!(reason, "file skipped"),
-                // Pictures and weights are not needed to go on.
-                Err(StoreError::TooLarge(reason) | StoreError::Denied(reason))
-                    if matches!(file, RunFile::Picture(_) | RunFile::Weights | RunFile::BestWeights) =>
-                {
-                    warn!(reason, "file skipped");
-                }
-                fetched => fetched.map_err(|error| MirrorError::of(self.location, error))?,
+        let (extras, needed): (Vec<RunFile>, Vec<RunFile>) =
+            self.survey.files.keys().copied().partition(|&file| is_extra(file));
+        let mut steps: BTreeSet<u64> = needed.iter().filter_map(|file| file.checkpoint_step()).collect();
+        let mut listing = 1;
+        let Checkpoint { run_id, state, .. } = loop {
+            for &file in needed.iter().filter(|file| file.checkpoint_step().is_none()) {
+                self.stage_file(file).await?;
             }
+            match self.stage_checkpoint(&steps).await? {
+                Some(checkpoint) => break checkpoint,
+                None if listing == N_LISTINGS => {
+                    return Err(self.no_run("checkpoints that another coordinator removes; stop it first".to_owned()));
+                }
+                None => {
+                    let files = self.store.list().await.map_err(|error| MirrorError::of(self.location, error))?;
+                    steps = files.keys().filter_map(|file| file.checkpoint_step()).collect();
+                    listing += 1;
+                }
+            }
+        };
+        for file in extras {
+            self.stage_file(file).await?;
         }
-        let Checkpoint { run_id, state, .. } = self.stage_checkpoint().await?;
         // Without it, the next process would take itself for the run's second one.
         let description = RunFolder::read_description(&self.staging);
         match description.as_ref().and_then(|description| description["run_id"].as_str()) {
-            Some(found) if found == run_id => Ok(state.step),
+            Some(found) if found == run_id => Ok((state.step, steps)),
             found => Err(self.no_run(format!(
                 "a checkpoint of run {run_id}, and run.json of {}",
                 found.map_or("none".to_owned(), |found| format!("run {found}"))
@@ -93,31 +120,48 @@ impl Download<'_> {
         }
     }
 
-    /// Downloads the newest checkpoint that is whole and has its lines, else the newest that is whole.
-    async fn stage_checkpoint(&self) -> Result<Checkpoint, MirrorError> {
+    /// Downloads a file that is not a checkpoint.
+    async fn stage_file(&self, file: RunFile) -> Result<(), MirrorError> {
+        match self.fetch(file).await {
+            Err(StoreError::NotFound(reason)) => warn!(reason, "file skipped"),
+            Err(StoreError::TooLarge(reason) | StoreError::Denied(reason)) if is_extra(file) => {
+                warn!(reason, "file skipped");
+            }
+            fetched => fetched.map_err(|error| MirrorError::of(self.location, error))?,
+        }
+        Ok(())
+    }
+
+    /// Downloads the newest of these checkpoints that is whole and has its lines, else the newest that is whole; None if all of
+    /// them are gone.
+    async fn stage_checkpoint(&self, steps: &BTreeSet<u64>) -> Result<Option<Checkpoint>, MirrorError> {
         let lines_step = last_step(&self.staging.join(RunFile::Steps.path()));
-        let (mut skipped, mut without_lines) = (Vec::new(), None);
-        for file in self.survey.files.keys().copied().filter(|file| file.checkpoint_step().is_some()) {
+        let (mut skipped, mut without_lines, mut n_gone) = (Vec::new(), None, 0);
+        for file in steps.iter().rev().map(|&step| RunFile::checkpoint(step)) {
             match self.fetch_checkpoint(file).await? {
-                Ok(checkpoint) if checkpoint.state.step <= lines_step => return Ok(checkpoint),
-                Ok(checkpoint) => {
+                Fetched::Whole(checkpoint) if checkpoint.state.step <= lines_step => return Ok(Some(checkpoint)),
+                Fetched::Whole(checkpoint) => {
                     // Two coordinators that were at work there together can bring this about, for a moment.
                     let step = checkpoint.state.step;
                     warn!(from = %self.location, step, lines_step, "checkpoint skipped: its lines are not there");
                     without_lines.get_or_insert(file);
                 }
-                Err(reason) => {
+                Fetched::Unusable(reason) => {
                     warn!(from = %self.location, reason, "checkpoint skipped");
                     skipped.push(reason);
                 }
+                Fetched::Gone => n_gone += 1,
             }
             let path = self.staging.join(file.path());
             fs::remove_file(&path).or_else(ignore_missing).map_err(WriteError::at(&path))?;
         }
         if let Some(file) = without_lines
-            && let Ok(checkpoint) = self.fetch_checkpoint(file).await?
+            && let Fetched::Whole(checkpoint) = self.fetch_checkpoint(file).await?
         {
-            return Ok(checkpoint);
+            return Ok(Some(checkpoint));
+        }
+        if n_gone > 0 && skipped.is_empty() {
+            return Ok(None);
         }
         Err(self.no_run(if skipped.is_empty() {
             "no checkpoint".to_owned()
@@ -126,21 +170,20 @@ impl Download<'_> {
         }))
     }
 
-    /// A checkpoint that was downloaded, or why it cannot be used.
-    async fn fetch_checkpoint(&self, file: RunFile) -> Result<Result<Checkpoint, String>, MirrorError> {
+    async fn fetch_checkpoint(&self, file: RunFile) -> Result<Fetched, MirrorError> {
         match self.fetch(file).await {
             Ok(()) => {
-                let read = Checkpoint::read(&self.staging.join(file.path())).map_err(|error| error.to_string());
                 let owner = self.survey.owner.as_ref().map(|owner| owner.run_id.as_str());
-                Ok(read.and_then(|checkpoint| match owner {
-                    Some(owner) if owner != checkpoint.run_id => {
-                        Err(format!("{} is of run {}", file.path(), checkpoint.run_id))
+                Ok(match Checkpoint::read(&self.staging.join(file.path())) {
+                    Ok(checkpoint) if owner.is_some_and(|owner| owner != checkpoint.run_id) => {
+                        Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.run_id))
                     }
-                    Some(_) | None => Ok(checkpoint),
-                }))
+                    Ok(checkpoint) => Fetched::Whole(checkpoint),
+                    Err(error) => Fetched::Unusable(error.to_string()),
+                })
             }
-            // Too old by now, or too large for a checkpoint.
-            Err(StoreError::NotFound(reason) | StoreError::TooLarge(reason)) => Ok(Err(reason)),
+            Err(StoreError::NotFound(_)) => Ok(Fetched::Gone),
+            Err(StoreError::TooLarge(reason)) => Ok(Fetched::Unusable(reason)),
             Err(error) => Err(MirrorError::of(self.location, error)),
         }
     }
@@ -282,6 +325,20 @@ mod tests {
         let run = root.path().join("run");
         assert_eq!(fetch(&location, &run).expect("one is whole"), BTreeSet::from([4]));
         assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
+    }
+
+    #[test]
+    fn checkpoints_replaced_after_listing_are_listed_again() {
+        let (root, location) = mirror();
+        let listed = survey(&location).expect("a folder can be listed");
+        let folder = root.path().join("mirror");
+        remove_all(&folder.join("checkpoints"));
+        fs::write(folder.join("steps.jsonl"), "{\"step\":9}\n").expect("a file");
+        Checkpoints::of(&folder, 9).save(&checkpoint(9, 0.0)).expect("it can be written");
+        let run = root.path().join("run");
+        fs::create_dir(&run).expect("a folder");
+        assert_eq!(download(&location, &listed, &run).expect("a whole run"), BTreeSet::new());
+        assert_eq!(names(&run.join("checkpoints")), ["step-00000009.safetensors"]);
     }
 
     #[test]
