@@ -139,7 +139,7 @@ def flags_of(*paths):
 
 
 PROGRAMS = {
-    "coordinator": flags_of("coordinator/src/args.rs", "engine/src/recipe.rs", "engine/src/args.rs", "model/src/task.rs"),
+    "coordinator": flags_of("coordinator/src/args.rs", "engine/src/recipe/args.rs", "engine/src/args.rs", "model/src/task.rs"),
     "worker": flags_of("worker/src/args.rs", "engine/src/args.rs"),
 }
 # The flag that names the task is made by the list of tasks.
@@ -688,6 +688,15 @@ def mutated(overlay, what, path, value):
     else:
         node[last] = value
     return documents
+
+
+class Image(unittest.TestCase):
+    def test_build_context_has_all_members_of_workspace(self):
+        members = re.findall(r'"([\w/]+)"', re.search(r"members = \[(.*?)\]", source("Cargo.toml"), re.S)[1])
+        included = {line[1:] for line in source(".dockerignore").splitlines() if line.startswith("!")}
+        missing = [member for member in members if member.split("/")[0] not in included]
+        self.assertGreater(len(members), 5)
+        self.assertEqual(missing, [])
 
 
 class Mutations(unittest.TestCase):
