@@ -73,7 +73,8 @@ pub(crate) async fn send_dataset(task: &dyn OpenTask, pieces: mpsc::Sender<Resul
         let file_bytes = (file.header.len() + file.content.len()) as u64;
         assert!(file_bytes <= DATASET_FILE_BYTES_MAX, "a data set that was opened is within the bounds of its reader");
         let mut offset = 0;
-        for content in std::iter::once(file.header.as_slice()).chain(file.content.chunks(PIECE_BYTES)) {
+        let header = std::iter::once(file.header.as_slice()).filter(|header| !header.is_empty());
+        for content in header.chain(file.content.chunks(PIECE_BYTES)) {
             let piece = DatasetPiece {
                 name: file.name.to_owned(),
                 file_bytes,

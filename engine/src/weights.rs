@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::files::{WriteError, read_bounded, write_whole};
@@ -17,6 +18,8 @@ use crate::spec::TaskSpec;
 pub struct Weights {
     /// The name of the task.
     pub task: String,
+    /// Its settings, if they are known.
+    pub settings: Option<Value>,
     /// Where each tensor lies.
     pub layout: Arc<ParamLayout>,
     /// In layout order.
@@ -25,6 +28,7 @@ pub struct Weights {
 
 /// The name of the task, in a file's metadata.
 const TASK_KEY: &str = "architecture";
+const SETTINGS_KEY: &str = "settings";
 const HASH_KEY: &str = "params_blake3";
 
 /// Four times the largest network that can be trained: more is a file of something else.
@@ -128,7 +132,8 @@ pub enum WeightsError {
 impl Weights {
     /// Parameters of a task.
     pub fn new(spec: &TaskSpec, params: Vec<f32>) -> Self {
-        Self { task: spec.name.to_owned(), layout: Arc::clone(&spec.layout), params }
+        let (task, settings) = (spec.name.to_owned(), Some(spec.settings.clone()));
+        Self { task, settings, layout: Arc::clone(&spec.layout), params }
     }
 
     /// Writes a file that is whole or not there.
@@ -157,12 +162,13 @@ impl Weights {
                 (entry.name.as_str(), view.expect("a range has as many values as its shape"))
             })
             .collect();
-        let metadata = HashMap::from([
+        let mut metadata = HashMap::from([
             ("format".to_owned(), "telar-weights-1".to_owned()),
             (TASK_KEY.to_owned(), self.task.clone()),
             ("layout_fingerprint".to_owned(), layout.fingerprint().to_string()),
             (HASH_KEY.to_owned(), params_blake3(&self.params)),
         ]);
+        metadata.extend(self.settings.as_ref().map(|settings| (SETTINGS_KEY.to_owned(), settings.to_string())));
         with_sorted_header(safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written"))
     }
 
@@ -171,14 +177,7 @@ impl Weights {
     /// # Errors
     /// If the file is not there, damaged, of another network, or holds other shapes, other types, or values that are not finite.
     pub fn read_of(task: &str, layout: &Arc<ParamLayout>, path: &Path) -> Result<Self, WeightsError> {
-        let file = WeightsFile::read(path)?;
-        match file.task() {
-            Some(found) if found != task => {
-                let (path, expected) = (path.to_owned(), task.to_owned());
-                Err(WeightsError::OtherNetwork { path, expected, found: found.to_owned() })
-            }
-            Some(_) | None => file.weights(task, layout),
-        }
+        WeightsFile::read(path)?.weights_of(task, layout)
     }
 }
 
@@ -237,6 +236,11 @@ impl WeightsFile {
         self.metadata.get(TASK_KEY).map(String::as_str)
     }
 
+    /// The task's settings, such as a `T` of the task's own type, if its metadata has them. They are not checked.
+    pub fn settings<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_str(self.metadata.get(SETTINGS_KEY)?).ok()
+    }
+
     /// Copies the tensors that a layout has too, by their names, over those of `params`, which are in layout order, and says how
     /// many they are. The file may be of another network, and hold others.
     ///
@@ -261,6 +265,20 @@ impl WeightsFile {
         Ok(n_copied)
     }
 
+    /// Its values as the weights of a task's network.
+    ///
+    /// # Errors
+    /// If it is of another task, or as [`WeightsFile::weights`].
+    pub fn weights_of(&self, task: &str, layout: &Arc<ParamLayout>) -> Result<Weights, WeightsError> {
+        match self.task() {
+            Some(found) if found != task => {
+                let (path, expected) = (self.path.clone(), task.to_owned());
+                Err(WeightsError::OtherNetwork { path, expected, found: found.to_owned() })
+            }
+            Some(_) | None => self.weights(task, layout),
+        }
+    }
+
     /// Its values as the weights of a network.
     ///
     /// # Errors
@@ -282,7 +300,7 @@ impl WeightsFile {
                 return Err(WeightsError::Hash { path: path.clone(), expected: expected.clone(), found });
             }
         }
-        Ok(Weights { task: task.to_owned(), layout: Arc::clone(layout), params })
+        Ok(Weights { task: task.to_owned(), settings: self.settings(), layout: Arc::clone(layout), params })
     }
 }
 
@@ -340,7 +358,8 @@ mod tests {
     fn tensors_of_known_names_are_copied_from_other_network() {
         let encoder_and_decoder = layout(&[("encoder.weight", &[2, 2]), ("decoder.weight", &[3])]);
         let params = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
-        let weights = Weights { task: "pair".to_owned(), layout: encoder_and_decoder, params };
+        let settings = Some(serde_json::json!({ "width": 2 }));
+        let weights = Weights { task: "pair".to_owned(), settings, layout: encoder_and_decoder, params };
         let file = WeightsFile::from_bytes(Path::new("w.safetensors"), weights.to_bytes()).expect("a whole file");
         let copied = |tensors| {
             let layout = layout(tensors);

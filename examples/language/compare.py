@@ -164,7 +164,7 @@ def write_results(runs, program, options):
         [program, "evaluate", *SIZE, "--data", options.data, "--weights", str(weights), "--json"], cwd=PROJECT, text=True)
     test = json.loads(evaluated)
     text = subprocess.check_output(
-        [program, "sample", *SIZE, "--weights", str(weights), "--prompt", "The ", "--length", "500"], cwd=PROJECT,
+        [program, "sample", "--weights", str(weights), "--prompt", "The ", "--length", "500"], cwd=PROJECT,
         text=True, errors="replace")
     description = runs["one process"]["description"]
     n_train = sum(step["n_samples"] for step in runs["one process"]["steps"] if step["epoch"] == 1)

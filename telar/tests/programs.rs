@@ -89,6 +89,14 @@ fn custom_task_has_same_bits_with_any_worker_count() {
     }
     let evaluated = dir.end("evaluate --task words --split valid --weights alone/model.safetensors");
     assert_eq!(evaluated["loss"], alone["last_epoch"]["val_loss"]);
+    // The weights know their task and its settings.
+    let evaluated = dir.end("evaluate --split valid --weights alone/model.safetensors");
+    assert_eq!(evaluated["loss"], alone["last_epoch"]["val_loss"]);
+    dir.fail(
+        "evaluate --task moody --weights alone/model.safetensors",
+        65,
+        "expected weights of moody, found weights of words",
+    );
     // A run that is stopped and resumed, without its flags.
     let stopped =
         format!("coordinator {flags} --workers 2 --max-steps 5 --run-dir stopped").replace("--lr-schedule cosine ", "");

@@ -13,7 +13,7 @@ use crate::evaluation;
 use crate::say;
 use crate::sums::metrics;
 use crate::task::{OpenTask, TaskChoice};
-use crate::weights::Weights;
+use crate::weights::{Weights, WeightsFile};
 
 /// The flags of `evaluate`, but for the task's own.
 #[derive(Args, Debug)]
@@ -41,8 +41,9 @@ pub struct EvaluateArgs {
 /// If the flags cannot be followed, or the data set or the weights cannot be read.
 pub fn evaluate(args: &EvaluateArgs, choice: &TaskChoice) -> anyhow::Result<()> {
     let device = args.backend.open()?.device;
-    let known = choice.build()?;
-    let weights = Weights::read_of(known.spec().name, &known.spec().layout, &args.weights)?;
+    let file = WeightsFile::read(&args.weights)?;
+    let known = choice.build_stored(file.task(), file.settings::<Value>().as_ref())?;
+    let weights = file.weights_of(known.spec().name, &known.spec().layout)?;
     let task = known.open(&args.data.data)?;
     report_evaluation(&task, &weights, &device, args.split, args.json);
     Ok(())

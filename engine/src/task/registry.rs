@@ -357,6 +357,43 @@ impl TaskChoice {
             let flag = self.tasks.flag;
             return Ok(Err([format!("--{flag} {name}"), format!("--{flag} {found}")]));
         }
+        let (said, found, wished) = self.overlaid(name, settings)?;
+        // As it would be stored, where numbers may have lost a digit.
+        let wished = self.tasks.build(name, &wished)?;
+        for arg in said {
+            let (key, flag) = (arg.get_id().as_str(), shown_flag(arg));
+            if wished.spec().settings[key] != settings[key] {
+                let words = |value: &Value| match value {
+                    Value::Null | Value::Bool(false) => format!("no {flag}"),
+                    Value::Bool(true) => flag.clone(),
+                    Value::String(text) => format!("{flag} {text}"),
+                    other => format!("{flag} {other}"),
+                };
+                return Ok(Err([words(&settings[key]), words(&found[key])]));
+            }
+        }
+        self.tasks.build(name, settings).map(Ok)
+    }
+
+    /// The task of a file of weights, with the settings that are stored there but for those that are given here. A file without
+    /// settings is of the task that is named.
+    ///
+    /// # Errors
+    /// If the task is not known, its settings are another version's or cannot be followed, or a flag does not parse.
+    pub fn build_stored(&self, name: Option<&str>, settings: Option<&Value>) -> Result<Arc<dyn AnyTask>, TaskError> {
+        match name.zip(settings) {
+            Some((name, settings)) if self.name.is_none_or(|found| found == name) => {
+                let (_, _, wished) = self.overlaid(name, settings)?;
+                self.tasks.build(name, &wished)
+            }
+            // That the file is of another task is told when it is read.
+            Some(_) | None => self.build(),
+        }
+    }
+
+    /// The flags of a task that are given, all settings as the flags alone make them, and the stored settings with those that are
+    /// given.
+    fn overlaid(&self, name: &str, settings: &Value) -> Result<(Vec<&Arg>, Value, Value), TaskError> {
         let entry = self.tasks.entry(name)?;
         let found = (entry.flagged)(&self.matches)?;
         let flag_of =
@@ -372,21 +409,7 @@ impl TaskChoice {
         for arg in &said {
             wished[arg.get_id().as_str()] = found[arg.get_id().as_str()].clone();
         }
-        // As it would be stored, where numbers may have lost a digit.
-        let wished = (entry.build)(&wished)?;
-        for arg in said {
-            let (key, flag) = (arg.get_id().as_str(), shown_flag(arg));
-            if wished.spec().settings[key] != settings[key] {
-                let words = |value: &Value| match value {
-                    Value::Null | Value::Bool(false) => format!("no {flag}"),
-                    Value::Bool(true) => flag.clone(),
-                    Value::String(text) => format!("{flag} {text}"),
-                    other => format!("{flag} {other}"),
-                };
-                return Ok(Err([words(&settings[key]), words(&found[key])]));
-            }
-        }
-        self.tasks.build(name, settings).map(Ok)
+        Ok((said, found, wished))
     }
 }
 

@@ -90,9 +90,7 @@ impl Task for Language {
     }
 
     fn files(data: &Paragraphs) -> Vec<DataFile<'_>> {
-        // telar sends the header as a piece of its own, which must not be empty.
-        let (header, content) = data.text().split_at(1);
-        vec![DataFile { name: data::FILE, header: header.to_vec(), content }]
+        vec![DataFile { name: data::FILE, header: Vec::new(), content: data.text() }]
     }
 
     fn network(&self, device: &ComputeDevice, _seed: u64) -> Transformer {

@@ -12,7 +12,7 @@ use telar::clap::{self, Parser};
 use telar::params::{ParamLayout, load};
 use telar::rand_chacha::ChaCha8Rng;
 use telar::rand_chacha::rand_core::{Rng, SeedableRng};
-use telar::{BoxError, Task, Weights, exit};
+use telar::{BoxError, Task, WeightsFile, exit};
 
 use crate::Language;
 use crate::data::BOUNDARY;
@@ -22,9 +22,6 @@ use crate::network::Transformer;
 #[derive(Parser, Debug)]
 #[command(name = "language sample")]
 struct SampleArgs {
-    /// The settings that the weights were trained with.
-    #[command(flatten)]
-    settings: Language,
     /// Trained weights (.safetensors)
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
@@ -57,7 +54,9 @@ pub fn main() -> ExitCode {
 }
 
 fn sample(args: SampleArgs) -> Result<(), BoxError> {
-    let settings = args.settings.checked()?;
+    let file = WeightsFile::read(&args.weights)?;
+    let settings: Language = file.settings().ok_or("expected weights that `language` has trained")?;
+    let settings = settings.checked()?;
     if args.prompt.len() >= settings.context {
         let (found, context) = (args.prompt.len(), settings.context);
         return Err(format!("expected --prompt with fewer bytes than --context {context}, found {found}").into());
@@ -68,7 +67,7 @@ fn sample(args: SampleArgs) -> Result<(), BoxError> {
     let device = Device::default();
     let network = Transformer::new(&settings, &device);
     let layout = Arc::new(ParamLayout::of(&network)?);
-    let weights = Weights::read_of(Language::NAME, &layout, &args.weights)?;
+    let weights = file.weights_of(Language::NAME, &layout)?;
     let network = load(network, &weights.params, &device);
 
     let mut random = ChaCha8Rng::seed_from_u64(args.seed);
