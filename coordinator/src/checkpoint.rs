@@ -251,7 +251,7 @@ impl Checkpoint {
 impl Checkpoint {
     /// Whether a run can go on from what the file says, whoever wrote it.
     fn check(&self) -> Result<(), String> {
-        let State { step, residual, epoch_sums, .. } = &self.state;
+        let State { step, residual, epoch_sums, best, .. } = &self.state;
         let n_params = self.layout.n_params();
         let slots = self.recipe.optimizer.slots(n_params);
         let n_residual = if residual.is_empty() { 0 } else { n_params };
@@ -260,6 +260,9 @@ impl Checkpoint {
             if values.len() != expected {
                 return Err(format!("{} values of {group} where {expected} belong", values.len()));
             }
+        }
+        if let Some(BestEpoch { epoch, .. }) = best.filter(|best| u64::from(best.epoch) >= *step) {
+            return Err(format!("a best epoch {epoch} after {step} steps"));
         }
         if u32::try_from(*step).is_err() || (*step == 0 && epoch_sums.n_samples > 0) {
             return Err(format!("step {step} after {} samples of its epoch", epoch_sums.n_samples));
@@ -514,7 +517,7 @@ pub(crate) mod tests {
         write_with_metadata(&path, &written, |metadata| {
             let mut recipe: serde_json::Value = serde_json::from_str(&metadata["recipe"]).expect("JSON");
             let fields = recipe.as_object_mut().expect("fields");
-            for name in ["optimizer", "lr_schedule", "clip_norm"] {
+            for name in ["optimizer", "lr_schedule", "clip_norm", "patience", "init_partial"] {
                 fields.remove(name).expect(name);
             }
             let sgd = serde_json::json!({"learning_rate": 0.5, "momentum": f64::from(0.9_f32), "nesterov": false});

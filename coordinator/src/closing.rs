@@ -101,7 +101,7 @@ impl OpenSessions {
         CloseTask { notice: Some(notice), task: tokio::spawn(self.close(decided).instrument(span.clone())) }
     }
 
-    /// Waits for the notice, and closes every session with it; then the workers that are awaited, for at most 15 s or until
+    /// Waits for the notice, and closes every session with it, then those of awaited workers as they join, for at most 15 s or until
     /// the run is asked to end.
     async fn close(mut self, mut notice: oneshot::Receiver<EndNotice>) {
         // Ends with the notice, which is sent or dropped.

@@ -149,7 +149,8 @@ impl Description {
                 record.step
             ));
         }
-        for line in best_lines(*best, last_epoch.as_ref(), has_stopped_early, &folder) {
+        let last_number = last_epoch.as_ref().map(|record| record.epoch);
+        for line in best_lines(*best, last_number, has_stopped_early, &folder) {
             screen.tell(&line);
         }
         if *step > 0 {

@@ -197,7 +197,12 @@ impl RunPlan {
         if expected != found {
             return Err(ResumeError::OtherLayout { task: name.clone(), expected, found }.into());
         }
-        let recipe = checkpoint.recipe.clone().resumed(&config.recipe, config.shards).map_err(ResumeError::Recipe)?;
+        let mut flags = config.recipe.clone();
+        if matches!(config.run, RunChoice::ResumeOrNew(_)) {
+            // One command begins the run and goes on with it: what it begins from is in the checkpoint by now.
+            (flags.init_from, flags.init_partial) = (None, false);
+        }
+        let recipe = checkpoint.recipe.clone().resumed(&flags, config.shards).map_err(ResumeError::Recipe)?;
         Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from, checkpoint })) })
     }
 

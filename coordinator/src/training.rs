@@ -377,13 +377,14 @@ impl Training {
     /// Begins what comes next, without dealing it.
     fn begin_round(&mut self, now: Duration) {
         let step = self.state.step;
+        let Rules { audit, audit_secret, .. } = &self.rules;
+        let is_audited = |kind| move |task| audit_secret.draws(step, kind, task, *audit);
         let mut round = match self.next() {
             NextRound::Step => {
                 let position = self.schedule.position(step);
-                let Rules { audit, audit_secret, .. } = &self.rules;
-                Round::of_step(position, self.schedule.n_shards(), |shard| audit_secret.draws(step, shard, *audit))
+                Round::of_step(position, self.schedule.n_shards(), is_audited(TaskKind::Shard))
             }
-            NextRound::Validate => Round::of_validation(self.schedule.n_batches()),
+            NextRound::Validate => Round::of_validation(self.schedule.n_batches(), is_audited(TaskKind::Batch)),
             NextRound::End => return self.conclude(Outcome::Completed),
         };
         round.begun = now;

@@ -120,8 +120,8 @@ impl Recipe {
     }
 
     /// The recipe of a run that goes on, from that of the run so far. Where the run ends may be given anew: `--epochs`
-    /// replaces both limits unless `--max-steps` is given too, which alone replaces its own, as `--patience` does. What else is given has to be
-    /// as it was, since other bits would come out.
+    /// replaces both limits unless `--max-steps` is given too; `--max-steps` alone and `--patience` replace their own values. What
+    /// else is given has to be as it was, since other bits would come out.
     ///
     /// # Errors
     /// If a flag says something else, initial weights are given, or a limit is out of its range.

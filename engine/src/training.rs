@@ -97,8 +97,8 @@ pub fn initial_weights(recipe: &Recipe, task: &dyn AnyTask) -> Result<(Weights, 
             let mut weights = drawn()?;
             let n_copied = WeightsFile::read(path)?.copy_known(&spec.layout, &mut weights.params)?;
             let n_tensors = spec.layout.entries().len();
-            let text =
-                format!("initial values: {n_copied} of {n_tensors} tensors from {}, others drawn", path.display());
+            let others = if n_copied == n_tensors { "" } else { ", others drawn" };
+            let text = format!("initial values: {n_copied} of {n_tensors} tensors from {}{others}", path.display());
             Ok((weights, Some(text)))
         }
         Some(path) => Ok((Weights::read_of(spec.name, &spec.layout, path)?, None)),

@@ -24,14 +24,18 @@ pub struct Weights {
     pub layout: Arc<ParamLayout>,
     /// In layout order.
     pub params: Vec<f32>,
+    /// The epoch after which they were these, counted from 1, if they are of one.
+    pub epoch: Option<u32>,
 }
 
 /// The name of the task, in a file's metadata.
 const TASK_KEY: &str = "architecture";
 const SETTINGS_KEY: &str = "settings";
+const SETTINGS_HASH_KEY: &str = "settings_blake3";
+const EPOCH_KEY: &str = "epoch";
 const HASH_KEY: &str = "params_blake3";
 
-/// Four times the largest network that can be trained: more is a file of something else.
+/// Four times the largest network that can be trained.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// A file of weights that cannot be used.
@@ -117,6 +121,14 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
+    /// The task's settings are not those that were written.
+    #[error("expected the settings of a task, found {reason} in {}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// The values are not those that were written.
     #[error("expected parameters with blake3 {expected}, found {found} in {}: the file is damaged", path.display())]
     Hash {
@@ -133,7 +145,7 @@ impl Weights {
     /// Parameters of a task.
     pub fn new(spec: &TaskSpec, params: Vec<f32>) -> Self {
         let (task, settings) = (spec.name.to_owned(), Some(spec.settings.clone()));
-        Self { task, settings, layout: Arc::clone(&spec.layout), params }
+        Self { task, settings, layout: Arc::clone(&spec.layout), params, epoch: None }
     }
 
     /// Writes a file that is whole or not there.
@@ -168,7 +180,11 @@ impl Weights {
             ("layout_fingerprint".to_owned(), layout.fingerprint().to_string()),
             (HASH_KEY.to_owned(), params_blake3(&self.params)),
         ]);
-        metadata.extend(self.settings.as_ref().map(|settings| (SETTINGS_KEY.to_owned(), settings.to_string())));
+        if let Some(settings) = self.settings.as_ref().map(Value::to_string) {
+            metadata.insert(SETTINGS_HASH_KEY.to_owned(), hash_of(&settings));
+            metadata.insert(SETTINGS_KEY.to_owned(), settings);
+        }
+        metadata.extend(self.epoch.map(|epoch| (EPOCH_KEY.to_owned(), epoch.to_string())));
         with_sorted_header(safetensors::serialize(tensors, Some(metadata)).expect("named f32 tensors can be written"))
     }
 
@@ -236,9 +252,22 @@ impl WeightsFile {
         self.metadata.get(TASK_KEY).map(String::as_str)
     }
 
-    /// The task's settings, such as a `T` of the task's own type, if its metadata has them. They are not checked.
-    pub fn settings<T: DeserializeOwned>(&self) -> Option<T> {
-        serde_json::from_str(self.metadata.get(SETTINGS_KEY)?).ok()
+    /// The task's settings, such as a `T` of the task's own type, if its metadata has them.
+    ///
+    /// # Errors
+    /// If they are not those that were written, or of another type.
+    pub fn settings<T: DeserializeOwned>(&self) -> Result<Option<T>, WeightsError> {
+        let Some(text) = self.metadata.get(SETTINGS_KEY) else { return Ok(None) };
+        let error = |reason| WeightsError::Settings { path: self.path.clone(), reason };
+        if self.metadata.get(SETTINGS_HASH_KEY).is_some_and(|expected| *expected != hash_of(text)) {
+            return Err(error("others than were written".to_owned()));
+        }
+        serde_json::from_str(text).map(Some).map_err(|reason| error(reason.to_string()))
+    }
+
+    /// The epoch after which the values were these, counted from 1, if its metadata names one.
+    pub fn epoch(&self) -> Option<u32> {
+        self.metadata.get(EPOCH_KEY)?.parse().ok()
     }
 
     /// Copies the tensors that a layout has too, by their names, over those of `params`, which are in layout order, and says how
@@ -300,8 +329,13 @@ impl WeightsFile {
                 return Err(WeightsError::Hash { path: path.clone(), expected: expected.clone(), found });
             }
         }
-        Ok(Weights { task: task.to_owned(), settings: self.settings(), layout: Arc::clone(layout), params })
+        let (task, settings, layout) = (task.to_owned(), self.settings()?, Arc::clone(layout));
+        Ok(Weights { task, settings, layout, params, epoch: self.epoch() })
     }
+}
+
+fn hash_of(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
 /// A file with the keys of its header in alphabetical order, so that equal weights give equal files.
@@ -359,7 +393,8 @@ mod tests {
         let encoder_and_decoder = layout(&[("encoder.weight", &[2, 2]), ("decoder.weight", &[3])]);
         let params = vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
         let settings = Some(serde_json::json!({ "width": 2 }));
-        let weights = Weights { task: "pair".to_owned(), settings, layout: encoder_and_decoder, params };
+        let weights =
+            Weights { task: "pair".to_owned(), settings, layout: encoder_and_decoder, params, epoch: Some(3) };
         let file = WeightsFile::from_bytes(Path::new("w.safetensors"), weights.to_bytes()).expect("a whole file");
         let copied = |tensors| {
             let layout = layout(tensors);
@@ -368,6 +403,7 @@ mod tests {
             copied.map(|n_copied| (n_copied, params))
         };
         assert_eq!(weights.to_bytes(), weights.to_bytes(), "equal weights give equal files");
+        assert_eq!(file.weights_of("pair", &weights.layout).expect("the same network"), weights);
         let found = copied(&[("head.weight", &[2]), ("encoder.weight", &[2, 2])]);
         assert_eq!(found, Ok((1, vec![0.0, 0.0, 1.0, 2.0, 3.0, 4.0])));
         let error = copied(&[("encoder.weight", &[4])]).expect_err("another shape");

@@ -61,7 +61,7 @@ impl Golden {
     /// The weights before training.
     fn weights(&self) -> Weights {
         let (task, layout) = (self.architecture.name().to_owned(), Arc::clone(&self.layout));
-        Weights { task, settings: None, layout, params: self.params("weights") }
+        Weights { task, settings: None, layout, params: self.params("weights"), epoch: None }
     }
 
     fn value(&self, name: &str) -> f64 {

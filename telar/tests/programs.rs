@@ -162,7 +162,12 @@ fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
     assert_eq!(resumed["step"], alone["step"]);
     let resumed = dir.end("coordinator --task words --workers 1 --resume two --patience 5");
     assert!(resumed["step"].as_u64() > alone["step"].as_u64(), "{resumed}");
-    dir.fail("train --task words --init-from alone/best.safetensors --init-partial --epochs 0", 64, "--epochs");
+    dir.fail("train --task broken --init-partial", 2, "--init-from <FILE>");
+    let partial =
+        "train --task moody --max-steps 1 --init-from alone/best.safetensors --init-partial --run-dir partial";
+    let output = dir.run(partial);
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(out.contains("tensors from alone/best.safetensors"), "{out}");
     dir.fail(
         "train --task broken --init-from alone/best.safetensors --init-partial",
         65,

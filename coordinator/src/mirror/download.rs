@@ -43,19 +43,19 @@ pub fn download(location: &Location, survey: &Survey, folder: &Path) -> Result<B
     let store = Store::open(location).map_err(|error| MirrorError::of(location, error))?;
     let download = Download { location, store, survey, staging: folder.join(STAGING) };
     let staged = on_own_runtime(location, download.stage());
-    let moved = staged.and_then(|staged| download.move_to(folder).map(|()| staged));
+    let moved = staged.and_then(|(step, files)| download.move_to(folder, &files).map(|()| (step, files)));
     if moved.is_err() {
         // What cannot be removed now is when the next attempt begins.
         let _ = fs::remove_dir_all(&download.staging);
     }
-    let (step, listed_steps) = moved?;
-    info!(from = %location, to = %folder.display(), n_files = survey.files.len(), "run downloaded");
-    Ok(listed_steps.into_iter().filter(|&found| found > step).collect())
+    let (step, files) = moved?;
+    info!(from = %location, to = %folder.display(), n_files = files.len(), "run downloaded");
+    Ok(files.iter().filter_map(|file| file.checkpoint_step()).filter(|&found| found > step).collect())
 }
 
 /// A checkpoint of the mirror, once it was asked for.
 enum Fetched {
-    Whole(Checkpoint),
+    Whole(Box<Checkpoint>),
     /// Why it cannot be used.
     Unusable(String),
     /// It is not there any more.
@@ -75,10 +75,10 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Downloads all files; gives the checkpoint's step, and those of all checkpoints that were listed with it. The lines come
+    /// Downloads all files; gives the checkpoint's step, and all files that were listed with it. The lines come
     /// first, since those of all listed checkpoints are there by then; pictures and weights come last. Another coordinator may
     /// still replace its checkpoints there: if all that were listed are gone, they are listed again.
-    async fn stage(&self) -> Result<(u64, BTreeSet<u64>), MirrorError> {
+    async fn stage(&self) -> Result<(u64, BTreeSet<RunFile>), MirrorError> {
         if self.staging.exists() {
             fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
         }
@@ -86,33 +86,32 @@ impl Download<'_> {
             let folder = self.staging.join(name);
             fs::create_dir_all(&folder).map_err(WriteError::at(&folder))?;
         }
-        let (extras, needed): (Vec<RunFile>, Vec<RunFile>) =
-            self.survey.files.keys().copied().partition(|&file| is_extra(file));
-        let mut steps: BTreeSet<u64> = needed.iter().filter_map(|file| file.checkpoint_step()).collect();
+        let mut files: BTreeSet<RunFile> = self.survey.files.keys().copied().collect();
         let mut listing = 1;
         let Checkpoint { run_id, state, .. } = loop {
-            for &file in needed.iter().filter(|file| file.checkpoint_step().is_none()) {
+            let is_needed = |file: &&RunFile| file.checkpoint_step().is_none() && !is_extra(**file);
+            for &file in files.iter().filter(is_needed) {
                 self.stage_file(file).await?;
             }
-            match self.stage_checkpoint(&steps).await? {
+            match self.stage_checkpoint(&files).await? {
                 Some(checkpoint) => break checkpoint,
                 None if listing == N_LISTINGS => {
                     return Err(self.no_run("checkpoints that another coordinator removes; stop it first".to_owned()));
                 }
                 None => {
-                    let files = self.store.list().await.map_err(|error| MirrorError::of(self.location, error))?;
-                    steps = files.keys().filter_map(|file| file.checkpoint_step()).collect();
+                    let listed = self.store.list().await.map_err(|error| MirrorError::of(self.location, error))?;
+                    files = listed.into_keys().collect();
                     listing += 1;
                 }
             }
         };
-        for file in extras {
+        for &file in files.iter().filter(|file| is_extra(**file)) {
             self.stage_file(file).await?;
         }
         // Without it, the next process would take itself for the run's second one.
         let description = RunFolder::read_description(&self.staging);
         match description.as_ref().and_then(|description| description["run_id"].as_str()) {
-            Some(found) if found == run_id => Ok((state.step, steps)),
+            Some(found) if found == run_id => Ok((state.step, files)),
             found => Err(self.no_run(format!(
                 "a checkpoint of run {run_id}, and run.json of {}",
                 found.map_or("none".to_owned(), |found| format!("run {found}"))
@@ -132,14 +131,14 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Downloads the newest of these checkpoints that is whole and has its lines, else the newest that is whole; None if all of
+    /// Downloads the newest checkpoint among these files that is whole and has its lines, else the newest that is whole; None if all of
     /// them are gone.
-    async fn stage_checkpoint(&self, steps: &BTreeSet<u64>) -> Result<Option<Checkpoint>, MirrorError> {
+    async fn stage_checkpoint(&self, files: &BTreeSet<RunFile>) -> Result<Option<Checkpoint>, MirrorError> {
         let lines_step = last_step(&self.staging.join(RunFile::Steps.path()));
         let (mut skipped, mut without_lines, mut n_gone) = (Vec::new(), None, 0);
-        for file in steps.iter().rev().map(|&step| RunFile::checkpoint(step)) {
+        for file in files.iter().copied().filter(|file| file.checkpoint_step().is_some()) {
             match self.fetch_checkpoint(file).await? {
-                Fetched::Whole(checkpoint) if checkpoint.state.step <= lines_step => return Ok(Some(checkpoint)),
+                Fetched::Whole(checkpoint) if checkpoint.state.step <= lines_step => return Ok(Some(*checkpoint)),
                 Fetched::Whole(checkpoint) => {
                     // Two coordinators that were at work there together can bring this about, for a moment.
                     let step = checkpoint.state.step;
@@ -155,12 +154,14 @@ impl Download<'_> {
             let path = self.staging.join(file.path());
             fs::remove_file(&path).or_else(ignore_missing).map_err(WriteError::at(&path))?;
         }
-        if let Some(file) = without_lines
-            && let Fetched::Whole(checkpoint) = self.fetch_checkpoint(file).await?
-        {
-            return Ok(Some(checkpoint));
+        if let Some(file) = without_lines {
+            match self.fetch_checkpoint(file).await? {
+                Fetched::Whole(checkpoint) => return Ok(Some(*checkpoint)),
+                Fetched::Unusable(reason) => skipped.push(reason),
+                Fetched::Gone => n_gone += 1,
+            }
         }
-        if n_gone > 0 && skipped.is_empty() {
+        if n_gone > 0 {
             return Ok(None);
         }
         Err(self.no_run(if skipped.is_empty() {
@@ -178,7 +179,7 @@ impl Download<'_> {
                     Ok(checkpoint) if owner.is_some_and(|owner| owner != checkpoint.run_id) => {
                         Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.run_id))
                     }
-                    Ok(checkpoint) => Fetched::Whole(checkpoint),
+                    Ok(checkpoint) => Fetched::Whole(Box::new(checkpoint)),
                     Err(error) => Fetched::Unusable(error.to_string()),
                 })
             }
@@ -205,10 +206,10 @@ impl Download<'_> {
     }
 
     /// Gives the files their names in the run folder.
-    fn move_to(&self, folder: &Path) -> Result<(), MirrorError> {
+    fn move_to(&self, folder: &Path, files: &BTreeSet<RunFile>) -> Result<(), MirrorError> {
         let pictures = folder.join("reconstructions");
         create_folder(&pictures)?;
-        let others = self.survey.files.keys().filter(|file| file.checkpoint_step().is_none()).map(|file| file.path());
+        let others = files.iter().filter(|file| file.checkpoint_step().is_none()).map(|file| file.path());
         for name in others.filter(|name| self.staging.join(name).exists()).chain(["checkpoints".to_owned()]) {
             let to = folder.join(&name);
             if name == "checkpoints" {

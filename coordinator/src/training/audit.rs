@@ -1,9 +1,11 @@
-//! Which shards are audited. They are drawn by a secret that no worker is told, so that none of them can give right answers
+//! Which tasks are audited: shards, and batches of validations, by which runs may end. They are drawn by a secret that no worker is told, so that none of them can give right answers
 //! only where they are compared.
 
 use std::fmt;
 
 use blake3::Hash;
+
+use super::round::TaskKind;
 
 /// What audited shards are drawn by: 32 random bytes, the same for all processes of a run's coordinator.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,15 +34,19 @@ impl AuditSecret {
         Hash::from_bytes(self.0).to_string()
     }
 
-    /// Whether a shard of the step after `step` updates is audited, where a share of all shards, from 0 to 1, is to be.
-    pub fn draws(&self, step: u64, shard: u32, share: f64) -> bool {
+    /// Whether a task on the parameters after `step` updates is audited, where a share of all tasks, from 0 to 1, is to be.
+    pub fn draws(&self, step: u64, kind: TaskKind, task: u32, share: f64) -> bool {
         if share <= 0.0 {
             return false;
         }
-        let mut key = [0; 12]; // 8 step + 4 shard
+        let mut key = [0; 13]; // 8 step + 4 task + 1 for a batch
         key[..8].copy_from_slice(&step.to_le_bytes());
-        key[8..].copy_from_slice(&shard.to_le_bytes());
-        let [a, b, c, d, ..] = *blake3::keyed_hash(&self.0, &key).as_bytes();
+        key[8..12].copy_from_slice(&task.to_le_bytes());
+        let key = match kind {
+            TaskKind::Shard => &key[..12],
+            TaskKind::Batch => &key[..],
+        };
+        let [a, b, c, d, ..] = *blake3::keyed_hash(&self.0, key).as_bytes();
         f64::from(u32::from_le_bytes([a, b, c, d])) < share * 2_f64.powi(32)
     }
 }
@@ -53,7 +59,9 @@ mod tests {
     fn audit_draws_depend_on_secret_and_match_share() {
         let draws = |secret: u8, share: f64| -> Vec<bool> {
             let secret = AuditSecret::new([secret; 32]);
-            (0..1_000).flat_map(|step| (0..4).map(move |shard| secret.draws(step, shard, share))).collect()
+            (0..1_000)
+                .flat_map(|step| (0..4).map(move |shard| secret.draws(step, TaskKind::Shard, shard, share)))
+                .collect()
         };
         let n_drawn = |draws: &[bool]| draws.iter().filter(|&&is_drawn| is_drawn).count();
         assert_eq!([0.0, 1.0].map(|share| n_drawn(&draws(1, share))), [0, 4_000]);

@@ -68,9 +68,9 @@ impl Round {
     }
 
     /// A validation, none of whose batches is dealt.
-    pub fn of_validation(n_batches: u32) -> Self {
+    pub fn of_validation(n_batches: u32, is_audited: impl Fn(u32) -> bool) -> Self {
         let kind = RoundKind::Validation { results: vec![Sums::default(); n_batches as usize] };
-        Self::new(kind, Tasks::new(n_batches, |_| false))
+        Self::new(kind, Tasks::new(n_batches, is_audited))
     }
 
     fn new(kind: RoundKind, tasks: Tasks) -> Self {

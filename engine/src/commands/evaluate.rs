@@ -42,7 +42,7 @@ pub struct EvaluateArgs {
 pub fn evaluate(args: &EvaluateArgs, choice: &TaskChoice) -> anyhow::Result<()> {
     let device = args.backend.open()?.device;
     let file = WeightsFile::read(&args.weights)?;
-    let known = choice.build_stored(file.task(), file.settings::<Value>().as_ref())?;
+    let known = choice.build_stored(file.task(), file.settings::<Value>()?.as_ref())?;
     let weights = file.weights_of(known.spec().name, &known.spec().layout)?;
     let task = known.open(&args.data.data)?;
     report_evaluation(&task, &weights, &device, args.split, args.json);

@@ -132,7 +132,7 @@ fn tell_end(
     if is_interrupted {
         screen.tell(&format!("stopped by a signal after step {n_steps}; what was trained until then is kept"));
     }
-    for line in best_lines(*best, last_epoch, *has_stopped_early, folder) {
+    for line in best_lines(*best, last_epoch.map(|record| record.epoch), *has_stopped_early, folder) {
         screen.tell(&line);
     }
     screen.tell(&format!("weights: {}", weights.display()));

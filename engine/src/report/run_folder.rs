@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::records::EpochRecord;
 use crate::early_stopping::BestEpoch;
 use crate::files::{WriteError, create_folder, read_bounded, remove_unfinished, sync_folder, write_whole};
-use crate::weights::Weights;
+use crate::weights::{Weights, WeightsFile};
 
 /// Bytes at most of `run.json`.
 pub const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
@@ -129,6 +129,7 @@ impl RunFolder {
         weights: &Weights,
         picture: Option<&[u8]>,
     ) -> Result<(), WriteError> {
+        let weights = &Weights { epoch: Some(record.epoch), ..weights.clone() };
         self.write_weights(weights)?;
         if record.is_best {
             weights.write(&self.best_weights_path())?;
@@ -173,23 +174,24 @@ pub fn best_json(best: Option<BestEpoch>) -> Option<Value> {
     best.map(|BestEpoch { epoch, val_loss }| json!({ "epoch": epoch + 1, "val_loss": val_loss }))
 }
 
-/// What people are told of the best epoch at the end of a run, unless it is the last one.
+/// What people are told of the best epoch at the end of a run, where `last_epoch` was validated last, counted from 1, if one was.
 pub fn best_lines(
     best: Option<BestEpoch>,
-    last_epoch: Option<&EpochRecord>,
+    last_epoch: Option<u32>,
     has_stopped_early: bool,
     folder: &RunFolder,
 ) -> Vec<String> {
-    let Some((best, last)) = best.zip(last_epoch).filter(|(best, last)| best.epoch + 1 < last.epoch) else {
-        return Vec::new();
+    let Some(best) = best.filter(|best| last_epoch != Some(best.epoch + 1)) else { return Vec::new() };
+    let early = format!("stopped early: no lower val loss since epoch {}", best.epoch + 1);
+    let path = folder.best_weights_path();
+    // A run that went on from an older state, or from a mirror, may lack it or have that of another epoch.
+    let is_there = WeightsFile::read(&path).is_ok_and(|file| file.epoch() == Some(best.epoch + 1));
+    let weights = if is_there {
+        format!("best weights: {} ({best})", path.display())
+    } else {
+        format!("best epoch: {best}; its weights are not in {}", path.display())
     };
-    let early = format!(
-        "stopped early after epoch {}: {} epochs without a lower val loss",
-        last.epoch,
-        last.epoch - best.epoch - 1
-    );
-    let path = format!("best weights: {} ({best})", folder.best_weights_path().display());
-    has_stopped_early.then_some(early).into_iter().chain([path]).collect()
+    has_stopped_early.then_some(early).into_iter().chain([weights]).collect()
 }
 
 /// The name of an epoch's picture in its folder.

@@ -406,6 +406,10 @@ impl TaskChoice {
         let is_said = |key: &str| self.given.contains(key) || found[key] != entry.unflagged[key];
         let said: Vec<&Arg> = entry.args.iter().filter(|arg| is_said(arg.get_id().as_str())).collect();
         let mut wished = settings.clone();
+        if !wished.is_object() {
+            // As the task itself would say of what was stored.
+            self.tasks.build(name, settings)?;
+        }
         for arg in &said {
             wished[arg.get_id().as_str()] = found[arg.get_id().as_str()].clone();
         }

@@ -143,7 +143,8 @@ fn add_path(path: &Path, bytes_max: usize, found: &mut BTreeSet<String>) -> std:
     Ok(())
 }
 
-/// Paragraphs end at blank lines, and at lines of a percent sign, which separate fortunes. White space becomes single spaces.
+/// Paragraphs end at blank lines, and at lines of a percent sign, which separate fortunes. White space becomes single spaces. Words
+/// of more than `bytes_max` bytes are left out.
 fn add_paragraphs(text: &str, bytes_max: usize, found: &mut BTreeSet<String>) {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     for paragraph in lines.split(|line| line.is_empty() || *line == "%") {

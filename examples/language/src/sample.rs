@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
 
 fn sample(args: SampleArgs) -> Result<(), BoxError> {
     let file = WeightsFile::read(&args.weights)?;
-    let settings: Language = file.settings().ok_or("expected weights that `language` has trained")?;
+    let settings: Language = file.settings()?.ok_or("expected weights that `language` has trained")?;
     let settings = settings.checked()?;
     if args.prompt.len() >= settings.context {
         let (found, context) = (args.prompt.len(), settings.context);

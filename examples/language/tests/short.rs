@@ -1,5 +1,6 @@
 //! The program as its users run it, on a small text: many processes, the same bits.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -37,9 +38,9 @@ impl Place {
         for number in 0..200 {
             for sentence in 0..2 + number % 4 {
                 let (subject, object) = (animals[(number + sentence) % 4], animals[number / 4 % 4]);
-                text += &format!("The {subject} {} the {object}.\n", verbs[number / 16 % 3]);
+                writeln!(text, "The {subject} {} the {object}.", verbs[number / 16 % 3]).expect("text");
             }
-            text += &format!("That was number {number}.\n\n");
+            writeln!(text, "That was number {number}.\n").expect("text");
         }
         std::fs::write(place.path("text.txt"), text).expect("a file");
         place

@@ -16,9 +16,9 @@ use telar::{
 };
 
 /// Values of a step: the network reads rows of 28.
-const N_SENSORS: usize = 28;
+const N_SENSORS: u16 = 28;
 /// Steps of a series, at least and at most.
-const N_STEPS: std::ops::RangeInclusive<usize> = 12..=60;
+const N_STEPS: std::ops::RangeInclusive<u16> = 12..=60;
 /// A reading that is off by less counts as close. Readings are from 0 to 1.
 const CLOSE: f32 = 0.05;
 
@@ -33,13 +33,14 @@ impl Waves {
     /// The readings of a series, [steps, 28], step after step.
     fn series(seed: u64) -> Vec<f32> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut draw = |from: f32, to: f32| from + (to - from) * (random.next_u32() >> 8) as f32 / 16_777_216.0;
+        let mut bits = || u16::try_from(random.next_u32() >> 16).expect("16 bits");
+        let n_steps = N_STEPS.start() + bits() % (N_STEPS.end() - N_STEPS.start() + 1);
+        let mut draw = |from: f32, to: f32| from + (to - from) * f32::from(bits()) / 65_536.0;
         let (frequency, waves_on_line, phase) = (draw(0.02, 0.2), draw(-2.0, 2.0), draw(0.0, 1.0));
         let amplitude = draw(0.1, 0.45);
-        let n_steps = draw(*N_STEPS.start() as f32, (*N_STEPS.end() + 1) as f32) as usize;
-        let reading = |step: usize, sensor: usize| {
-            let along = sensor as f32 / N_SENSORS as f32;
-            0.5 + amplitude * (TAU * (frequency * step as f32 + waves_on_line * along + phase)).sin()
+        let reading = |step: u16, sensor: u16| {
+            let along = f32::from(sensor) / f32::from(N_SENSORS);
+            0.5 + amplitude * (TAU * (frequency * f32::from(step) + waves_on_line * along + phase)).sin()
         };
         (0..n_steps).flat_map(|step| (0..N_SENSORS).map(move |sensor| reading(step, sensor))).collect()
     }
@@ -70,7 +71,10 @@ impl Dataset for Waves {
     }
 
     fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(["waves along 28 sensors, 1"])
+        // Over the readings themselves: another machine's sine may give others.
+        let readings = |split| (0..).take(self.len(split)).flat_map(move |sample| self.gather(split, &[sample]));
+        let all = [Split::Train, Split::Valid, Split::Test].into_iter().flat_map(readings).flatten();
+        Fingerprint::of(all.map(f32::to_le_bytes))
     }
 }
 
@@ -107,12 +111,12 @@ impl Task for Series {
         }
         let (mut loss, mut n_close) = (Tensor::<1>::zeros([1], context.device()), 0);
         for (length, values) in by_length {
-            let (n_series, n_steps) = (values.len() / length, length / N_SENSORS);
-            let series = TensorData::new(values, [n_series, n_steps, N_SENSORS]);
+            let (n_series, n_sensors) = (values.len() / length, usize::from(N_SENSORS));
+            let series = TensorData::new(values, [n_series, length / n_sensors, n_sensors]);
             let series = Tensor::<3>::from_data(series, context.device());
             let errors = sigmoid(network.logits(series.clone())) - series;
             n_close += errors.clone().abs().lower_elem(CLOSE).int().sum().into_data().iter::<u64>().sum::<u64>();
-            loss = loss + errors.powi_scalar(2).sum().div_scalar(length as f32);
+            loss = loss + errors.powi_scalar(2).sum().div_scalar(u32::try_from(length).expect("at most 60 steps"));
         }
         Loss::sum(loss).counts([n_close, batch.iter().map(|series| series.len() as u64).sum()])
     }

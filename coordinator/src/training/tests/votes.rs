@@ -173,7 +173,7 @@ fn audit_dispute_is_decided_by_third_worker() {
 #[test]
 fn outvoted_worker_that_left_loses_all_its_results() {
     // Of the first step's two shards, the second one is audited.
-    let draws = |secret: &AuditSecret| [0, 1].map(|shard| secret.draws(0, shard, 0.5));
+    let draws = |secret: &AuditSecret| [0, 1].map(|shard| secret.draws(0, TaskKind::Shard, shard, 0.5));
     let mut secrets = (0..=255).map(|byte| AuditSecret::new([byte; 32]));
     let secret = secrets.find(|secret| draws(secret) == [false, true]).expect("a quarter of them draws so");
     let recipe = recipe("1 epochs of 10 images in batches of 4, 2 shards");

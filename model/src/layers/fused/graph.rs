@@ -32,7 +32,7 @@ fn register_input_gradient(
     }
 }
 
-/// Prepares an operation, and finishes it with the state that its backward pass needs, where that is ever gone.
+/// Prepares an operation, and finishes it with the state that its backward pass needs, if there is one.
 macro_rules! join_graph {
     ($step:expr, [$($input:ident),+], $output:expr, $state:expr) => {{
         let output = $output;
