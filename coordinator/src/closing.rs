@@ -68,6 +68,13 @@ impl EndNotice {
         let n_awaited = if self.close_reason == CloseReason::End { n_awaited } else { 0 };
         Self { n_awaited, ..self }
     }
+
+    /// Closes a session.
+    pub fn send(&self, outbox: &Outbox) {
+        let Self { close_reason, reason, .. } = self;
+        // One that does not take its messages, or is gone, finds nobody later.
+        let _ = outbox.send(Kind::Close(Close { close_reason: (*close_reason).into(), reason: (*reason).to_owned() }));
+    }
 }
 
 impl CloseTask {
@@ -120,7 +127,7 @@ impl OpenSessions {
             }
         };
         for outbox in self.outboxes.values() {
-            send(outbox, &notice);
+            notice.send(outbox);
         }
         let mut n_closed = self.outboxes.len();
         self.outboxes.clear();
@@ -135,7 +142,7 @@ impl OpenSessions {
             };
             match input {
                 Ok(Some(Input::Joined(_, _, outbox))) => {
-                    send(&outbox, &notice);
+                    notice.send(&outbox);
                     n_closed += 1;
                 }
                 Ok(None) | Err(_) => return,
@@ -143,9 +150,4 @@ impl OpenSessions {
             }
         }
     }
-}
-
-fn send(outbox: &Outbox, &EndNotice { close_reason, reason, .. }: &EndNotice) {
-    // One that does not take its messages, or is gone, finds nobody later.
-    let _ = outbox.send(Kind::Close(Close { close_reason: close_reason.into(), reason: reason.to_owned() }));
 }

@@ -1,11 +1,12 @@
-//! The sole owner of the training core: events in, actions out. The only place that reads the clock for it. A task beside the
-//! sessions, and not a thread of its own: whoever reads a result can go on with the step at once, where a thread would have to
-//! be woken.
+//! The sole owner of the training core: events in, actions out. A state machine that never waits, over an [`Environment`] that
+//! has the clock, the disk and what this process computes itself; the simulation plays it in virtual time. In a process of its
+//! own it is a task beside the sessions, and not a thread: whoever reads a result can go on with the step at once, where a
+//! thread would have to be woken.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::params::params_blake3;
 use engine::report::{EpochRecord, StepRecord};
@@ -31,7 +32,7 @@ use crate::costs::StepCosts;
 use crate::events::{RunEvent, StepEvent};
 use crate::facts::Facts;
 use crate::input::Input;
-use crate::observe::{Entry, Observer};
+use crate::observe::{Entry, Observer, ObserverStopped};
 use crate::outbox::{GradientPath, Outbox};
 use crate::recompute::Recomputer;
 use crate::saver::PendingCheckpoints;
@@ -39,180 +40,139 @@ use crate::training::{
     Action, CloseReason, EpochReport, Event, Outcome, Report, State, StepReport, Training, Work, WorkerId,
 };
 
-/// What the driver works with.
+/// What the driver works with: time, what is kept, and what this process computes itself. Messages go to the workers' outboxes.
+pub trait Environment {
+    /// The core's time.
+    fn now(&self) -> Duration;
+
+    /// Has something recorded.
+    ///
+    /// # Errors
+    /// If nothing is recorded any more; so the other ones.
+    fn record(&mut self, entry: Entry) -> Result<(), ObserverStopped>;
+
+    /// Keeps a checkpoint of a state, once all that was recorded before is on the disk.
+    ///
+    /// # Errors
+    /// See [`Environment::record`].
+    fn checkpoint(&mut self, state: &State) -> Result<(), ObserverStopped>;
+
+    /// Waits until a state, and all that was recorded before, outlives this process; gives the vectors back.
+    ///
+    /// # Errors
+    /// See [`Environment::record`].
+    fn journal(&mut self, state: Box<State>) -> Result<Box<State>, ObserverStopped>;
+
+    /// Has tasks computed on the parameters of a state. Their results come as inputs.
+    fn compute(&mut self, work: Work, state: &State);
+
+    /// A message is dropped, since its worker is out.
+    fn dropped(&mut self, _worker_id: WorkerId, _kind: Kind) {}
+}
+
+/// What is the same in the whole life of a driver.
 #[derive(Debug)]
-pub struct Driver {
-    /// The core.
-    pub training: Training,
+pub struct RunContext {
     /// What is trained.
     pub spec: TaskSpec,
-    /// What it is told.
-    pub inputs: mpsc::Receiver<Input>,
     /// What sessions know of the run.
     pub facts: Arc<Facts>,
     /// Vectors for gradients.
     pub buffers: Arc<Buffers>,
     /// Where averaged gradients lie for workers of this machine, if they do.
     pub updates: Option<Updates>,
-    /// Who watches.
-    pub observer: Observer,
-    /// What computes the tasks that no worker is trusted with alone.
-    pub recomputer: Recomputer,
-    /// Where states for checkpoints are offered.
-    pub pending_checkpoints: Arc<PendingCheckpoints>,
     /// Whether each step reaches the disk.
     pub journal: JournalSteps,
     /// Whether each step's parameters are named.
     pub hash_steps: HashSteps,
-    /// Whether it waits without sleep at first.
-    pub busy_poll: bool,
-    /// Ends the run, with what it came to kept.
-    pub stop: CancellationToken,
-    /// The clock that the core sees.
-    pub clock: Clock,
 }
 
-/// How it went.
+/// The core with what does its wishes.
 #[derive(Debug)]
-pub struct Ended {
-    /// How the run ended.
-    pub outcome: Outcome,
-    /// The core as it was then.
+pub struct Driver<E> {
+    /// The core.
     pub training: Training,
-    /// Who watched.
-    pub observer: Observer,
-    /// The workers that are still there.
-    pub sessions: OpenSessions,
-}
-
-impl Driver {
-    /// Runs until the core wishes to finish.
-    pub async fn run(self) -> Ended {
-        let Self {
-            training,
-            spec,
-            inputs,
-            facts,
-            buffers,
-            updates,
-            observer,
-            recomputer,
-            pending_checkpoints,
-            journal,
-            hash_steps,
-            busy_poll,
-            stop,
-            clock,
-        } = self;
-        let running = Running {
-            training,
-            spec,
-            facts,
-            buffers,
-            updates,
-            observer,
-            recomputer,
-            pending_checkpoints,
-            journal,
-            journaled: None,
-            spare_state: None,
-            hash_steps,
-            busy_poll,
-            outboxes: BTreeMap::new(),
-            encoded_state: None,
-            stop,
-            clock,
-            costs: StepCosts::default(),
-        };
-        running.run(inputs).await
-    }
-}
-
-/// Why the driver does not go on at once.
-enum Pause {
-    /// What every worker waits for is on its way, which it goes first.
-    Sent,
-    /// The run is over.
-    End(Outcome),
-}
-
-struct Running {
-    training: Training,
-    spec: TaskSpec,
-    facts: Arc<Facts>,
-    buffers: Arc<Buffers>,
-    updates: Option<Updates>,
-    observer: Observer,
-    recomputer: Recomputer,
-    pending_checkpoints: Arc<PendingCheckpoints>,
-    journal: JournalSteps,
+    /// What it works with.
+    pub environment: E,
+    /// Where messages for the workers go that are in.
+    pub outboxes: BTreeMap<WorkerId, Outbox>,
+    run: RunContext,
+    /// Encoded once for all workers that need it.
+    encoded_state: Option<EncodedState>,
     /// The state that is in the journal, by its updates and the images since the last validation.
     journaled: Option<(u64, u64)>,
     /// What was copied for the journal, to be copied over.
     spare_state: Option<Box<State>>,
-    hash_steps: HashSteps,
-    busy_poll: bool,
-    outboxes: BTreeMap<WorkerId, Outbox>,
-    /// Encoded once for all workers that need it.
-    encoded_state: Option<EncodedState>,
-    stop: CancellationToken,
-    clock: Clock,
+    /// Whether deadlines were looked at since the last input: once for each, however many inputs wait.
+    is_looked_at: bool,
+    /// Since when it waits for an input, if it does.
+    waiting_since: Option<Duration>,
     costs: StepCosts,
 }
 
+/// Why the driver does not go on at once.
+#[derive(Debug)]
+pub enum Pause {
+    /// What every worker waits for is on its way, which it goes first.
+    Sent,
+    /// There is nothing to do before the next input, or this deadline.
+    Idle(Option<Duration>),
+    /// The run is over.
+    End(Outcome),
+}
+
 /// Parameters and what the optimizer keeps as they travel, after so many updates.
+#[derive(Debug)]
 struct EncodedState {
     step: u64,
     params: Bytes,
     slots: Bytes,
 }
 
-impl Running {
-    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Ended {
-        // Whether deadlines were looked at since the last input: once for each, however many inputs wait.
-        let mut is_looked_at = false;
-        // Ends when the core wishes to finish, which it does at the latest when nobody can tell it anything any more.
-        loop {
-            match self.act() {
-                None => {}
-                Some(Pause::Sent) => {
-                    yield_now().await;
-                    continue;
-                }
-                Some(Pause::End(outcome)) => {
-                    let Self { training, observer, outboxes, stop, .. } = self;
-                    return Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes, stop) };
-                }
-            }
-            if self.journal == JournalSteps::Yes {
-                self.write_journal();
-            }
-            let (now, deadline) = (self.clock.now(), self.training.next_deadline());
-            if !is_looked_at && deadline.is_some_and(|deadline| deadline <= now) {
-                is_looked_at = true;
-                self.training.handle_deadline(now);
-                continue;
-            }
-            is_looked_at = false;
-            let waiting = Instant::now();
-            let moment = deadline.map(|deadline| self.clock.moment(deadline));
-            if self.busy_poll {
-                let poll = BusyPoll::begin();
-                let is_due = || moment.is_some_and(|moment| moment <= Instant::now()) || self.stop.is_cancelled();
-                while inputs.is_empty() && !is_due() && poll.should_continue() {
-                    yield_now().await;
-                }
-            }
-            let input = next_input(&self.stop, &mut inputs, moment).await;
-            self.costs.wait += waiting.elapsed();
-            if let Some(input) = input {
-                self.take(input);
-            }
+impl<E: Environment> Driver<E> {
+    /// One that nobody has joined yet.
+    pub fn new(training: Training, run: RunContext, environment: E) -> Self {
+        Self {
+            training,
+            environment,
+            outboxes: BTreeMap::new(),
+            run,
+            encoded_state: None,
+            journaled: None,
+            spare_state: None,
+            is_looked_at: false,
+            waiting_since: None,
+            costs: StepCosts::default(),
         }
     }
 
-    fn take(&mut self, input: Input) {
-        let now = self.clock.now();
+    /// Does all that is to be done up to the next pause: what the core wishes, and what is due. Ends the run when the core
+    /// wishes to, which it does at the latest when nobody can tell it anything any more.
+    pub fn go_on(&mut self) -> Pause {
+        self.end_wait();
+        // Ends: deadlines are looked at once.
+        loop {
+            if let Some(pause) = self.act() {
+                return pause;
+            }
+            if self.run.journal == JournalSteps::Yes && !self.write_journal() {
+                continue; // and the run ends
+            }
+            let (now, deadline) = (self.now(), self.training.next_deadline());
+            let is_due = deadline.is_some_and(|deadline| deadline <= now);
+            self.is_looked_at = is_due && !self.is_looked_at;
+            if !self.is_looked_at {
+                self.waiting_since = Some(now);
+                return Pause::Idle(deadline);
+            }
+            self.training.handle_deadline(now);
+        }
+    }
+
+    /// The driver is told something, with which it then [goes on](Self::go_on).
+    pub fn take(&mut self, input: Input) {
+        self.end_wait();
+        let now = self.now();
         match input {
             Input::Joined(worker_id, profile, outbox) => {
                 self.outboxes.insert(worker_id, outbox);
@@ -226,9 +186,9 @@ impl Running {
             }
             Input::ShardDone(worker_id, done, decode, _waited) => {
                 self.costs.decode += decode;
-                let begun = Instant::now();
+                let begun = self.now();
                 self.training.handle_event(now, Event::ShardDone(worker_id, done));
-                self.costs.reduce += begun.elapsed();
+                self.costs.reduce += self.since(begun);
             }
             Input::Happened(event) => {
                 if let Event::Lost(worker_id, _) = &event {
@@ -243,15 +203,15 @@ impl Running {
     fn act(&mut self) -> Option<Pause> {
         // Ends: the core wishes for finitely many things between two events.
         loop {
-            let begun = Instant::now();
-            let action = self.training.poll_action(self.clock.now())?;
-            let spent = begun.elapsed();
+            let begun = self.now();
+            let action = self.training.poll_action(begun)?;
+            let spent = self.since(begun);
             match action {
                 Action::SendUpdate { gradient, work } => {
                     self.costs.update += spent;
-                    if self.journal == JournalSteps::Yes {
+                    if self.run.journal == JournalSteps::Yes {
                         // Nobody builds on a step that could be lost. Its line comes first, which is the next action.
-                        let Some(Action::Report(report)) = self.training.poll_action(self.clock.now()) else {
+                        let Some(Action::Report(report)) = self.training.poll_action(self.now()) else {
                             unreachable!("an update is followed by the report of its step")
                         };
                         self.report(report);
@@ -262,7 +222,7 @@ impl Running {
                 }
                 Action::Welcome(worker_id) => {
                     let results = self.outboxes.get_mut(&worker_id).and_then(|outbox| outbox.results.take());
-                    self.send(worker_id, Kind::Welcome(self.facts.welcome(worker_id, results)));
+                    self.send(worker_id, Kind::Welcome(self.run.facts.welcome(worker_id, results)));
                 }
                 Action::SendState(worker_id, work) => self.send_state(worker_id, work),
                 Action::SendWork(worker_id, work) => self.send(worker_id, Kind::Work(message_of(work))),
@@ -280,10 +240,10 @@ impl Running {
                     self.send(worker_id, Kind::Close(Close { close_reason: close_reason.into(), reason }));
                     self.outboxes.remove(&worker_id);
                 }
-                Action::ComputeTask(work) => self.recomputer.compute(work, self.training.state()),
+                Action::ComputeTask(work) => self.environment.compute(work, self.training.state()),
                 Action::Checkpoint => {
-                    let offer = self.pending_checkpoints.offer(self.training.state().clone());
-                    self.record(Entry::Checkpoint(offer));
+                    let kept = self.environment.checkpoint(self.training.state());
+                    self.stop_unless(kept.is_ok());
                 }
                 Action::Report(report) => self.report(report),
                 Action::Finish(outcome) => return Some(Pause::End(outcome)),
@@ -293,18 +253,18 @@ impl Running {
 
     /// Sends an update to all named: its gradient lies where those of this machine find it, and goes to others as bytes.
     fn send_update(&mut self, gradient: Vec<f32>, work: BTreeMap<WorkerId, Work>) {
-        let begun = Instant::now();
+        let begun = self.now();
         self.encoded_state = None;
         let step = self.training.state().step;
         let goes_by = |path| work.keys().any(|worker_id| self.path(*worker_id) == Some(path));
         let has_bytes = goes_by(GradientPath::Bytes);
         let has_slot = goes_by(GradientPath::SharedMemory);
-        let slot = self.updates.as_mut().filter(|_| has_slot).map(|updates| updates.write(step, &gradient));
+        let slot = self.run.updates.as_mut().filter(|_| has_slot).map(|updates| updates.write(step, &gradient));
         // Messages hold it, and give it back when the last of them is on its way.
-        let gradient = self.buffers.lend(gradient);
-        let bytes = if has_bytes { values::encode_owned(self.facts.encoding, gradient) } else { Bytes::new() };
-        self.costs.encode += begun.elapsed();
-        let begun = Instant::now();
+        let gradient = self.run.buffers.lend(gradient);
+        let bytes = if has_bytes { values::encode_owned(self.run.facts.encoding, gradient) } else { Bytes::new() };
+        self.costs.encode += self.since(begun);
+        let begun = self.now();
         for (worker_id, work) in work {
             let (gradient, slot) = match self.path(worker_id) {
                 Some(GradientPath::SharedMemory) => (Bytes::new(), slot),
@@ -312,8 +272,8 @@ impl Running {
             };
             self.send(worker_id, Kind::Update(Update { step, gradient, work: Some(message_of(work)), slot }));
         }
-        self.buffers.give_back(self.training.take_spent());
-        self.costs.send += begun.elapsed();
+        self.run.buffers.give_back(self.training.take_spent());
+        self.costs.send += self.since(begun);
     }
 
     fn path(&self, worker_id: WorkerId) -> Option<GradientPath> {
@@ -341,12 +301,12 @@ impl Running {
     }
 
     fn send(&mut self, worker_id: WorkerId, kind: Kind) {
-        let Some(outbox) = self.outboxes.get(&worker_id) else { return };
+        let Some(outbox) = self.outboxes.get(&worker_id) else { return self.environment.dropped(worker_id, kind) };
         if outbox.send(kind).is_err() {
             let reason = if outbox.is_gone() { "it closed its connection" } else { "it does not take its messages" };
             let reason = reason.to_owned();
             self.outboxes.remove(&worker_id);
-            self.training.handle_event(self.clock.now(), Event::Lost(worker_id, reason));
+            self.training.handle_event(self.now(), Event::Lost(worker_id, reason));
         }
     }
 
@@ -357,8 +317,8 @@ impl Running {
                 // What the validation cost is no part of the next step.
                 self.costs = StepCosts::default();
                 let EpochReport { step, epoch, training, validation, duration, is_best } = report;
-                let record = EpochRecord::new(&self.spec, step, epoch + 1, &training, &validation, duration);
-                let weights = Weights::new(&self.spec, self.training.state().params.clone());
+                let record = EpochRecord::new(&self.run.spec, step, epoch + 1, &training, &validation, duration);
+                let weights = Weights::new(&self.run.spec, self.training.state().params.clone());
                 Entry::Epoch { record: EpochRecord { is_best, ..record }, weights }
             }
             Report::Event(event) => Entry::Event(event),
@@ -366,14 +326,14 @@ impl Running {
         self.record(entry);
     }
 
-    /// Waits until a state that is new outlives this process.
-    fn write_journal(&mut self) {
+    /// Waits until a state that is new outlives this process; whether it does.
+    fn write_journal(&mut self) -> bool {
         let state = self.training.state();
         let key = (state.step, state.epoch_sums.n_samples);
         if self.journaled.replace(key) == Some(key) {
-            return;
+            return true;
         }
-        let begun = Instant::now();
+        let begun = self.now();
         let copy = match self.spare_state.take() {
             // Memory that was written before is written without a page fault for each of its pages.
             Some(mut copy) => {
@@ -382,24 +342,43 @@ impl Running {
             }
             None => Box::new(state.clone()),
         };
-        let (done, written) = sync_channel(1);
-        self.record(Entry::Journal(copy, done));
-        // Others go on meanwhile. An observer that is gone has been noticed by now.
-        self.spare_state = block_in_place(|| written.recv()).ok();
-        self.costs.journal += begun.elapsed();
+        self.spare_state = self.environment.journal(copy).ok();
+        let is_written = self.spare_state.is_some();
+        self.stop_unless(is_written);
+        self.costs.journal += self.since(begun);
+        is_written
     }
 
     fn record(&mut self, entry: Entry) {
-        if self.observer.record(entry).is_err() {
-            // Nothing would be kept of what is trained from here on.
-            self.training.handle_event(self.clock.now(), Event::Stop);
+        let recorded = self.environment.record(entry);
+        self.stop_unless(recorded.is_ok());
+    }
+
+    /// Ends the run where nothing would be kept of what is trained from here on.
+    fn stop_unless(&mut self, is_kept: bool) {
+        if !is_kept {
+            self.training.handle_event(self.now(), Event::Stop);
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.environment.now()
+    }
+
+    fn since(&self, begun: Duration) -> Duration {
+        self.now().saturating_sub(begun)
+    }
+
+    fn end_wait(&mut self) {
+        if let Some(begun) = self.waiting_since.take() {
+            self.costs.wait += self.since(begun);
         }
     }
 
     fn step_event(&mut self, report: StepReport) -> StepEvent {
         let StepReport { step, epoch, sums, duration, workers, compute, n_active } = report;
-        let mut record = StepRecord::new(&self.spec, step, epoch + 1, &sums, duration);
-        if self.hash_steps == HashSteps::Yes {
+        let mut record = StepRecord::new(&self.run.spec, step, epoch + 1, &sums, duration);
+        if self.run.hash_steps == HashSteps::Yes {
             record.params_blake3 = Some(params_blake3(&self.training.state().params));
         }
         let costs = std::mem::take(&mut self.costs);
@@ -410,24 +389,110 @@ impl Running {
     }
 }
 
-/// What comes next; nothing if a moment comes before.
-async fn next_input(
-    stop: &CancellationToken,
-    inputs: &mut mpsc::Receiver<Input>,
-    moment: Option<Instant>,
-) -> Option<Input> {
-    let is_due = async {
-        match moment {
-            Some(moment) => sleep_until(moment.into()).await,
-            None => std::future::pending().await,
+/// A process of its own: what the driver works with there, and what it is told.
+#[derive(Debug)]
+pub struct Process {
+    /// The clock that the core sees.
+    pub clock: Clock,
+    /// Who watches.
+    pub observer: Observer,
+    /// Where states for checkpoints are offered.
+    pub pending_checkpoints: Arc<PendingCheckpoints>,
+    /// What computes the tasks that no worker is trusted with alone.
+    pub recomputer: Recomputer,
+    /// What the driver is told.
+    pub inputs: mpsc::Receiver<Input>,
+    /// Whether it waits without sleep at first.
+    pub busy_poll: bool,
+    /// Ends the run, with what it came to kept.
+    pub stop: CancellationToken,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub struct Ended {
+    /// How the run ended.
+    pub outcome: Outcome,
+    /// The core as it was then.
+    pub training: Training,
+    /// Who watched.
+    pub observer: Observer,
+    /// The workers that are still there.
+    pub sessions: OpenSessions,
+}
+
+impl Driver<Process> {
+    /// Runs until the core wishes to finish.
+    pub async fn run(mut self) -> Ended {
+        // Ends with the run.
+        loop {
+            match self.go_on() {
+                Pause::Sent => yield_now().await,
+                Pause::Idle(deadline) => {
+                    if let Some(input) = self.environment.next_input(deadline).await {
+                        self.take(input);
+                    }
+                }
+                Pause::End(outcome) => {
+                    let Self { training, outboxes, environment: Process { observer, inputs, stop, .. }, .. } = self;
+                    return Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes, stop) };
+                }
+            }
         }
-    };
-    let stopped = || Input::Happened(Event::Stop);
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Some(stopped()),
-        input = inputs.recv() => Some(input.unwrap_or_else(stopped)),
-        () = is_due => None,
+    }
+}
+
+impl Process {
+    /// What comes next; nothing if the deadline comes before.
+    async fn next_input(&mut self, deadline: Option<Duration>) -> Option<Input> {
+        let Self { clock, inputs, busy_poll, stop, .. } = self;
+        let moment = deadline.map(|deadline| clock.moment(deadline));
+        if *busy_poll {
+            let poll = BusyPoll::begin();
+            let is_due = || moment.is_some_and(|moment| moment <= Instant::now()) || stop.is_cancelled();
+            while inputs.is_empty() && !is_due() && poll.should_continue() {
+                yield_now().await;
+            }
+        }
+        let is_due = async {
+            match moment {
+                Some(moment) => sleep_until(moment.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let stopped = || Input::Happened(Event::Stop);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Some(stopped()),
+            input = inputs.recv() => Some(input.unwrap_or_else(stopped)),
+            () = is_due => None,
+        }
+    }
+}
+
+impl Environment for Process {
+    fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    fn record(&mut self, entry: Entry) -> Result<(), ObserverStopped> {
+        self.observer.record(entry)
+    }
+
+    fn checkpoint(&mut self, state: &State) -> Result<(), ObserverStopped> {
+        let offer = self.pending_checkpoints.offer(state.clone());
+        self.observer.record(Entry::Checkpoint(offer))
+    }
+
+    fn journal(&mut self, state: Box<State>) -> Result<Box<State>, ObserverStopped> {
+        let (done, written) = sync_channel(1);
+        self.observer.record(Entry::Journal(state, done))?;
+        // Others go on meanwhile.
+        block_in_place(|| written.recv()).map_err(|_| ObserverStopped)
+    }
+
+    fn compute(&mut self, work: Work, state: &State) {
+        self.recomputer.compute(work, state);
     }
 }
 

@@ -35,7 +35,7 @@ use crate::clock::Clock;
 use crate::closing::EndNotice;
 use crate::config::{Config, ConfigError, JournalSteps, Output, Reach, Workers};
 use crate::description::Description;
-use crate::driver::{Driver, Ended};
+use crate::driver::{Driver, Ended, Process, RunContext};
 use crate::endpoint::Endpoint;
 use crate::error::ClusterError;
 use crate::facts::Facts;
@@ -171,28 +171,24 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     };
     let trainjob = TrainJob::start(progress(&recipe, &*task, &state), &span);
     let latest = trainjob.as_ref().map(TrainJob::latest);
-    let driver = Driver {
-        training: Training::new(
-            rules(&config, wire.encoding(), &recipe, &*task, audit_secret, backend.compute_class()),
-            state,
-            Duration::ZERO,
-        ),
-        spec,
-        inputs: inbox,
-        facts,
-        buffers,
-        updates,
+    let training = Training::new(
+        rules(&config, wire.encoding(), &recipe, &*task, audit_secret, backend.compute_class()),
+        state,
+        Duration::ZERO,
+    );
+    let context = RunContext { spec, facts, buffers, updates, journal: config.journal, hash_steps: config.hash_steps };
+    let process = Process {
+        clock: Clock::start()?,
         observer: Observer::start(history, saver, journal, view, latest, span.clone(), stop.clone()),
-        recomputer,
         pending_checkpoints,
-        journal: config.journal,
-        hash_steps: config.hash_steps,
+        recomputer,
+        inputs: inbox,
         // Where the runtime has more threads, each look would wake another one.
         busy_poll: matches!(config.workers, Workers::Local { busy_poll: true, .. })
             && Handle::current().metrics().num_workers() == 1,
         stop: stopping,
-        clock: Clock::start()?,
     };
+    let driver = Driver::new(training, context, process);
     let local = CancellationToken::new();
     let local_workers =
         endpoint.address.clone().and_then(|address| launcher(&config, address, &endpoint.private, log_format));
