@@ -74,7 +74,7 @@ siege MINUTES:
     cargo build --release --workspace
     TELAR_SIEGE_MINUTES={{MINUTES}} cargo test --release --workspace --test cluster -- --exact hostile::run_under_attack_has_bits_of_one_process --nocapture
 
-# The schedule of a seed of the core's simulation, line by line
+# The schedule of a seed of the simulation, line by line
 sim SEED:
     TELAR_SIM_SEED={{SEED}} cargo test --release --workspace --test simulation -- --exact schedule_of_seed_ends_with_reference_result --nocapture
 

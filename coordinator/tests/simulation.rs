@@ -1,7 +1,7 @@
-//! The training core under schedules that are drawn: workers that come, die, stand still, lag, leave and lie, connections that
-//! break, messages that are lost, doubled and overtaken, and a coordinator that is started anew. Whatever happens, the run
-//! ends with the bits that it ends with when nothing does. One seed replays each schedule, in virtual time; no clock is read,
-//! and no task is spawned but to play several of them side by side.
+//! The driver with the training core under schedules that are drawn: workers that come, die, stand still, lag, leave and lie,
+//! connections that break, messages that are lost, doubled and overtaken, and a coordinator that is started anew. Whatever
+//! happens, the run ends with the bits that it ends with when nothing does. One seed replays each schedule, in virtual time; no
+//! clock is read, and no task is spawned but to play several of them side by side.
 
 mod simulation {
     pub mod cluster;
@@ -66,7 +66,7 @@ fn ten_thousand_schedules_end_with_reference_result() {
     let (counts, wrong) = (lock(&counts).clone(), lock(&wrong).join("\n"));
     assert!(wrong.is_empty(), "{wrong}");
     println!("{counts:#?}");
-    let unseen: Vec<Coverage> = Coverage::ALL.into_iter().filter(|&coverage| counts.of(coverage) == 0).collect();
+    let unseen: Vec<Coverage> = Coverage::ALL.iter().copied().filter(|&coverage| counts.of(coverage) == 0).collect();
     assert!(unseen.is_empty(), "expected every one of these in some schedule, found none: {unseen:?}");
 }
 
@@ -106,19 +106,19 @@ mod regressions {
     #[test]
     fn shards_of_dead_worker_are_reassigned() {
         check(9);
-        check(17);
+        check(20);
     }
 
     #[test]
     fn non_finite_gradient_is_not_applied() {
-        check(144);
         check(334);
+        check(344);
     }
 
     #[test]
     fn result_of_other_step_is_not_counted() {
+        check(46);
         check(101);
-        check(152);
     }
 
     #[test]
@@ -141,8 +141,8 @@ mod regressions {
 
     #[test]
     fn results_of_evicted_worker_are_discarded() {
-        check(11);
-        check(355);
+        check(38);
+        check(45);
     }
 
     #[test]

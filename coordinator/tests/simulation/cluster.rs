@@ -8,15 +8,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use coordinator::training::{OwnTaskDone, Profile, Training};
+use coordinator::training::{Action, CloseReason, Event, OwnTaskDone, Profile, WorkerId};
 use proto::limits::HEARTBEAT_INTERVAL;
+use proto::v1::coordinator_message::Kind;
 
 use super::coverage::CoverageCounts;
-use super::describe;
-use super::network::{Connection, ToCoordinator, ToWorker};
+use super::network::{Connection, ToCoordinator};
 use super::plan::Plan;
-use super::reference::{Problem, Reference, all_bits};
-use super::shell::{Notes, Run, Saved, Shell};
+use super::reference::all_bits;
+use super::shell::{Effect, Notes, Run, Saved, Shell, event_of};
 use super::sim_rng::SimRng;
 use super::worker::Worker;
 
@@ -32,7 +32,7 @@ enum SimEvent {
     Connect(usize),
     /// A message arrives.
     AtCoordinator(usize, ToCoordinator),
-    AtWorker(usize, ToWorker),
+    AtWorker(usize, Kind),
     /// The end of a stream arrives.
     ClosedAtCoordinator(usize),
     ClosedAtWorker(usize),
@@ -65,7 +65,6 @@ struct Entry {
 
 /// All there is.
 pub struct Cluster {
-    plan: Plan,
     run: Run,
     rng: SimRng,
     notes: Notes,
@@ -101,11 +100,8 @@ pub fn play(seed: u64, is_told: bool) -> CoverageCounts {
 impl Cluster {
     fn new(seed: u64, is_told: bool) -> Self {
         let mut rng = SimRng::new(seed);
-        let plan = Plan::draw(&mut rng);
-        let problem = Problem::new(&plan.rules);
-        let reference = Reference::new(&problem, &plan.initial);
-        let run = Run { rules: plan.rules.clone(), problem, reference, is_rough: plan.network.is_rough() };
-        let durable = Saved { state: plan.initial.clone(), n_validated: 0 };
+        let run = Run::new(Plan::draw(&mut rng));
+        let durable = Saved { state: run.plan.initial.clone(), n_validated: 0 };
         let disk = Disk { durable, journal: [None, None], writing: None, waiting: None };
         let notes = Notes {
             coverage: CoverageCounts::default(),
@@ -115,8 +111,7 @@ impl Cluster {
             hindered: BTreeSet::new(),
         };
         let mut cluster = Self {
-            n_faults_left: plan.n_faults,
-            plan,
+            n_faults_left: run.plan.n_faults,
             run,
             rng,
             notes,
@@ -131,14 +126,14 @@ impl Cluster {
             is_calm: false,
             is_complete: false,
         };
-        cluster.notes.tell(|| format!("{:?}", cluster.plan.rules));
-        cluster.notes.tell(|| format!("{:?}, {:?}", cluster.plan.network, cluster.plan.lies));
+        cluster.notes.tell(|| format!("{:?}", cluster.run.plan.rules));
+        cluster.notes.tell(|| format!("{:?}, {:?}", cluster.run.plan.network, cluster.run.plan.lies));
         cluster.after(Duration::ZERO, SimEvent::Begin);
-        for slot in 0..cluster.plan.n_slots {
-            let delay = cluster.rng.time(0..=cluster.plan.join_time);
+        for slot in 0..cluster.run.plan.n_slots {
+            let delay = cluster.rng.time(0..=cluster.run.plan.join_time);
             cluster.after(delay, SimEvent::Start(slot));
         }
-        cluster.after_ms(cluster.plan.fault_gap, SimEvent::Fault);
+        cluster.after_ms(cluster.run.plan.fault_gap, SimEvent::Fault);
         cluster
     }
 
@@ -165,22 +160,28 @@ impl Cluster {
 
     /// What comes after the end has no effect, and what the run came to is an end.
     fn look_after_the_end(&mut self) {
-        let mut shell = self.shell.take().expect("it has ended the run");
-        assert_eq!(shell.training.next_deadline(), None, "there is nothing to wait for after the end");
-        let state = shell.training.state().clone();
+        let mut training = self.shell.take().expect("it has ended the run").driver.training;
+        assert_eq!(training.next_deadline(), None, "there is nothing to wait for after the end");
+        let state = training.state().clone();
         assert_eq!(all_bits(&state.params), all_bits(&self.run.reference.last().params));
+        let (now, n_params) = (self.notes.now, state.params.len());
         for Reverse(entry) in std::mem::take(&mut self.entries) {
             let SimEvent::AtCoordinator(connection, message) = entry.sim_event else { continue };
             if let (Some(worker_id), false) = (self.connections[connection].worker_id, is_join(&message)) {
-                shell.read(&self.run, worker_id, message, &mut self.notes);
+                training.handle_event(now, event_of(worker_id, message, n_params));
+                assert!(training.poll_action(now).is_none(), "an event after the end has no effect");
             }
         }
-        shell.join(&self.run, Profile::default(), 0, &mut self.notes);
-        let mut again = Training::new(self.run.rules.clone(), state, Duration::ZERO);
-        let effects: Vec<String> = std::iter::from_fn(|| again.poll_action(Duration::ZERO))
-            .map(|action| describe::of_action(&action))
-            .collect();
-        assert_eq!(effects, ["checkpoint", "finish: Completed"], "a run that is complete is not begun again");
+        training.handle_event(now, Event::Joined(WorkerId(u64::MAX), Profile::default()));
+        let action = training.poll_action(now);
+        assert!(
+            matches!(action, Some(Action::Close(_, CloseReason::End, _))),
+            "it ends too, after the end: {action:?}"
+        );
+        let saved = Saved { state, n_validated: self.run.reference.validations.len() };
+        let (_, effects) = Shell::start(&self.run, saved, self.n_incarnations + 1, &mut self.notes);
+        let is_over = matches!(effects[..], [Effect::Save(_), Effect::Finish(_)]);
+        assert!(is_over, "a run that is complete is not begun again");
     }
 
     fn happen(&mut self, sim_event: SimEvent) {

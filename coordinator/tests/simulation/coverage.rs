@@ -2,9 +2,22 @@
 
 use std::collections::BTreeMap;
 
-/// Something that has to happen in some schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Coverage {
+macro_rules! coverage {
+    ($($kind:ident,)*) => {
+        /// Something that has to happen in some schedule.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Coverage {
+            $($kind,)*
+        }
+
+        impl Coverage {
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$kind,)*];
+        }
+    };
+}
+
+coverage! {
     // What is done to the cluster.
     Kill,
     Stall,
@@ -13,6 +26,7 @@ pub enum Coverage {
     HalfOpen,
     Leaving,
     Overflow,
+    Gone,
     AllAtOnce,
     MessageLost,
     MessageDoubled,
@@ -23,6 +37,7 @@ pub enum Coverage {
     ResumedBeforeValidation,
     CheckpointPassedOver,
     Journal,
+    ResumedWithPatience,
     OldIncarnation,
     UnknownWorker,
     LateMessage,
@@ -42,6 +57,7 @@ pub enum Coverage {
     Waiting,
     Lagging,
     LaggingTwice,
+    UpdateOverwritten,
     Silent,
     NotReady,
     NoAnswer,
@@ -68,73 +84,7 @@ pub enum Coverage {
     KeptOut,
     MixedClasses,
     NobodyCame,
-}
-
-impl Coverage {
-    /// Every one.
-    pub const ALL: [Self; 61] = [
-        Self::Kill,
-        Self::Stall,
-        Self::Slowness,
-        Self::Break,
-        Self::HalfOpen,
-        Self::Leaving,
-        Self::Overflow,
-        Self::AllAtOnce,
-        Self::MessageLost,
-        Self::MessageDoubled,
-        Self::MessageOvertaken,
-        Self::Crash,
-        Self::Stop,
-        Self::Resumed,
-        Self::ResumedBeforeValidation,
-        Self::CheckpointPassedOver,
-        Self::Journal,
-        Self::OldIncarnation,
-        Self::UnknownWorker,
-        Self::LateMessage,
-        Self::LieNotFinite,
-        Self::LieLength,
-        Self::LieCount,
-        Self::LieStray,
-        Self::LieBits,
-        Self::LieNonsense,
-        Self::LieUndealt,
-        Self::LieGuess,
-        Self::LieSilent,
-        Self::LieFlood,
-        Self::TwoOfOneIdentity,
-        Self::Reassigned,
-        Self::Waiting,
-        Self::Lagging,
-        Self::LaggingTwice,
-        Self::Silent,
-        Self::NotReady,
-        Self::NoAnswer,
-        Self::Released,
-        Self::RefusedStale,
-        Self::RefusedDuplicate,
-        Self::RefusedNotDealt,
-        Self::RefusedForGood,
-        Self::Late,
-        Self::HelperFirst,
-        Self::StragglerFirst,
-        Self::Audited,
-        Self::NotAudited,
-        Self::Own,
-        Self::OwnCounts,
-        Self::OwnTooLate,
-        Self::EvictedNotFinite,
-        Self::EvictedLength,
-        Self::EvictedCount,
-        Self::EvictedBits,
-        Self::EvictedNonsense,
-        Self::EvictedByTwo,
-        Self::EvictedByCoordinator,
-        Self::KeptOut,
-        Self::MixedClasses,
-        Self::NobodyCame,
-    ];
+    StoppedEarly,
 }
 
 /// How often each was seen.

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use coordinator::training::{CloseReason, Profile, Work, WorkerId};
+use coordinator::training::{Profile, WorkerId};
 use engine::sums::Sums;
+use proto::shared::UpdateSlots;
 
 use super::coverage::{Coverage, CoverageCounts};
 use super::sim_rng::SimRng;
@@ -32,17 +33,6 @@ pub struct ShardAnswer {
     pub compute: Duration,
 }
 
-/// What the coordinator says.
-#[derive(Clone, Debug)]
-pub enum ToWorker {
-    Welcome,
-    State { step: u64, params: Rc<[f32]>, slots: Rc<[Vec<f32>]>, work: Work },
-    Update { step: u64, gradient: Rc<[f32]>, work: Work },
-    Work(Work),
-    Refusal,
-    Close(CloseReason),
-}
-
 /// One worker's stream, both ways.
 #[derive(Debug)]
 pub struct Connection {
@@ -52,6 +42,8 @@ pub struct Connection {
     pub incarnation: u32,
     /// The worker's number, once it has joined.
     pub worker_id: Option<WorkerId>,
+    /// Where its worker finds averaged gradients, if it is on the coordinator's machine.
+    pub updates: Option<Rc<UpdateSlots>>,
     /// Whether the coordinator still listens and speaks.
     pub is_open_here: bool,
     /// Whether nothing arrives any more: it broke, or is half open.
@@ -71,10 +63,10 @@ pub enum Direction {
 }
 
 impl Connection {
-    pub fn new(process: usize, incarnation: u32) -> Self {
-        let (to_coordinator, to_worker) = (Duration::ZERO, Duration::ZERO);
+    pub fn new(process: usize, incarnation: u32, updates: Option<Rc<UpdateSlots>>) -> Self {
+        let (worker_id, to_coordinator, to_worker) = (None, Duration::ZERO, Duration::ZERO);
         let (is_open_here, is_cut, is_half_open) = (true, false, false);
-        Self { process, incarnation, worker_id: None, is_open_here, is_cut, is_half_open, to_coordinator, to_worker }
+        Self { process, incarnation, worker_id, updates, is_open_here, is_cut, is_half_open, to_coordinator, to_worker }
     }
 
     /// Lets something arrive after all that was sent before it.

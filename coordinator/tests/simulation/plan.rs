@@ -1,7 +1,9 @@
 //! What a seed stands for: what is trained, on what workers, over what network, and how much goes wrong.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use coordinator::config::{HashSteps, JournalSteps};
 use coordinator::training::{AfterStop, AuditSecret, CheckpointEvery, Rounding, Rules, State};
 use engine::optimizer::{Adam, Decay, LrSchedule, Optimizer, Rule};
 use engine::recipe::Recipe;
@@ -32,7 +34,11 @@ pub struct Plan {
     /// How long a checkpoint takes to be on the disk, in milliseconds.
     pub save_time: (u64, u64),
     /// Whether each state is kept as soon as it is there.
-    pub has_journal: bool,
+    pub journal: JournalSteps,
+    /// Whether each step's parameters are named.
+    pub hash_steps: HashSteps,
+    /// Whether some workers are on the coordinator's machine, where averaged gradients lie in memory.
+    pub has_shared_memory: bool,
     /// What liars lie about, if there are any: the first process in each of the first slots.
     pub lies: Option<Lies>,
     pub n_liars: usize,
@@ -50,7 +56,13 @@ impl Plan {
         // Wrong bits that look usual are found where all are compared.
         let has_wrong_bits = lies.is_some_and(|lies| matches!(lies.lie, Lie::WrongBits | Lie::Guess));
         let network = draw_network(rng);
-        let recipe = draw_recipe(rng);
+        let mut recipe = draw_recipe(rng);
+        // By a number of its own, so that it moves nothing else that is drawn.
+        let mut own = SimRng::new(!recipe.seed);
+        if own.is_one_in(4) {
+            recipe.patience = NonZeroU32::new(own.count(1..=2));
+            recipe.epochs = NonZeroU32::new(own.count(2..=6)).expect("above 0");
+        }
         let rounding = rng.pick(&[Rounding::None, Rounding::None, Rounding::Bf16]);
         let n_params = rng.number(1..=5);
         let initial = (0..n_params).map(|_| rng.pick(&[-1.0, -0.3, 0.0, 0.001, 0.7, 12.5])).collect();
@@ -87,7 +99,9 @@ impl Plan {
             join_time: rng.pick(&[0, 10, 100, 20_000]),
             search_max: rng.time(5_000..=60_000),
             save_time: (1, rng.pick(&[2, 50, 500])),
-            has_journal: rng.is_one_in(4),
+            journal: if rng.is_one_in(4) { JournalSteps::Yes } else { JournalSteps::No },
+            hash_steps: if own.is_one_in(4) { HashSteps::Yes } else { HashSteps::No },
+            has_shared_memory: rounding == Rounding::None && own.is_one_in(2),
             identity_slots: rng.pick(&[1, 1, 2, 3, 6]),
             // They are of one identity: two that lie alike would be right.
             n_liars: rng.pick(&[1, 2]),

@@ -1,6 +1,7 @@
 //! What is trained, in place of a network and its data, and the run as it goes when nothing disturbs it: a plain loop that
 //! knows no core.
 
+use engine::early_stopping::BestEpoch;
 use engine::optimizer::{LearningRates, clip_norm};
 use engine::params::params_fingerprint;
 use engine::recipe::Recipe;
@@ -8,6 +9,7 @@ use engine::reduce::{average, reduce};
 use engine::shard::ShardResult;
 use engine::sums::{COUNTS_MAX, Sums, counts};
 use half::bf16;
+use proto::v1::Encoding;
 
 use coordinator::training::{Rounding, Rules, SchedulePosition, State};
 
@@ -16,6 +18,7 @@ pub struct Problem {
     pub recipe: Recipe,
     pub rates: LearningRates,
     pub rounding: Rounding,
+    pub encoding: Encoding,
     /// Samples of each shard, by step of an epoch.
     pub shard_samples: Vec<Vec<u64>>,
     /// Samples of each batch of the validation split.
@@ -37,6 +40,10 @@ impl Problem {
             recipe: rules.recipe.clone(),
             rates: rules.recipe.learning_rates(rules.n_train.into()),
             rounding: rules.rounding,
+            encoding: match rules.rounding {
+                Rounding::None => Encoding::F32,
+                Rounding::Bf16 => Encoding::Bf16,
+            },
             shard_samples: (0..sampler.n_steps()).map(of_step).collect(),
             batch_samples,
         }
@@ -96,12 +103,15 @@ pub struct Reference {
     pub step_sums: Vec<Sums>,
     /// Each epoch's end: updates, and the losses of the validation.
     pub validations: Vec<(u64, Sums)>,
+    /// The best epoch after so many validations.
+    pub best: Vec<Option<BestEpoch>>,
 }
 
 impl Reference {
     pub fn new(problem: &Problem, initial: &State) -> Self {
         let recipe = &problem.recipe;
         let (mut states, mut step_sums, mut validations) = (vec![initial.clone()], Vec::new(), Vec::new());
+        let mut best: Vec<Option<BestEpoch>> = vec![None];
         let mut state = initial.clone();
         let n_steps_max = recipe.max_steps.unwrap_or(u64::MAX);
         for epoch in 0..recipe.epochs.get() {
@@ -140,8 +150,17 @@ impl Reference {
                 validation.add(problem.batch(&state.params, state.step, batch));
             }
             validations.push((state.step, validation));
+            let (val_loss, lowest) = (validation.loss(), state.best.map_or(f64::INFINITY, |best| best.val_loss));
+            if val_loss < lowest {
+                state.best = Some(BestEpoch { epoch, val_loss });
+            }
+            best.push(state.best);
+            let n_worse = state.best.map_or(0, |best| epoch - best.epoch);
+            if recipe.patience.is_some_and(|patience| n_worse >= patience.get()) {
+                break;
+            }
         }
-        Self { states, step_sums, validations }
+        Self { states, step_sums, validations, best }
     }
 
     pub fn last(&self) -> &State {

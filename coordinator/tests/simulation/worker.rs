@@ -2,13 +2,18 @@
 //! `worker/src`; and that lies, if it is one that does.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
-use coordinator::training::{Profile, Work};
+use coordinator::training::{Profile, SchedulePosition};
 use engine::params::params_fingerprint;
 use engine::shard::ShardResult;
+use proto::shared::UpdateSlots;
+use proto::v1::coordinator_message::Kind;
+use proto::v1::{self, Encoding, Update, Work};
+use proto::values::decode;
 
-use super::network::{ShardAnswer, ToCoordinator, ToWorker};
+use super::network::{ShardAnswer, ToCoordinator};
 use super::reference::Problem;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -175,8 +180,9 @@ pub struct Computer {
 
 struct Job {
     connection: usize,
-    order: ToWorker,
+    order: Kind,
     change: u64,
+    updates: Option<Rc<UpdateSlots>>,
 }
 
 struct LoadedReplica {
@@ -197,11 +203,11 @@ struct AtWork {
 
 impl Computer {
     /// Takes an order.
-    pub fn submit(&mut self, connection: usize, order: ToWorker) {
-        if matches!(order, ToWorker::State { .. } | ToWorker::Update { .. }) {
+    pub fn submit(&mut self, connection: usize, order: Kind, updates: Option<Rc<UpdateSlots>>) {
+        if matches!(order, Kind::State(_) | Kind::Update(_)) {
             self.newest += 1;
         }
-        self.jobs.push_back(Job { connection, order, change: self.newest });
+        self.jobs.push_back(Job { connection, order, change: self.newest, updates });
     }
 
     /// Updates that the replica has.
@@ -224,12 +230,12 @@ impl Computer {
                 }
                 self.at_work = None;
             }
-            let Some(Job { connection, order, change }) = self.jobs.pop_front() else { return false };
+            let Some(Job { connection, order, change, updates }) = self.jobs.pop_front() else { return false };
             if session != Some(connection) {
                 continue;
             }
             self.loaded.take_if(|loaded| loaded.connection != connection);
-            match self.follow(connection, order, problem) {
+            match self.follow(connection, order, updates.as_deref(), problem) {
                 Ok(Some(work)) => {
                     self.at_work = Some(AtWork { connection, change, work, n_done: 0, is_computing: false });
                 }
@@ -242,19 +248,41 @@ impl Computer {
         }
     }
 
-    fn follow(&mut self, connection: usize, order: ToWorker, problem: &Problem) -> Result<Option<Work>, String> {
+    fn follow(
+        &mut self,
+        connection: usize,
+        order: Kind,
+        updates: Option<&UpdateSlots>,
+        problem: &Problem,
+    ) -> Result<Option<Work>, String> {
         let work = match order {
-            ToWorker::State { step, params, slots, work } => {
-                let (params, slots) = (params.to_vec(), slots.to_vec());
+            Kind::State(v1::State { step, params, slots, work }) => {
+                let params = numbers(Encoding::F32, &params);
+                let (mut kept, mut slots) = (&*slots, problem.recipe.optimizer.slots(params.len()));
+                for slot in &mut slots {
+                    let bytes = kept.split_off(..4 * slot.len()).expect("as many as the optimizer keeps");
+                    *slot = numbers(Encoding::F32, bytes);
+                }
                 let fingerprint = params_fingerprint(&params);
                 self.loaded = Some(LoadedReplica { connection, step, params, slots, fingerprint });
                 work
             }
-            ToWorker::Update { step, gradient, work } => {
+            Kind::Update(Update { step, gradient, slot, work }) => {
                 if let Some(loaded) = &mut self.loaded {
                     if step != loaded.step + 1 {
                         return Err(format!("expected the update to step {}, found that to {step}", loaded.step + 1));
                     }
+                    let gradient = match slot {
+                        None => numbers(problem.encoding, &gradient),
+                        Some(slot) => {
+                            let mut gradient = Vec::new();
+                            let updates = updates.expect("who has no memory is sent bytes");
+                            updates
+                                .read(slot, step, |_, values| gradient.extend(values))
+                                .map_err(|error| error.to_string())?;
+                            gradient
+                        }
+                    };
                     let rate = problem.rates.at(loaded.step);
                     problem.recipe.optimizer.apply(rate, &mut loaded.params, &mut loaded.slots, 0, &gradient);
                     loaded.step = step;
@@ -262,16 +290,16 @@ impl Computer {
                 }
                 work
             }
-            ToWorker::Work(work) => work,
+            Kind::Work(work) => Some(work),
             other => unreachable!("{other:?} is no order"),
         };
-        let (Some(loaded), Work::Shards { step, .. } | Work::Batches { step, .. }) = (&self.loaded, &work) else {
+        let (Some(loaded), Some(work)) = (&self.loaded, work.filter(|work| n_tasks(work) > 0)) else {
             return Ok(None);
         };
-        if *step > loaded.step {
-            return Err(format!("expected work on step {}, found work on {step}", loaded.step));
+        if work.step > loaded.step {
+            return Err(format!("expected work on step {}, found work on {}", loaded.step, work.step));
         }
-        Ok((*step == loaded.step).then_some(work))
+        Ok((work.step == loaded.step).then_some(work))
     }
 
     /// A bit of the replica turns over.
@@ -284,17 +312,14 @@ impl Computer {
     /// Results of all shards of the step at hand that its order does not name. They are right, so that no harm is done if one of
     /// them is dealt to it meanwhile.
     pub fn undealt(&self, problem: &Problem) -> Vec<ToCoordinator> {
-        let (Some(loaded), Some(AtWork { work: Work::Shards { position, shards, .. }, .. })) =
-            (&self.loaded, &self.at_work)
-        else {
-            return Vec::new();
-        };
+        let (Some(loaded), Some(AtWork { work, .. })) = (&self.loaded, &self.at_work) else { return Vec::new() };
         let message = |shard| {
             let (step, params_fingerprint, compute) = (loaded.step, loaded.fingerprint, Duration::ZERO);
-            let ShardResult { gradient_sum, sums } = problem.shard(&loaded.params, *position, step, shard);
+            let ShardResult { gradient_sum, sums } = problem.shard(&loaded.params, position_of(work), step, shard);
             ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
         };
-        (0..problem.recipe.shards.get()).filter(|shard| !shards.contains(shard)).map(message).collect()
+        let is_undealt = |shard: &u32| !work.shards.is_empty() && !work.shards.contains(shard);
+        (0..problem.recipe.shards.get()).filter(is_undealt).map(message).collect()
     }
 
     /// What it has computed, and on which connection it was asked to.
@@ -302,19 +327,14 @@ impl Computer {
         let at_work = self.at_work.as_mut().expect("it was at work");
         let loaded = self.loaded.as_ref().expect("it computes on a replica");
         let (step, params_fingerprint) = (loaded.step, loaded.fingerprint);
-        let message = match &at_work.work {
-            Work::Shards { position, shards, .. } => {
-                let shard = shards[at_work.n_done];
-                let result = problem.shard(&loaded.params, *position, step, shard);
-                let (gradient_sum, sums) = (result.gradient_sum, result.sums);
-                ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
-            }
-            Work::Batches { batches, .. } => {
-                let batch = batches[at_work.n_done];
-                let sums = problem.batch(&loaded.params, step, batch);
-                ToCoordinator::Batch { step, batch, sums, params_fingerprint }
-            }
-            Work::Nothing => unreachable!("nothing is no work"),
+        let message = if let Some(&shard) = at_work.work.shards.get(at_work.n_done) {
+            let result = problem.shard(&loaded.params, position_of(&at_work.work), step, shard);
+            let ShardResult { gradient_sum, sums } = result;
+            ToCoordinator::Shard(ShardAnswer { step, shard, gradient_sum, sums, params_fingerprint, compute })
+        } else {
+            let batch = at_work.work.batches[at_work.n_done];
+            let sums = problem.batch(&loaded.params, step, batch);
+            ToCoordinator::Batch { step, batch, sums, params_fingerprint }
         };
         at_work.n_done += 1;
         at_work.is_computing = false;
@@ -322,10 +342,18 @@ impl Computer {
     }
 }
 
+/// Shards, or batches.
 fn n_tasks(work: &Work) -> usize {
-    match work {
-        Work::Nothing => 0,
-        Work::Shards { shards, .. } => shards.len(),
-        Work::Batches { batches, .. } => batches.len(),
-    }
+    work.shards.len() + work.batches.len()
+}
+
+pub fn position_of(work: &Work) -> SchedulePosition {
+    SchedulePosition { epoch: work.epoch, step_of_epoch: work.step_of_epoch }
+}
+
+/// As many numbers as there are bytes for.
+pub fn numbers(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / encoding.value_bytes()];
+    decode(encoding, bytes, &mut values).expect("the coordinator sends finite numbers");
+    values
 }

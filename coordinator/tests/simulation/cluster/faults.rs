@@ -15,12 +15,12 @@ const LEAVING_WAIT_MAX: Duration = Duration::from_secs(5);
 impl Cluster {
     pub(super) fn inject_fault(&mut self) {
         if self.n_faults_left == 0 {
-            return self.after_ms((0, self.plan.lying_time), SimEvent::Calm);
+            return self.after_ms((0, self.run.plan.lying_time), SimEvent::Calm);
         }
         // Most are kept for when there is something to disturb.
         let is_at_work = self.shell.as_ref().is_some_and(|shell| shell.sessions.values().any(Session::is_active));
         if !is_at_work && !self.rng.is_one_in(50) {
-            return self.after_ms(self.plan.fault_gap, SimEvent::Fault);
+            return self.after_ms(self.run.plan.fault_gap, SimEvent::Fault);
         }
         self.n_faults_left -= 1;
         let victims = self.victims();
@@ -31,7 +31,7 @@ impl Cluster {
             3 => self.for_each(Coverage::Break, &victims, Self::break_connection),
             4 => self.for_each(Coverage::HalfOpen, &victims, Self::open_by_half),
             5 => self.for_each(Coverage::Leaving, &victims, Self::ask_to_leave),
-            6 => self.fill_outboxes(&victims),
+            6 => self.disable(&victims),
             7 => {
                 self.notes.coverage.add(Coverage::Crash, u64::from(self.shell.is_some()));
                 self.notes.tell(|| "the coordinator is gone".to_owned());
@@ -40,7 +40,7 @@ impl Cluster {
             8 => self.stop(),
             _ => self.speak_for_strangers(),
         }
-        self.after_ms(self.plan.fault_gap, SimEvent::Fault);
+        self.after_ms(self.run.plan.fault_gap, SimEvent::Fault);
     }
 
     /// From here on a run goes to its end, which it would not with a liar that nobody can do without.
@@ -124,11 +124,10 @@ impl Cluster {
         }
     }
 
-    /// The next message to them does not find room.
-    fn fill_outboxes(&mut self, processes: &[usize]) {
-        let Some(shell) = &mut self.shell else { return };
-        for session in shell.sessions.values_mut() {
-            session.is_full |= processes.contains(&(session.process as usize - 1));
+    /// The next message to them fails.
+    fn disable(&mut self, processes: &[usize]) {
+        if let Some(shell) = &mut self.shell {
+            shell.disable(processes);
         }
     }
 

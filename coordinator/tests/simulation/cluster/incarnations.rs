@@ -1,9 +1,11 @@
 //! The coordinator's end of the connections, its disk, and the life of its process.
 
-use coordinator::training::{CloseReason, Outcome, WorkerId};
+use coordinator::training::{Outcome, WorkerId};
+use proto::v1::coordinator_message::Kind;
+use proto::v1::{Close, CloseReason};
 
 use super::super::coverage::Coverage;
-use super::super::network::{Connection, Delivery, Direction, ToCoordinator, ToWorker};
+use super::super::network::{Connection, Delivery, Direction, ToCoordinator};
 use super::super::shell::{Effect, Saved, Shell};
 use super::{Cluster, SimEvent, is_join};
 
@@ -48,8 +50,10 @@ impl Cluster {
             self.notes.coverage.add(Coverage::OldIncarnation, 1);
             self.connections[connection].is_open_here = false;
             // As a refusal of the call, after which the worker ends.
-            self.send(connection, ToWorker::Close(CloseReason::Refused));
-            shell.lose(&self.run, worker_id, "expected this incarnation, found another one", &mut self.notes)
+            let reason = "expected this incarnation, found another one".to_owned();
+            let close_reason = CloseReason::Refused.into();
+            self.send(connection, Kind::Close(Close { close_reason, reason: reason.clone() }));
+            shell.lose(&self.run, worker_id, &reason, &mut self.notes)
         } else {
             self.notes.coverage.add(Coverage::UnknownWorker, 1);
             shell.read(&self.run, WorkerId(u64::MAX), message, &mut self.notes)
@@ -80,35 +84,30 @@ impl Cluster {
                         self.write_next();
                     }
                 }
+                Effect::Journal(saved) => self.disk.journal = [self.disk.journal[1].take(), Some(saved)],
                 Effect::Compute(done) => {
                     let incarnation = self.n_incarnations;
-                    self.after_ms(self.plan.task_time, SimEvent::OwnTask(incarnation, done));
+                    self.after_ms(self.run.plan.task_time, SimEvent::OwnTask(incarnation, done));
                 }
                 Effect::Finish(outcome) => self.finish(&outcome),
-            }
-        }
-        if let (true, Some(shell)) = (self.plan.has_journal, &self.shell) {
-            let [_, newest] = &self.disk.journal;
-            if newest.as_ref().is_none_or(|newest| age(newest) != shell.age()) {
-                self.disk.journal = [self.disk.journal[1].take(), Some(shell.save())];
             }
         }
     }
 
     /// The coordinator sends something.
-    fn send(&mut self, connection: usize, message: ToWorker) {
+    fn send(&mut self, connection: usize, message: Kind) {
         let delivery =
-            if matches!(message, ToWorker::Welcome | ToWorker::Close(_)) { Delivery::Sure } else { Delivery::Any };
-        let Self { plan, connections, rng, notes, .. } = self;
+            if matches!(message, Kind::Welcome(_) | Kind::Close(_)) { Delivery::Sure } else { Delivery::Any };
+        let Self { run, connections, rng, notes, .. } = self;
         let (link, coverage) = (&mut connections[connection], &mut notes.coverage);
-        for moment in plan.network.arrivals(link, Direction::ToWorker, delivery, notes.now, rng, coverage) {
+        for moment in run.plan.network.arrivals(link, Direction::ToWorker, delivery, notes.now, rng, coverage) {
             self.at(moment, SimEvent::AtWorker(connection, message.clone()));
         }
     }
 
     fn close_from_here(&mut self, connection: usize) {
         self.connections[connection].is_open_here = false;
-        let delay = self.plan.network.delay(&mut self.rng);
+        let delay = self.run.plan.network.delay(&mut self.rng);
         let moment = self.connections[connection].arrive_last(Direction::ToWorker, self.notes.now + delay);
         self.at(moment, SimEvent::ClosedAtWorker(connection));
     }
@@ -116,7 +115,7 @@ impl Cluster {
     pub(super) fn write_next(&mut self) {
         self.disk.writing = self.disk.waiting.take();
         if self.disk.writing.is_some() {
-            self.after_ms(self.plan.save_time, SimEvent::Saved(self.n_incarnations));
+            self.after_ms(self.run.plan.save_time, SimEvent::Saved(self.n_incarnations));
         }
     }
 

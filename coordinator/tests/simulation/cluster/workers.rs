@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use coordinator::training::{CloseReason, Identity, Profile};
+use coordinator::training::{Identity, Profile};
 use proto::limits::FIRST_MESSAGE_WAIT_MAX;
+use proto::v1::coordinator_message::Kind;
+use proto::v1::{Close, CloseReason};
 
 use super::super::coverage::Coverage;
-use super::super::describe;
-use super::super::network::{Connection, Delivery, Direction, ToCoordinator, ToWorker};
+use super::super::network::{Connection, Delivery, Direction, ToCoordinator};
 use super::super::worker::{Computer, Lie, Search, Worker};
 use super::{Cluster, SimEvent, is_join};
 
@@ -16,11 +17,11 @@ impl Cluster {
         let process = self.workers.len();
         let number = u32::try_from(process).expect("few processes") + 1;
         let is_first = self.workers.iter().all(|worker| worker.slot != slot);
-        let lies = self.plan.lies.filter(|_| is_first && slot < self.plan.n_liars && !self.is_calm);
-        let compute_class = self.rng.pick(self.plan.classes).to_owned();
-        let group = if lies.is_some() { 0 } else { slot / self.plan.identity_slots };
+        let lies = self.run.plan.lies.filter(|_| is_first && slot < self.run.plan.n_liars && !self.is_calm);
+        let compute_class = self.rng.pick(self.run.plan.classes).to_owned();
+        let group = if lies.is_some() { 0 } else { slot / self.run.plan.identity_slots };
         // One machine with several workers is one identity; a process on a machine of its own is another one each time.
-        let is_shared = self.plan.identity_slots > 1 || (lies.is_some() && self.plan.n_liars > 1);
+        let is_shared = self.run.plan.identity_slots > 1 || (lies.is_some() && self.run.plan.n_liars > 1);
         let identity = if is_shared { format!("group {group}") } else { format!("process {number}") };
         let (host, identity) = ("here".to_owned(), Identity::new(identity));
         let profile = Profile { identity, host, process: number, compute_class, ..Profile::default() };
@@ -32,7 +33,7 @@ impl Cluster {
             is_leaving: false,
             stalled_until: Duration::ZERO,
             connection: None,
-            search: Search::begin(self.plan.search_max, self.notes.now),
+            search: Search::begin(self.run.plan.search_max, self.notes.now),
             computer: Computer::default(),
             lies,
         });
@@ -45,10 +46,10 @@ impl Cluster {
         }
         let Some(shell) = &self.shell else { return self.go_on_searching(process) };
         let connection = self.connections.len();
-        self.connections.push(Connection::new(process, shell.incarnation));
         let worker = &mut self.workers[process];
         worker.connection = Some(connection);
         let profile = worker.profile.clone();
+        self.connections.push(Connection::new(process, shell.incarnation, shell.updates_of(profile.process)));
         self.write(connection, ToCoordinator::Join(profile));
         self.after(FIRST_MESSAGE_WAIT_MAX, SimEvent::NotWelcomed(connection));
     }
@@ -71,7 +72,7 @@ impl Cluster {
 
     fn close_from_there(&mut self, connection: usize) {
         self.end_session(connection);
-        let delay = self.plan.network.delay(&mut self.rng);
+        let delay = self.run.plan.network.delay(&mut self.rng);
         let moment = self.connections[connection].arrive_last(Direction::ToCoordinator, self.notes.now + delay);
         self.at(moment, SimEvent::ClosedAtCoordinator(connection));
     }
@@ -96,30 +97,30 @@ impl Cluster {
         self.after_ms((0, 2_000), SimEvent::Start(slot));
     }
 
-    pub(super) fn at_worker(&mut self, connection: usize, message: ToWorker) {
+    pub(super) fn at_worker(&mut self, connection: usize, message: Kind) {
         if !self.is_in_session(connection) || self.connections[connection].is_cut {
             return;
         }
         let process = self.connections[connection].process;
         let worker = &mut self.workers[process];
         match message {
-            ToWorker::Welcome => {
+            Kind::Welcome(_) => {
                 worker.search.found(self.notes.now);
-                self.after_ms(self.plan.prepare_time, SimEvent::Prepared(connection));
+                self.after_ms(self.run.plan.prepare_time, SimEvent::Prepared(connection));
                 self.after(Duration::ZERO, SimEvent::Heartbeat(connection));
             }
-            ToWorker::State { .. } | ToWorker::Update { .. } | ToWorker::Work(_) => {
-                worker.computer.submit(connection, message);
+            Kind::State(_) | Kind::Update(_) | Kind::Work(_) => {
+                worker.computer.submit(connection, message, self.connections[connection].updates.clone());
                 self.compute(process);
             }
-            ToWorker::Refusal => {}
-            ToWorker::Close(CloseReason::ComeBack) => {
+            Kind::Refusal(_) => {}
+            Kind::Close(Close { close_reason, .. }) => {
                 self.end_session(connection);
-                self.go_on_searching(process);
-            }
-            ToWorker::Close(CloseReason::End | CloseReason::Refused | CloseReason::Evicted) => {
-                self.end_session(connection);
-                self.end_process(process);
+                if close_reason == i32::from(CloseReason::ComeBack) {
+                    self.go_on_searching(process);
+                } else {
+                    self.end_process(process);
+                }
             }
         }
     }
@@ -136,7 +137,7 @@ impl Cluster {
         if is_computing {
             let slow = self.slowness.get(&process).filter(|(_, until)| *until > self.notes.now);
             let factor = slow.map_or(1, |(factor, _)| *factor);
-            let compute = factor * self.rng.time(self.plan.task_time.0..=self.plan.task_time.1);
+            let compute = factor * self.rng.time(self.run.plan.task_time.0..=self.run.plan.task_time.1);
             self.after(compute, SimEvent::Computed(process, compute));
         }
     }
@@ -176,10 +177,9 @@ impl Cluster {
                 self.notes.hindered.insert(worker.profile.process);
             }
             self.notes.coverage.add(coverage, 1);
-            self.notes.coverage.add(Coverage::TwoOfOneIdentity, u64::from(self.plan.n_liars > 1));
+            self.notes.coverage.add(Coverage::TwoOfOneIdentity, u64::from(self.run.plan.n_liars > 1));
             self.notes.liars.insert(worker.profile.process, coverage);
-            self.notes
-                .tell(|| format!("process {} lies ({coverage:?}): {}", process + 1, describe::of_message(&message)));
+            self.notes.tell(|| format!("process {} lies ({coverage:?}): {:?}", process + 1, message));
         }
         if self.is_in_session(connection) {
             messages.insert(0, message);
@@ -194,9 +194,9 @@ impl Cluster {
     /// A worker sends something.
     pub(super) fn write(&mut self, connection: usize, message: ToCoordinator) {
         let delivery = if is_join(&message) { Delivery::Sure } else { Delivery::Any };
-        let Self { plan, connections, rng, notes, .. } = self;
+        let Self { run, connections, rng, notes, .. } = self;
         let (link, coverage) = (&mut connections[connection], &mut notes.coverage);
-        for moment in plan.network.arrivals(link, Direction::ToCoordinator, delivery, notes.now, rng, coverage) {
+        for moment in run.plan.network.arrivals(link, Direction::ToCoordinator, delivery, notes.now, rng, coverage) {
             self.at(moment, SimEvent::AtCoordinator(connection, message.clone()));
         }
     }
