@@ -261,11 +261,11 @@ impl Checkpoint {
                 return Err(format!("{} values of {group} where {expected} belong", values.len()));
             }
         }
-        if let Some(BestEpoch { epoch, .. }) = best.filter(|best| u64::from(best.epoch) >= *step) {
-            return Err(format!("a best epoch {epoch} after {step} steps"));
-        }
         if u32::try_from(*step).is_err() || (*step == 0 && epoch_sums.n_samples > 0) {
             return Err(format!("step {step} after {} samples of its epoch", epoch_sums.n_samples));
+        }
+        if let Some(BestEpoch { epoch, .. }) = best.filter(|best| u64::from(best.epoch) >= *step) {
+            return Err(format!("a best epoch {epoch} after {step} steps"));
         }
         Ok(())
     }
@@ -470,7 +470,7 @@ pub(crate) mod tests {
         let params = initial_params(Architecture::Denoising, step);
         let mut state = State::new(&recipe, Rounding::Bf16, params);
         (state.step, state.epoch_time) = (step, Duration::from_nanos(12_345_678_901));
-        state.best = Some(BestEpoch { epoch: 3, val_loss: 0.1 + 0.2 });
+        state.best = (step > 0).then_some(BestEpoch { epoch: 0, val_loss: 0.1 + 0.2 });
         state.epoch_sums = Sums { loss_sum: 0.1 + 0.2, counts: counts(&[7, 0, 1]), n_samples: 3 };
         let mut value = 0.1_f32;
         for place in state.slots.iter_mut().flatten().chain(&mut state.residual) {
@@ -624,6 +624,7 @@ pub(crate) mod tests {
         );
         check(|written| written.state.step = 0, "step 0 after 3 samples");
         check(|written| written.state.step = u64::MAX, "step 18446744073709551615 after 3 samples");
+        check(|written| written.state.best = Some(BestEpoch { epoch: 5, val_loss: 0.5 }), "best epoch 5 after 5 steps");
     }
 
     #[test]
