@@ -6,8 +6,8 @@
 
 Trains the `conv` autoencoder on the 55,000 training images without labels. Then trains the classifier with 100, 500 and
 5,000 labels, its encoder trained from scratch, pre-trained and frozen, or pre-trained and fine-tuned, with five seeds
-each, and evaluates the best weights of each run on the 10,000 test images. Writes RESULTS.md and accuracy.png (needs
-matplotlib) beside this script. Runs that are already in the folder --runs are not repeated.
+each, and evaluates the best weights of each run on the 10,000 test images. Writes RESULTS.md, accuracy.png (needs
+matplotlib) and the tables in README.md beside this script. Runs that are already in the folder --runs are not repeated.
 """
 
 import argparse
@@ -39,6 +39,7 @@ PRETRAINING_EPOCHS = 5
 
 ENCODERS = ["from scratch", "pre-trained, frozen", "pre-trained, fine-tuned"]
 COLORS = {"from scratch": "#555555", "pre-trained, frozen": "#d95f02", "pre-trained, fine-tuned": "#1b6ca8"}
+FIGURE = "![Test accuracy by the number of labels](accuracy.png)"
 # Student's t for five pairs: a mean difference beyond so many standard errors is significant at 5 %.
 T_95 = 2.776
 
@@ -112,6 +113,33 @@ def difference(accuracies, n_labels, encoder):
     return f"{mean:+.1f} ± {statistics.stdev(differences):.1f} ({word})"
 
 
+def tables_of(accuracies):
+    """The accuracies, and what pre-training adds, as lines of Markdown."""
+    return [
+        "Accuracy on the 10,000 test images in percent: mean ± standard deviation over the seeds "
+        f"{SEEDS[0]}–{SEEDS[-1]}, each of which draws other labelled images and other initial values.",
+        "",
+        f"| labels | {' | '.join(ENCODERS)} |",
+        f"|---|{'---|' * len(ENCODERS)}",
+        *[f"| {n_labels:,} | {' | '.join(spread(accuracies[n_labels, encoder]) for encoder in ENCODERS)} |" for n_labels in LABELS],
+        "",
+        "What pre-training adds in percentage points: mean ± standard deviation of the differences between runs of the same "
+        "seed. “Better” and “worse” are significant at 5 % (paired t test).",
+        "",
+        "| labels | frozen − from scratch | fine-tuned − from scratch |",
+        "|---|---|---|",
+        *[f"| {n_labels:,} | {difference(accuracies, n_labels, ENCODERS[1])} | {difference(accuracies, n_labels, ENCODERS[2])} |"
+          for n_labels in LABELS],
+    ]
+
+
+def write_into_readme(tables):
+    """Replaces the tables of README.md."""
+    path, begin, end = HERE / "README.md", "<!-- results -->", "<!-- end of results -->"
+    head, rest = path.read_text().split(begin)
+    path.write_text("\n".join([head + begin, *tables, "", FIGURE, end]) + rest.split(end)[1])
+
+
 def draw(accuracies, path):
     """Draws the accuracies: a dot for each run, a bar and a number for the mean."""
     import matplotlib
@@ -147,7 +175,6 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, of one thread each (default: 2)")
     parser.add_argument("--runs", type=pathlib.Path, default=PROJECT / "runs" / "classifier-comparison", help="folder for the runs")
     parser.add_argument("--bin", type=pathlib.Path, default=PROJECT / "target" / "release", help="folder with the programs")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE, help="folder for RESULTS.md and accuracy.png")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
 
@@ -162,6 +189,7 @@ def main():
         runs = {(case, seed): pool.submit(train, *case, rates[case], seed, options) for case in cases for seed in SEEDS}
         accuracies = {case: [runs[case, seed].result()["test"] for seed in SEEDS] for case in cases}
 
+    tables = tables_of(accuracies)
     description = json.loads((options.runs / "autoencoder" / "run.json").read_text())
     lines = [
         "# Few labels, with and without pre-training",
@@ -169,22 +197,9 @@ def main():
         f"`python3 examples/classifier/compare.py --data fashion-mnist`; telar {description['version']}, "
         f"{platform.system()} {platform.machine()}.",
         "",
-        "Accuracy on the 10,000 test images in percent: mean ± standard deviation over the seeds "
-        f"{SEEDS[0]}–{SEEDS[-1]}, each of which draws other labelled images and other initial values.",
+        *tables,
         "",
-        f"| labels | {' | '.join(ENCODERS)} |",
-        f"|---|{'---|' * len(ENCODERS)}",
-        *[f"| {n_labels:,} | {' | '.join(spread(accuracies[n_labels, encoder]) for encoder in ENCODERS)} |" for n_labels in LABELS],
-        "",
-        "What pre-training adds in percentage points: mean ± standard deviation of the differences between runs of the same "
-        "seed. “Better” and “worse” are differences that are significant at 5 % (t test of five pairs).",
-        "",
-        "| labels | frozen − from scratch | fine-tuned − from scratch |",
-        "|---|---|---|",
-        *[f"| {n_labels:,} | {difference(accuracies, n_labels, ENCODERS[1])} | {difference(accuracies, n_labels, ENCODERS[2])} |"
-          for n_labels in LABELS],
-        "",
-        "![Test accuracy by the number of labels](accuracy.png)",
+        FIGURE,
         "",
         f"**Pre-training.** The `conv` autoencoder, {PRETRAINING_EPOCHS} epochs on the 55,000 training images without labels: "
         f"validation loss {autoencoder_loss:.4f}.",
@@ -204,8 +219,9 @@ def main():
         "",
     ]
     text = "\n".join(lines)
-    (options.out / "RESULTS.md").write_text(text)
-    draw(accuracies, options.out / "accuracy.png")
+    (HERE / "RESULTS.md").write_text(text)
+    write_into_readme(tables)
+    draw(accuracies, HERE / "accuracy.png")
     print(text)
 
 

@@ -26,7 +26,8 @@ fn main() -> ExitCode {
     telar::main(Series::default())
 }
 
-/// Waves that travel along a line of sensors. Each series has a frequency, a wavelength, a phase and an amplitude of its own.
+/// Waves that travel along a line of sensors, over a level that rises or falls along the line. Each series has a level, slope,
+/// frequency, wavelength, phase and amplitude of its own.
 struct Waves;
 
 impl Waves {
@@ -36,11 +37,13 @@ impl Waves {
         let mut bits = || u16::try_from(random.next_u32() >> 16).expect("16 bits");
         let n_steps = N_STEPS.start() + bits() % (N_STEPS.end() - N_STEPS.start() + 1);
         let mut draw = |from: f32, to: f32| from + (to - from) * f32::from(bits()) / 65_536.0;
-        let (frequency, waves_on_line, phase) = (draw(0.02, 0.2), draw(-2.0, 2.0), draw(0.0, 1.0));
-        let amplitude = draw(0.1, 0.45);
+        let (level, slope) = (draw(0.3, 0.7), draw(-0.2, 0.2));
+        let (frequency, waves_on_line, phase) = (draw(0.01, 0.05), draw(-0.5, 0.5), draw(0.0, 1.0));
+        let amplitude = draw(0.05, 0.2);
         let reading = |step: u16, sensor: u16| {
             let along = f32::from(sensor) / f32::from(N_SENSORS);
-            0.5 + amplitude * (TAU * (frequency * f32::from(step) + waves_on_line * along + phase)).sin()
+            let turns = frequency * f32::from(step) + waves_on_line * along + phase;
+            level + slope * (along - 0.5) + amplitude * (TAU * turns).sin()
         };
         (0..n_steps).flat_map(|step| (0..N_SENSORS).map(move |sensor| reading(step, sensor))).collect()
     }

@@ -21,8 +21,8 @@ fn series_of_unequal_length_have_same_bits_on_any_number_of_workers() {
     let flags = "--shards 4 --max-steps 60";
     let alone = run(folder.path(), &format!("train {flags} --run-dir alone"));
     let val_loss = alone["last_epoch"]["val_loss"].as_f64().expect("a loss");
-    // Readings that are all 0.5 are off by 0.041 in the mean square.
-    assert!(val_loss < 0.035, "{alone}");
+    // Readings that are all 0.5 are off by 0.023 in the mean square.
+    assert!(val_loss < 0.015, "{alone}");
     for n_workers in [2, 3] {
         let cluster = run(folder.path(), &format!("coordinator {flags} --workers {n_workers} --run-dir {n_workers}"));
         assert_eq!(cluster["params_blake3"], alone["params_blake3"], "{n_workers} workers");
