@@ -417,7 +417,9 @@ mod tests {
         }
     }
 
+    /// Values may be drawn when they are first asked for: tests that make networks draw one at a time.
     fn layout() -> ParamLayout {
+        let _alone = lock_generator();
         ParamLayout::of(&net(&reference_device().autodiff())).expect("a network that can be trained")
     }
 
@@ -439,6 +441,7 @@ mod tests {
 
     #[test]
     fn frozen_parameters_stay_frozen_after_load() {
+        let _alone = lock_generator();
         let device = reference_device().autodiff();
         let mut network = net(&device);
         network.first = network.first.no_grad();
@@ -461,6 +464,7 @@ mod tests {
 
     #[test]
     fn untrainable_parameters_are_named_in_error() {
+        let _alone = lock_generator();
         let device = reference_device().autodiff();
         let check = |change: fn(&mut Odd, &Device), part: &str| {
             let linear = LinearConfig::new(1, 1).init(&device);
@@ -493,6 +497,7 @@ mod tests {
     proptest! {
         #[test]
         fn load_and_collect_round_trip_is_bit_exact(pattern in prop::collection::vec(any::<u32>(), 1..50)) {
+            let _alone = lock_generator();
             let device = reference_device();
             // Any bits, those of infinities and NaN among them.
             let params: Vec<f32> = pattern.iter().copied().map(f32::from_bits).cycle().take(18).collect();
