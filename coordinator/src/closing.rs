@@ -72,7 +72,7 @@ impl EndNotice {
     /// Closes a session.
     pub fn send(&self, outbox: &Outbox) {
         let Self { close_reason, reason, .. } = self;
-        // One that does not take its messages, or is gone, finds nobody later.
+        // Without effect on a worker that takes no messages or has left: it finds no coordinator when it connects again.
         let _ = outbox.send(Kind::Close(Close { close_reason: (*close_reason).into(), reason: (*reason).to_owned() }));
     }
 }

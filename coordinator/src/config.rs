@@ -115,7 +115,7 @@ pub struct Access {
     pub token_file: Option<PathBuf>,
     /// Whether the address can be reached from other machines.
     pub reach: Reach,
-    /// Whether the service describes itself to whoever asks.
+    /// Whether gRPC reflection is on.
     pub reflection: bool,
 }
 

@@ -130,7 +130,7 @@ struct EncodedState {
 }
 
 impl<E: Environment> Driver<E> {
-    /// One that nobody has joined yet.
+    /// A driver without workers.
     pub fn new(training: Training, run: RunContext, environment: E) -> Self {
         Self {
             training,
@@ -169,7 +169,7 @@ impl<E: Environment> Driver<E> {
         }
     }
 
-    /// The driver is told something, with which it then [goes on](Self::go_on).
+    /// Handles an input; [`Self::go_on`] has to be called after it.
     pub fn take(&mut self, input: Input) {
         self.end_wait();
         let now = self.now();
@@ -389,7 +389,7 @@ impl<E: Environment> Driver<E> {
     }
 }
 
-/// A process of its own: what the driver works with there, and what it is told.
+/// The environment of a driver in a coordinator's process, and its inputs.
 #[derive(Debug)]
 pub struct Process {
     /// The clock that the core sees.
@@ -400,7 +400,7 @@ pub struct Process {
     pub pending_checkpoints: Arc<PendingCheckpoints>,
     /// What computes the tasks that no worker is trusted with alone.
     pub recomputer: Recomputer,
-    /// What the driver is told.
+    /// The inputs of the driver.
     pub inputs: mpsc::Receiver<Input>,
     /// Whether it waits without sleep at first.
     pub busy_poll: bool,

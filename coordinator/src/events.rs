@@ -48,7 +48,7 @@ pub enum RunEvent {
         /// Tasks that it had and that others compute now.
         n_reassigned: usize,
     },
-    /// A worker is evicted, since what it computes is wrong; that it has left is told as well.
+    /// A worker is evicted, since what it computes is wrong; a `WorkerLeft` follows.
     WorkerEvicted {
         /// Which.
         worker: u64,

@@ -13,7 +13,7 @@ use crate::training::WorkerId;
 pub struct Facts {
     /// What a message has to carry to be of this run and this process.
     pub fence: v1::Fence,
-    /// The recipe as JSON, as workers are told.
+    /// The recipe as JSON, as it is sent to workers.
     pub recipe: Bytes,
     /// blake3 of the data set.
     pub data_fingerprint: String,
@@ -27,7 +27,7 @@ pub struct Facts {
     pub heartbeat_timeout: Duration,
     /// What every call has to carry, if anything.
     pub token: Option<Token>,
-    /// Whether the service describes itself to whoever asks.
+    /// Whether gRPC reflection is on.
     pub reflection: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What the driver is told, and by whom: sessions, the coordinator's own computing, signals.
+//! The inputs of the driver, from sessions, the coordinator's own computing, and signals.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::training::{Event, Profile, ShardDone, WorkerId};
 /// Inputs that wait for the driver: some of each worker at most.
 pub const INPUTS_MAX: usize = 4096;
 
-/// What the driver is told.
+/// An input of the driver.
 #[derive(Debug)]
 pub enum Input {
     /// A worker introduced itself; its messages go here.
