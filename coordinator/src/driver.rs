@@ -9,9 +9,10 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use engine::params::params_blake3;
-use engine::report::{EpochRecord, StepRecord};
+use engine::report::{epoch_record, step_record};
 use engine::task::TaskSpec;
 use engine::weights::Weights;
+use events::{EpochRecord, RunEvent, StepCosts, StepEvent};
 use prost::bytes::Bytes;
 use proto::buffers::Buffers;
 use proto::busy_poll::BusyPoll;
@@ -28,8 +29,6 @@ use tracing::info;
 use crate::clock::Clock;
 use crate::closing::OpenSessions;
 use crate::config::{HashSteps, JournalSteps};
-use crate::costs::StepCosts;
-use crate::events::{RunEvent, StepEvent};
 use crate::facts::Facts;
 use crate::input::Input;
 use crate::observe::{Entry, Observer, ObserverStopped};
@@ -317,7 +316,7 @@ impl<E: Environment> Driver<E> {
                 // What the validation cost is no part of the next step.
                 self.costs = StepCosts::default();
                 let EpochReport { step, epoch, training, validation, duration, is_best } = report;
-                let record = EpochRecord::new(&self.run.spec, step, epoch + 1, &training, &validation, duration);
+                let record = epoch_record(&self.run.spec, step, epoch + 1, &training, &validation, duration);
                 let weights = Weights::new(&self.run.spec, self.training.state().params.clone());
                 Entry::Epoch { record: EpochRecord { is_best, ..record }, weights }
             }
@@ -377,7 +376,7 @@ impl<E: Environment> Driver<E> {
 
     fn step_event(&mut self, report: StepReport) -> StepEvent {
         let StepReport { step, epoch, sums, duration, workers, compute, n_active } = report;
-        let mut record = StepRecord::new(&self.run.spec, step, epoch + 1, &sums, duration);
+        let mut record = step_record(&self.run.spec, step, epoch + 1, &sums, duration);
         if self.run.hash_steps == HashSteps::Yes {
             record.params_blake3 = Some(params_blake3(&self.training.state().params));
         }
@@ -385,7 +384,7 @@ impl<E: Environment> Driver<E> {
         // The first step begins with the first worker, the waiting before.
         let costs = StepCosts { compute, wait: costs.wait.min(duration), ..costs };
         let workers = workers.into_iter().map(|WorkerId(worker)| worker).collect();
-        StepEvent { record, workers, n_active, costs }
+        StepEvent { record, workers, n_active, costs, begun: Duration::ZERO, tasks: Vec::new() }
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::report::EpochRecord;
+use events::{EpochRecord, MirrorEvent};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,6 @@ pub use run_file::RunFile;
 pub use survey::{Owner, Survey, survey};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
-use crate::events::MirrorEvent;
 use crate::location::Location;
 use lag::Lag;
 use pending::{Change, Pending};

@@ -10,8 +10,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use engine::files::WriteError;
-use engine::report::EpochRecord;
 use engine::weights::Weights;
+use events::{CostTotals, EpochRecord, RunEvent};
 use tokio::task::block_in_place;
 use tracing::Span;
 
@@ -19,8 +19,6 @@ pub use history::History;
 pub use view::{View, ViewHandle};
 
 use crate::checkpoint::RunFacts;
-use crate::costs::CostTotals;
-use crate::events::RunEvent;
 use crate::journal::Journal;
 use crate::saver::{OfferId, Saver};
 use crate::training::State;

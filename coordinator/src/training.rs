@@ -30,6 +30,7 @@ use engine::optimizer::LearningRates;
 use engine::params::params_fingerprint;
 use engine::shard::ShardResult;
 use engine::sums::Sums;
+use events::RunEvent;
 
 pub use action::{Action, CloseReason, Outcome, Refusal, Work};
 pub use assign::Late;
@@ -51,8 +52,6 @@ use roster::{MemberState, REFUSALS_MAX, Roster};
 use round::{Round, RoundKind};
 use schedule::NextRound;
 use size::Sizes;
-
-use crate::events::RunEvent;
 
 /// Compute classes that one identity may bring: nobody else's place is taken by names that it makes up.
 const CLASSES_OF_IDENTITY_MAX: usize = 4;

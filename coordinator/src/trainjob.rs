@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use engine::report::{EpochRecord, StepRecord};
+use events::{EpochRecord, StepRecord};
 use tracing::{Span, info, warn};
 
 pub use progress::{Metric, Progress, RunEnd, TrainerStatus};
@@ -201,6 +201,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::report::step_record;
 
     fn latest() -> Latest {
         Latest::new(Progress::new("images", 100, 2, 0))
@@ -208,7 +209,7 @@ mod tests {
 
     fn step(step: u64) -> StepRecord {
         let sums = engine::sums::Sums { n_samples: 32, ..Default::default() };
-        StepRecord::new(
+        step_record(
             model::task::book_task(model::arch::Architecture::Conv).spec(),
             step,
             1,

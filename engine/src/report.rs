@@ -10,7 +10,7 @@ mod screen;
 
 pub use log::{LogFormat, LogGuard, init_log, write_stderr_line};
 pub use output::{check_output, print_line};
-pub use records::{EpochRecord, Figures, StepRecord};
+pub use records::{epoch_record, step_record};
 pub use run_folder::{
     DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder, best_json, best_lines, picture_name, picture_number,
 };

@@ -13,7 +13,9 @@ use crate::params::LayoutError;
 use crate::random::ShardKey;
 use crate::recipe::Recipe;
 use crate::reduce::reduce;
-use crate::report::{EpochRecord, StepRecord};
+use events::{EpochRecord, StepRecord};
+
+use crate::report::{epoch_record, step_record};
 use crate::shard::ShardResult;
 use crate::sums::Sums;
 use crate::task::{AnyTask, Evaluator, OpenTask};
@@ -166,7 +168,7 @@ pub fn train(
 
             n_steps += 1;
             epoch_sums.add(sums);
-            let record = StepRecord::new(spec, n_steps, epoch + 1, &sums, step_begun.elapsed());
+            let record = step_record(spec, n_steps, epoch + 1, &sums, step_begun.elapsed());
             next = listen(ProgressEvent::Step { record, params: replica.params() })?;
             if recipe.max_steps == Some(n_steps) {
                 next = Continuation::Stop;
@@ -186,7 +188,7 @@ pub fn train(
         best = BestEpoch::after(before, epoch, validation.loss());
         let record = EpochRecord {
             is_best: best != before,
-            ..EpochRecord::new(spec, n_steps, epoch + 1, &epoch_sums, &validation, seconds_training)
+            ..epoch_record(spec, n_steps, epoch + 1, &epoch_sums, &validation, seconds_training)
         };
         let after_epoch = listen(ProgressEvent::Epoch { record, weights: &weights, evaluator: &*evaluator })?;
         if next == Continuation::Stop || after_epoch == Continuation::Stop {

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crate::events::{MIRROR_LAG_MAX, MirrorEvent};
+use events::{MIRROR_LAG_MAX, MirrorEvent};
 
 /// What is known of the mirror's checkpoints.
 #[derive(Debug, Default)]

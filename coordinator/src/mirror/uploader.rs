@@ -7,12 +7,12 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use events::MirrorEvent;
 use tokio::time::{interval, sleep};
 use tracing::{debug, info};
 
 use super::survey::owner;
 use super::{Change, MirrorError, MirroredRun, RunFile, Shared, Store, StoreError};
-use crate::events::MirrorEvent;
 use crate::location::Location;
 
 /// The pause after the first failure; each one more doubles it.

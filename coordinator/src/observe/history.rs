@@ -5,11 +5,11 @@ use std::sync::Arc;
 use engine::backend::ComputeDevice;
 use engine::files::WriteError;
 use engine::recipe::Recipe;
-use engine::report::{EpochRecord, RunFolder};
+use engine::report::RunFolder;
 use engine::task::OpenTask;
 use engine::weights::Weights;
+use events::{EpochRecord, StepEvent};
 
-use crate::events::StepEvent;
 use crate::mirror::MirrorHandle;
 
 /// The files of a run.

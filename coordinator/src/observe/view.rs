@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 
 use engine::bucket::{Bucket, Rate};
 use engine::report::Screen;
+use events::{MirrorEvent, RunEvent, StepEvent};
 use serde_json::json;
 use tracing::{Span, debug, info, warn};
-
-use crate::events::MirrorEvent;
-use crate::events::{RunEvent, StepEvent};
 
 /// Events that wait to be shown. Where nobody takes them from the screen, more are lost.
 const EVENTS_MAX: usize = 4096;
@@ -87,6 +85,7 @@ fn show(screen: &mut Screen, event: RunEvent, n_expected: u32) {
             screen.step(&record, &format!("{n_active}/{n_expected} workers"));
         }
         RunEvent::Epoch(record) => screen.epoch(&record),
+        RunEvent::Snapshot(_) | RunEvent::Started { .. } | RunEvent::Ended { .. } => {}
         RunEvent::Waiting => {
             screen.tell("waiting: no worker is there; the run goes on when one joins");
             screen.json_line(&json!(event));

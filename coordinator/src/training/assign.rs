@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use events::RunEvent;
+
 use super::roster::{Identity, Member, Profile, Roster, WorkerId};
 use super::vote::{Answer, Ballot, Vote, VoteOutcome};
-use crate::events::RunEvent;
 
 /// The tasks of a round, by number.
 #[derive(Debug)]

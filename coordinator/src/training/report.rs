@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use engine::sums::Sums;
+use events::RunEvent;
 use serde::Serialize;
 
 use super::roster::WorkerId;
-use crate::events::RunEvent;
 
 /// What the core reports. Steps and epochs are sums, which the driver makes records of.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use engine::sums::{Metric, Sums, impossible_metric};
+use events::RunEvent;
 
 use super::Training;
 use super::action::{Action, CloseReason, Refusal};
@@ -13,7 +14,6 @@ use super::roster::{Identity, Profile, WorkerId};
 use super::round::TaskKind;
 use super::size::Size;
 use super::vote::{Answer, Vote, VoteOutcome, Winner};
-use crate::events::RunEvent;
 
 /// Vectors of results that were not used, kept for the next update to give back.
 const SPENT_MAX: usize = 64;

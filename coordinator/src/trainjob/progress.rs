@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
-use engine::report::{EpochRecord, StepRecord};
+use events::{EpochRecord, StepRecord};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -200,7 +200,8 @@ fn rfc3339(moment: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use engine::report::Figures;
+    use engine::report::epoch_record;
+    use events::Figures;
     use model::arch::Architecture;
     use model::task::book_task;
 
@@ -296,7 +297,7 @@ mod tests {
         let mut progress = progress((0..=50).map(|number| 100 * number));
         let task = book_task(Architecture::Denoising);
         let (spec, sums) = (task.spec(), engine::sums::Sums::default());
-        let mut epoch = EpochRecord::new(spec, 51, 1, &sums, &sums, Duration::from_secs(5));
+        let mut epoch = epoch_record(spec, 51, 1, &sums, &sums, Duration::from_secs(5));
         epoch.val_loss = f64::NAN;
         epoch.val_metrics.0[0].1 = 0.5;
         progress.add_epoch(&epoch);

@@ -1,9 +1,9 @@
 //! Schedules in words, for people.
 
-use coordinator::events::RunEvent;
 use coordinator::input::Input;
 use coordinator::observe::Entry;
 use coordinator::training::{Event, ShardDone};
+use events::RunEvent;
 use prost::bytes::Bytes;
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{State, Update};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
+use events::EpochRecord;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -14,7 +15,7 @@ use crate::data::Split;
 use crate::exit;
 use crate::params::params_blake3;
 use crate::recipe::{Recipe, RecipeArgs};
-use crate::report::{EpochRecord, RunFolder, Screen, best_json, best_lines};
+use crate::report::{RunFolder, Screen, best_json, best_lines};
 use crate::task::{OpenTask, TaskChoice};
 use crate::training::{self, Continuation, ProgressEvent, Trained, TrainingError, initial_weights};
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::records::EpochRecord;
 use crate::early_stopping::BestEpoch;
 use crate::files::{WriteError, create_folder, read_bounded, remove_unfinished, sync_folder, write_whole};
 use crate::weights::{Weights, WeightsFile};
+use events::EpochRecord;
 
 /// Bytes at most of `run.json`.
 pub const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;

@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::bar;
-use super::records::{EpochRecord, StepRecord};
 use crate::say;
+use events::{EpochRecord, StepRecord};
 
 /// How often a plain line is printed.
 const LINE_INTERVAL: Duration = Duration::from_secs(15);

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coordinator::config::{HashSteps, JournalSteps};
-use coordinator::events::{RunEvent, StepEvent};
 use coordinator::training::{CheckpointEvery, Identity, Outcome, State, Tally, WorkerId};
 use engine::params::params_blake3;
-use engine::report::{EpochRecord, StepRecord};
+use engine::report::{epoch_record, step_record};
 use engine::sums::Sums;
 use engine::weights::Weights;
+use events::{EpochRecord, RunEvent, StepEvent};
 use proto::v1::coordinator_message::Kind;
 use proto::v1::{self, Close, CloseReason, Encoding, Refusal, Update, Work};
 
@@ -218,6 +218,7 @@ impl Shell {
                 }
             }
             RunEvent::WorkerLeft { n_reassigned, .. } => coverage.add(Coverage::Reassigned, n_reassigned as u64),
+            RunEvent::Snapshot(_) | RunEvent::Started { .. } | RunEvent::Ended { .. } => {}
             RunEvent::ReplicaResent { worker, reason } => {
                 coverage.add(Coverage::Lagging, 1);
                 let is_overwritten = reason.contains("in slot");
@@ -257,7 +258,7 @@ impl Shell {
         let position = place(step - 1);
         let of_epoch = &run.problem.shard_samples[position % run.problem.shard_samples.len()];
         let epoch = self.epoch_number();
-        let mut expected = StepRecord::new(&run.spec, step, epoch, &run.reference.step_sums[position], Duration::ZERO);
+        let mut expected = step_record(&run.spec, step, epoch, &run.reference.step_sums[position], Duration::ZERO);
         expected.milliseconds = record.milliseconds;
         let params = &run.reference.states[place(step)].params;
         expected.params_blake3 = (run.plan.hash_steps == HashSteps::Yes).then(|| params_blake3(params));
@@ -286,7 +287,7 @@ impl Shell {
         let epoch = self.epoch_number();
         let EpochRecord { seconds, samples_per_second, .. } = *record;
         let is_best = run.reference.best[self.n_validated + 1] != run.reference.best[self.n_validated];
-        let expected = EpochRecord::new(&run.spec, step, epoch, &state.epoch_sums, &validation, Duration::ZERO);
+        let expected = epoch_record(&run.spec, step, epoch, &state.epoch_sums, &validation, Duration::ZERO);
         assert_eq!(*record, EpochRecord { seconds, samples_per_second, is_best, ..expected }, "epoch {epoch}");
         assert_eq!(all_bits(&weights.params), all_bits(&state.params), "weights of epoch {epoch}");
         self.n_validated += 1;

@@ -1,10 +1,13 @@
 //! Where the time of a step goes.
 
+use std::fmt;
 use std::time::Duration;
 
-use engine::report::StepRecord;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use serde_json::Value;
+
+use crate::step::StepRecord;
 
 /// The parts of a step's time, as the coordinator sees them. Decoding goes on beside the driver, while it waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,10 +31,11 @@ pub struct StepCosts {
 }
 
 impl StepCosts {
-    const N_PARTS: usize = 8;
+    /// How many parts there are.
+    pub const N_PARTS: usize = 8;
 
     /// The parts with their names, in the order in which a step goes through them.
-    fn parts(&self) -> [(&'static str, Duration); Self::N_PARTS] {
+    pub fn parts(&self) -> [(&'static str, Duration); Self::N_PARTS] {
         [
             ("compute", self.compute),
             ("wait", self.wait),
@@ -54,6 +58,40 @@ impl Serialize for StepCosts {
             costs.serialize_field(name, &((1e6 * part.as_secs_f64()).round() / 1e3))?;
         }
         costs.end()
+    }
+}
+
+/// From milliseconds; a part of another version is left out.
+impl<'de> Deserialize<'de> for StepCosts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CostsVisitor;
+        impl<'de> Visitor<'de> for CostsVisitor {
+            type Value = StepCosts;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("milliseconds by part")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StepCosts, A::Error> {
+                let mut costs = StepCosts::default();
+                while let Some((name, milliseconds)) = map.next_entry::<String, f64>()? {
+                    let part = match name.as_str() {
+                        "compute" => &mut costs.compute,
+                        "wait" => &mut costs.wait,
+                        "decode" => &mut costs.decode,
+                        "reduce" => &mut costs.reduce,
+                        "update" => &mut costs.update,
+                        "encode" => &mut costs.encode,
+                        "send" => &mut costs.send,
+                        "journal" => &mut costs.journal,
+                        _ => continue,
+                    };
+                    *part = Duration::try_from_secs_f64((1e3 * milliseconds).round() / 1e6).unwrap_or_default();
+                }
+                Ok(costs)
+            }
+        }
+        deserializer.deserialize_map(CostsVisitor)
     }
 }
 

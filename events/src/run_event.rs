@@ -1,25 +1,42 @@
-//! What happens in a run, as everyone outside the training core gets it: files, screen, log and programs.
+//! What happens in a run: a line of `events.jsonl`, unless it is a step or an epoch, which have files of their own.
 
 use std::fmt;
 use std::time::Duration;
 
-use engine::report::{EpochRecord, StepRecord};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::costs::StepCosts;
+use crate::epoch::EpochRecord;
+use crate::snapshot::Snapshot;
+use crate::step::StepEvent;
 
 /// How long a checkpoint may be missing at the mirror before the mirror is called late.
 pub const MIRROR_LAG_MAX: Duration = Duration::from_mins(1);
 
 /// Something that happened in a run. As JSON it is an object whose key `event` names the variant. Workers are numbered from 1 in the
 /// life of a coordinator's process; 0 is the coordinator itself.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum RunEvent {
     /// An update was applied.
     Step(StepEvent),
     /// An epoch, or what was trained of it, was validated.
     Epoch(EpochRecord),
+    /// How a step went and how the workers are, about once a second.
+    Snapshot(Snapshot),
+    /// A process of the run's coordinator begins.
+    Started {
+        /// Which process of the run this is, from 1.
+        incarnation: u64,
+        /// Updates applied by those before.
+        step: u64,
+    },
+    /// It ends.
+    Ended {
+        /// How: `completed`, `stopped`, or what it failed with.
+        outcome: String,
+        /// Updates applied.
+        step: u64,
+    },
     /// A worker takes part.
     WorkerJoined {
         /// Which.
@@ -104,22 +121,8 @@ pub enum RunEvent {
     Mirror(MirrorEvent),
 }
 
-/// An update: a line of `steps.jsonl`.
-#[derive(Clone, Debug, Serialize)]
-pub struct StepEvent {
-    /// Its figures.
-    #[serde(flatten)]
-    pub record: StepRecord,
-    /// The worker that computed each shard.
-    pub workers: Vec<u64>,
-    /// Workers that take part.
-    pub n_active: usize,
-    /// Where its time went, in milliseconds.
-    pub costs: StepCosts,
-}
-
 /// A message about the mirror.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum MirrorEvent {
     /// An upload has failed, and is tried again until it succeeds.
@@ -162,6 +165,69 @@ pub enum MirrorEvent {
     },
 }
 
+/// An event, and when it happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordedEvent {
+    /// Seconds since 1970, in UTC, to the millisecond.
+    pub time: f64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: RunEvent,
+}
+
+impl RunEvent {
+    /// One line for people, if there is something to say to them: steps, epochs and snapshots are shown otherwise.
+    pub fn describe(&self) -> Option<String> {
+        Some(match self {
+            Self::Step(_) | Self::Epoch(_) | Self::Snapshot(_) => return None,
+            Self::Started { incarnation: 1, .. } => "the run begins".to_owned(),
+            Self::Started { incarnation, step } => {
+                format!("the run goes on after step {step}, in its process {incarnation}")
+            }
+            Self::Ended { outcome, step } => format!("the run ends after step {step}: {outcome}"),
+            Self::WorkerJoined { worker, host, process, backend, n_threads, n_active, .. } => {
+                let threads = if *n_threads == 1 { "thread" } else { "threads" };
+                format!(
+                    "worker {worker} joined: {host}, process {process}, {backend}, {n_threads} {threads}; {}",
+                    there_are(*n_active)
+                )
+            }
+            Self::WorkerLeft { worker, reason, n_active, n_reassigned } => {
+                let reassigned = match n_reassigned {
+                    0 => String::new(),
+                    1 => ", others compute the task that it had".to_owned(),
+                    n => format!(", others compute the {n} tasks that it had"),
+                };
+                format!("worker {worker} left: {reason}{reassigned}; {}", there_are(*n_active))
+            }
+            Self::WorkerEvicted { worker, host, process, reason, .. } => {
+                format!("worker {worker} evicted ({host}, process {process}): {reason}")
+            }
+            Self::TaskLate { step, task, worker, helper, milliseconds } => format!(
+                "worker {worker} is late with task {task} of step {}: worker {helper} computes it too, after {milliseconds} ms",
+                step + 1
+            ),
+            Self::ReplicaResent { worker, reason } => format!("worker {worker} is sent its replica again: {reason}"),
+            Self::ResultRefused { worker, reason } => format!("a message of worker {worker} was not used: {reason}"),
+            Self::ComputeClassAdded { class, n_classes } => {
+                format!("compute class {n_classes} takes part, {class}: bits may depend on which worker computes what")
+            }
+            Self::Waiting => "waiting: no worker is there; the run goes on when one joins".to_owned(),
+            Self::Continuing => "going on: a worker is there".to_owned(),
+            Self::Mirror(event) => event.to_string(),
+        })
+    }
+}
+
+/// As people read it: `4 workers take part`.
+fn there_are(n_active: usize) -> String {
+    match n_active {
+        0 => "no worker takes part".to_owned(),
+        1 => "1 worker takes part".to_owned(),
+        n => format!("{n} workers take part"),
+    }
+}
+
 impl fmt::Display for MirrorEvent {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let checkpoint = |step: &Option<u64>| step.map_or("no checkpoint".to_owned(), |step| format!("step {step}"));
@@ -183,6 +249,27 @@ impl fmt::Display for MirrorEvent {
             ),
             Self::GivenUp { reason } => write!(out, "mirror: nothing more is uploaded: {reason}"),
             Self::Finishing { n_files } => write!(out, "mirror: {n_files} files to upload; Ctrl-C ends the wait"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_line_is_read_as_it_was_written() {
+        let snapshot = Snapshot { step: 3, milliseconds: 1.25, ..Snapshot::default() };
+        for event in [
+            RunEvent::Started { incarnation: 2, step: 40 },
+            RunEvent::Snapshot(snapshot),
+            RunEvent::Waiting,
+            RunEvent::Mirror(MirrorEvent::Behind { local: Some(3), mirrored: None }),
+            RunEvent::WorkerLeft { worker: 2, reason: "it closed".to_owned(), n_active: 1, n_reassigned: 2 },
+        ] {
+            let recorded = RecordedEvent { time: 1_790_000_000.125, event };
+            let line = serde_json::to_string(&recorded).expect("JSON");
+            assert_eq!(serde_json::from_str::<RecordedEvent>(&line).expect("an event"), recorded, "{line}");
         }
     }
 }

@@ -1,0 +1,5 @@
+//! A run, for people and programs that look: its summary from events or files, the page that shows it, charts, metrics,
+//! TensorBoard's files and a trace. Everything here reads; nothing can change a run or slow a step.
+
+pub mod series;
+pub mod summary;
