@@ -8,7 +8,6 @@ mod activation;
 mod buffers;
 mod conv;
 mod dense;
-mod grad_targets;
 mod graph;
 mod loss;
 mod lstm;
@@ -25,7 +24,6 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 pub use activation::Activation;
 pub use buffers::Buffer;
-pub use grad_targets::with_grad_targets;
 #[cfg(test)]
 pub use product::HALF_VECTORS;
 
@@ -79,8 +77,6 @@ pub trait FusedOperations: Backend {
     ) -> FloatTensor<Self>;
     /// See [`binary_cross_entropy`].
     fn fused_loss(logits: FloatTensor<Self>, targets: FloatTensor<Self>, sums: SumsCell) -> FloatTensor<Self>;
-    /// See [`register_grad_target`].
-    fn fused_register_grad_target(parameter: FloatTensor<Self>, start: usize) -> FloatTensor<Self>;
 }
 
 /// `act(x Wᵀ + b)`: x [batch, in], W [out, in], b [out] → [batch, out].
@@ -122,11 +118,6 @@ pub fn binary_cross_entropy(logits: Tensor<3>, targets: Tensor<3>) -> (Sums, Ten
     let sums = SumsCell::default();
     let loss = Dispatch::fused_loss(logits.into_dispatch(), targets.into_dispatch(), Arc::clone(&sums));
     (*sums.get().expect("the loss has its sums"), Tensor::from_dispatch(loss))
-}
-
-/// Registers that the gradient of a parameter goes to `start` in the vector of [`with_grad_targets`].
-pub fn register_grad_target<const D: usize>(parameter: Tensor<D>, start: usize) {
-    Dispatch::fused_register_grad_target(parameter.into_dispatch(), start);
 }
 
 type Primitive = FloatTensor<Flex>;
@@ -273,9 +264,5 @@ impl FusedOperations for Flex {
 
     fn fused_loss(logits: Primitive, targets: Primitive, sums: SumsCell) -> Primitive {
         loss_forward(&in_order(logits), &in_order(targets), &sums).0
-    }
-
-    fn fused_register_grad_target(parameter: Primitive, _start: usize) -> Primitive {
-        parameter
     }
 }
