@@ -1,18 +1,14 @@
-//! Who computes: a thread, for orders that take long, or the one who reads messages himself.
+//! Who computes: a thread of its own, so that heartbeats and messages never wait for it.
 
 mod computer;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
-use std::time::Duration;
-
-use tokio::sync::mpsc;
-use tokio::task::yield_now;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use engine::args::OpenBackend;
-use proto::limits::HEARTBEAT_INTERVAL;
 use proto::v1::{State, Update, Work, WorkerMessage};
+use tokio::sync::mpsc;
 
 use crate::plan::Plan;
 
@@ -20,9 +16,6 @@ use computer::{Computer, Job};
 
 /// Orders that wait for the thread. More than these wait in the connection, whose window bounds them.
 const ORDERS_MAX: usize = 16;
-/// What takes no longer is computed by the one who reads messages: heartbeats can wait so long, and two threads that wake
-/// one another cost more than a small shard does.
-const SHORT: Duration = HEARTBEAT_INTERVAL.checked_div(10).expect("ten is above 0");
 
 /// What the coordinator asks of a replica.
 #[derive(Debug)]
@@ -38,10 +31,7 @@ pub(crate) enum Order {
 /// The replica, for those who give it orders.
 #[derive(Debug)]
 pub(crate) struct Compute {
-    computer: Arc<Mutex<Computer>>,
     jobs: mpsc::Sender<Job>,
-    /// Jobs that the thread has still to do.
-    n_waiting: Arc<AtomicUsize>,
     /// Number of the newest order that changes the parameters: what was to be computed before it is of no use to anybody.
     newest: Arc<AtomicU64>,
     /// Updates applied to the replica.
@@ -57,25 +47,24 @@ impl Compute {
     /// Starts the thread. It ends when nobody can give it orders any more.
     pub fn start(backend: OpenBackend) -> std::io::Result<Self> {
         let (jobs, mut waiting) = mpsc::channel::<Job>(ORDERS_MAX);
-        let n_waiting = Arc::new(AtomicUsize::new(0));
         let [newest, step] = [0, 0].map(|number| Arc::new(AtomicU64::new(number)));
-        let computer = Computer::new(backend, Arc::clone(&newest), Arc::clone(&step));
-        let computer = Arc::new(Mutex::new(computer));
-        let compute = Self { computer: Arc::clone(&computer), jobs, n_waiting: Arc::clone(&n_waiting), newest, step };
+        let mut computer = Computer::new(backend, Arc::clone(&newest), Arc::clone(&step));
         std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
             // Ends when nobody can give it orders any more.
             while let Some(job) = waiting.blocking_recv() {
-                let mut computer = computer.lock().expect("who reads messages computes without a panic, or ends");
                 computer.handle(job);
-                if n_waiting.fetch_sub(1, Ordering::Release) == 1 {
+                if waiting.is_empty() {
                     computer.prepare_next();
                 }
             }
         })?;
-        Ok(compute)
+        Ok(Self { jobs, newest, step })
     }
 
-    /// Gives an order, and waits: until it is followed, if that does not take long, or else for a place in the queue.
+    /// Gives an order, and waits for a place in the queue if it is full.
+    ///
+    /// # Errors
+    /// If nobody computes any more.
     pub async fn submit(
         &self,
         plan: &Arc<Plan>,
@@ -87,35 +76,9 @@ impl Compute {
             Order::State(_) | Order::Update(_) => self.newest.fetch_add(1, Ordering::Relaxed) + 1,
             Order::Work(_) => self.newest.load(Ordering::Relaxed),
         };
-        let job = Job { plan: Arc::clone(plan), order, change, replies: replies.clone() };
-        if let Some(job) = self.handle_at_once(job)? {
-            let place = self.jobs.reserve().await.map_err(|_| ComputeEnded)?;
-            self.n_waiting.fetch_add(1, Ordering::Relaxed);
-            place.send(job);
-        } else {
-            // The results are sent first.
-            yield_now().await;
-            if let Ok(mut computer) = self.computer.try_lock() {
-                unless_panics(|| computer.prepare_next())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Does a job that is short, if the thread has nothing to do; any other is given back.
-    fn handle_at_once(&self, job: Job) -> Result<Option<Job>, ComputeEnded> {
-        if self.n_waiting.load(Ordering::Acquire) > 0 {
-            return Ok(Some(job));
-        }
-        let mut computer = match self.computer.try_lock() {
-            Ok(computer) => computer,
-            Err(TryLockError::WouldBlock) => return Ok(Some(job)),
-            Err(TryLockError::Poisoned(_)) => return Err(ComputeEnded),
-        };
-        if !computer.is_short(&job, SHORT) {
-            return Ok(Some(job));
-        }
-        unless_panics(|| computer.handle(job)).map(|()| None)
+        let received = Instant::now();
+        let job = Job { plan: Arc::clone(plan), order, change, received, replies: replies.clone() };
+        self.jobs.send(job).await.map_err(|_| ComputeEnded)
     }
 
     /// Updates that the replica had when it was last changed; 0 before its first state.
@@ -128,11 +91,6 @@ impl Compute {
         self.jobs.closed().await;
         ComputeEnded
     }
-}
-
-/// What a panic leaves behind is not looked at any more: the worker ends.
-fn unless_panics(compute: impl FnOnce()) -> Result<(), ComputeEnded> {
-    catch_unwind(AssertUnwindSafe(compute)).map_err(|_| ComputeEnded)
 }
 
 #[cfg(test)]
@@ -165,20 +123,16 @@ mod tests {
         Order::Update(Update { step, gradient, work: Some(work(step, shards)), slot: None })
     }
 
-    /// The goal: an order that is short is followed at once, on the parameters that all orders before have made.
+    /// The goal: each order is followed on the parameters that all orders before it have made.
     #[tokio::test]
-    async fn short_order_runs_inline_after_queued_orders() {
+    async fn orders_are_followed_in_turn() {
         let mut bench = Bench::new();
         let (compute, mut params) = (compute(&bench), bench.params());
         let gradient = vec![0.01; params.len()];
-        // Nothing is known yet of what a shard takes, and the second order finds the thread at work.
         for order in [bench.state(0, None), update(1, &gradient, &[0])] {
             compute.submit(&bench.plan, order, &bench.replies).await.expect("a queue");
         }
         assert_eq!(result(&mut bench).await.step, 1);
-        while compute.n_waiting.load(Ordering::Acquire) > 0 || compute.computer.try_lock().is_err() {
-            yield_now().await;
-        }
         let recipe = bench.plan.terms.recipe.clone();
         let (mut slots, rates) = (recipe.optimizer.slots(params.len()), recipe.learning_rates(peers::N_TRAIN.into()));
         let mut apply = |step: u64, params: &mut [f32]| {
@@ -191,18 +145,18 @@ mod tests {
                 .submit(&bench.plan, update(step, &gradient, &[1, 0]), &bench.replies)
                 .await
                 .expect("computing goes on");
-            assert_eq!(compute.step(), step, "it is followed when `submit` comes back");
             for shard in [1, 0] {
                 let done = result(&mut bench).await;
                 assert_eq!((done.step, done.shard), (step, shard));
                 assert_eq!(done.params_fingerprint, params_fingerprint(&params));
             }
+            assert_eq!(compute.step(), step);
         }
     }
 
     /// The goal: who reads messages never waits for places that only he can make.
     #[tokio::test]
-    async fn full_reply_queue_moves_work_to_thread() {
+    async fn full_reply_queue_holds_up_the_thread_alone() {
         let mut bench = Bench::new();
         let (compute, gradient) = (compute(&bench), vec![0.01; bench.params().len()]);
         let state = bench.state(0, Some(work(0, &[0])));

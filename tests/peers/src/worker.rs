@@ -322,7 +322,7 @@ pub async fn work(
                 gradient_sum: values::encode(Encoding::F32, &gradient_sum),
                 params_fingerprint: params_fingerprint(&params),
                 compute_nanoseconds: 1,
-                slot: None,
+                ..ShardDone::default()
             };
             change(&worker, &mut done);
             worker.say_done(done).await;
@@ -356,7 +356,7 @@ pub fn zeros(worker: &Worker, state: &State) -> ShardDone {
         gradient_sum: vec![0_u8; state.params.len()].into(),
         params_fingerprint: params_fingerprint_of(state),
         compute_nanoseconds: 1,
-        slot: None,
+        ..ShardDone::default()
     }
 }
 

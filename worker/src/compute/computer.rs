@@ -33,6 +33,8 @@ pub(super) struct Job {
     pub order: Order,
     /// The parameters it is for: [`Computer::newest`] when it was given.
     pub change: u64,
+    /// When it was given.
+    pub received: Instant,
     pub replies: mpsc::Sender<WorkerMessage>,
 }
 
@@ -59,41 +61,31 @@ pub(super) struct Computer {
     pub newest: Arc<AtomicU64>,
     /// Updates applied to the replica.
     pub step: Arc<AtomicU64>,
+    /// From when on this worker's clock counts.
+    clock: Instant,
     loaded: Option<LoadedReplica>,
 }
 
 impl Computer {
     pub fn new(backend: OpenBackend, newest: Arc<AtomicU64>, step: Arc<AtomicU64>) -> Self {
-        Self { backend, newest, step, loaded: None }
-    }
-
-    /// Whether a job should take no longer than a limit, and is sure not to wait for places for what it finds. Shards take as
-    /// long as the last one did.
-    pub fn is_short(&self, job: &Job, limit: Duration) -> bool {
-        let Order::Update(Update { work: Some(Work { shards, batches, .. }), .. }) = &job.order else { return false };
-        // A place for each result, and one for what is wrong.
-        if !batches.is_empty() || shards.len() >= job.replies.capacity() {
-            return false;
-        }
-        let n_shards = u32::try_from(shards.len()).expect("below a queue's capacity");
-        let time_of_shard = self.loaded.as_ref().and_then(|loaded| loaded.time_of_shard);
-        time_of_shard.is_some_and(|time| time.saturating_mul(n_shards) <= limit)
+        Self { backend, newest, step, clock: Instant::now(), loaded: None }
     }
 
     pub fn handle(&mut self, job: Job) {
-        if job.replies.is_closed() {
+        let Job { plan, order, change, received, replies } = job;
+        if replies.is_closed() {
             return; // its session is gone, and with it whoever would want the result
         }
         // A replica is that of the session that loaded it: another one may be of another run.
-        self.loaded.take_if(|loaded| !Arc::ptr_eq(&loaded.plan, &job.plan));
+        self.loaded.take_if(|loaded| !Arc::ptr_eq(&loaded.plan, &plan));
         self.tell_step();
-        if let Err(error) = self.follow(&job.plan, job.order, job.change, &job.replies) {
+        if let Err(error) = self.follow(&plan, order, change, received, &replies) {
             warn!(%error, "the replica is not what it should be; asking for the state anew");
             self.loaded = None;
             self.tell_step();
             let mut reason = error.to_string();
             reason.truncate(reason.floor_char_boundary(limits::TEXT_BYTES_MAX));
-            reply(&job.replies, Kind::Lagging(Lagging { reason }));
+            reply(&replies, Kind::Lagging(Lagging { reason }));
         }
     }
 
@@ -114,6 +106,7 @@ impl Computer {
         plan: &Arc<Plan>,
         order: Order,
         change: u64,
+        received: Instant,
         replies: &mpsc::Sender<WorkerMessage>,
     ) -> Result<(), LagError> {
         let work = match order {
@@ -141,13 +134,17 @@ impl Computer {
         if work.step > loaded.step {
             return Err(LagError::Ahead { expected: loaded.step, found: work.step });
         }
+        let clock = self.clock;
         let is_of_use = || self.newest.load(Ordering::Relaxed) == change && !replies.is_closed();
         for &shard in &work.shards {
             if !is_of_use() {
                 debug!(step = work.step, "the step is over before this worker's shards are");
                 break;
             }
-            reply(replies, Kind::ShardDone(loaded.shard(&work, shard)?));
+            let by_clock = |moment: Instant| nanoseconds(moment.saturating_duration_since(clock));
+            let (received_nanoseconds, started_nanoseconds) = (by_clock(received), by_clock(Instant::now()));
+            let done = loaded.shard(&work, shard)?;
+            reply(replies, Kind::ShardDone(ShardDone { received_nanoseconds, started_nanoseconds, ..done }));
         }
         for &batch in &work.batches {
             if !is_of_use() {
@@ -173,6 +170,10 @@ fn reply(replies: &mpsc::Sender<WorkerMessage>, kind: Kind) {
     }
 }
 
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A replica, and what it was made from.
 #[derive(Debug)]
 struct LoadedReplica {
@@ -185,8 +186,6 @@ struct LoadedReplica {
     replica: Box<dyn Replica>,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
-    /// What the last shard took.
-    time_of_shard: Option<Duration>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
     /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
@@ -205,7 +204,6 @@ impl LoadedReplica {
             rates: recipe.learning_rates(plan.task.n_samples(Split::Train).into()),
             replica: Arc::clone(&plan.task).replica(recipe.seed, &backend.device),
             fingerprint: None,
-            time_of_shard: None,
             sampler: None,
             next: None,
             evaluator: None,
@@ -273,8 +271,6 @@ impl LoadedReplica {
             // The same workers get the same shards in every step.
             self.next = Some((ShardKey { step: self.step.saturating_add(1), ..key }, work.step_of_epoch as usize + 1));
         }
-        let time = begun.elapsed();
-        self.time_of_shard = Some(time);
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
@@ -284,8 +280,10 @@ impl LoadedReplica {
             counts: sums.counts.to_vec(),
             gradient_sum,
             params_fingerprint,
-            compute_nanoseconds: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
+            compute_nanoseconds: nanoseconds(begun.elapsed()),
             slot,
+            received_nanoseconds: 0,
+            started_nanoseconds: 0,
         })
     }
 
@@ -351,7 +349,7 @@ pub(super) mod tests {
         fn order(&mut self, order: Order) -> Vec<Kind> {
             let change = self.computer.newest.load(Ordering::Relaxed);
             let (plan, replies) = (Arc::clone(&self.plan), self.replies.clone());
-            self.computer.handle(Job { plan, order, change, replies });
+            self.computer.handle(Job { plan, order, change, received: Instant::now(), replies });
             std::iter::from_fn(|| self.results.try_recv().ok()).filter_map(|message| message.kind).collect()
         }
 
@@ -454,7 +452,7 @@ pub(super) mod tests {
         bench.computer.newest.store(3, Ordering::Relaxed);
         let batches = vec![0];
         let order = Order::Work(Work { batches, ..work(5, &[0, 1]) });
-        bench.computer.handle(Job { plan, order, change: 2, replies });
+        bench.computer.handle(Job { plan, order, change: 2, received: Instant::now(), replies });
         assert!(bench.results.try_recv().is_err(), "shards and batches of a step that is over");
     }
 }
