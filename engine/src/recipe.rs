@@ -79,14 +79,14 @@ impl Recipe {
             shards: count("--shards", shards, 4)?,
             optimizer: optimizer(&args, defaults)?,
             lr_schedule: LrSchedule {
-                decay: args.lr_schedule.unwrap_or_default(),
-                warmup_steps: args.warmup_steps.unwrap_or(0),
+                decay: args.lr_schedule.unwrap_or(defaults.lr_schedule.decay),
+                warmup_steps: args.warmup_steps.unwrap_or(defaults.lr_schedule.warmup_steps),
             },
-            clip_norm: args.clip_norm,
+            clip_norm: args.clip_norm.or(defaults.clip_norm),
             shuffle: !args.no_shuffle,
             seed: args.seed.unwrap_or(42),
             max_steps: args.max_steps,
-            patience: args.patience.and_then(NonZeroU32::new),
+            patience: NonZeroU32::new(args.patience.unwrap_or(defaults.patience)),
             init_from: args.init_from,
             init_partial: args.init_partial,
         }

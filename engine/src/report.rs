@@ -8,7 +8,7 @@ mod records;
 mod run_folder;
 mod screen;
 
-pub use log::{LogFormat, LogGuard, init_log, write_stderr_line};
+pub use log::{LogFormat, LogGuard, init_log, init_log_with_file, open_run_log, write_run_log_line, write_stderr_line};
 pub use output::{check_output, print_line};
 pub use records::{epoch_record, step_record};
 pub use run_folder::{

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::optimizer::RuleName;
+use crate::optimizer::{LrSchedule, RuleName};
 use crate::params::ParamLayout;
 use crate::sums::Metric;
 
@@ -38,11 +38,26 @@ pub struct Defaults {
     pub optimizer: RuleName,
     /// Its learning rate, if it is this one.
     pub learning_rate: f32,
+    /// How the learning rate changes.
+    pub lr_schedule: LrSchedule,
+    /// Euclidean norm that the averaged gradient may have, above 0, if it is bounded.
+    pub clip_norm: Option<f64>,
+    /// Epochs without a lower validation loss after which the run ends; 0 for never.
+    pub patience: u32,
 }
 
 impl Default for Defaults {
-    /// Ten epochs in batches of 32 by stochastic gradient descent with a learning rate of 0.01.
+    /// Ten epochs in batches of 32 by stochastic gradient descent with a learning rate of 0.01, constant, without clipping and early
+    /// stopping.
     fn default() -> Self {
-        Self { epochs: 10, batch_size: 32, optimizer: RuleName::Sgd, learning_rate: 0.01 }
+        Self {
+            epochs: 10,
+            batch_size: 32,
+            optimizer: RuleName::Sgd,
+            learning_rate: 0.01,
+            lr_schedule: LrSchedule::default(),
+            clip_norm: None,
+            patience: 0,
+        }
     }
 }

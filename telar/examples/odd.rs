@@ -139,7 +139,7 @@ impl Task for Words {
     }
 
     fn defaults(&self) -> Defaults {
-        Defaults { epochs: 2, batch_size: 20, optimizer: RuleName::Adam, learning_rate: 0.01 }
+        Defaults { epochs: 2, batch_size: 20, optimizer: RuleName::Adam, learning_rate: 0.01, ..Defaults::default() }
     }
 
     fn data(&self, source: &DataSource) -> Result<Sentences, BoxError> {

@@ -26,7 +26,7 @@ pub use ::clap;
 pub use ::serde;
 pub use engine::backend::{ComputeDevice, Operations};
 pub use engine::data::{DataFile, DataSource, Dataset, Fingerprint, Split};
-pub use engine::optimizer::{Optimizer, Rule, RuleName};
+pub use engine::optimizer::{Decay, LrSchedule, Optimizer, Rule, RuleName};
 pub use engine::sums::{Metric, Whole};
 pub use engine::task::{BatchOf as Batch, BoxError, Context, Defaults, Loss, Task, TaskEntry};
 pub use engine::weights::{Weights, WeightsError, WeightsFile};

@@ -25,13 +25,13 @@ pub struct RecipeArgs {
     #[arg(long, env = "TELAR_LEARNING_RATE", value_name = "RATE", allow_negative_numbers = true)]
     pub learning_rate: Option<f32>,
     /// How the learning rate changes over the steps after the warm-up: constant, linear or cosine (to 0 at the run's end, which
-    /// --max-steps may bring nearer), or step:FACTOR:EPOCHS [default: constant]
+    /// --max-steps may bring nearer), or step:FACTOR:EPOCHS
     #[arg(long, env = "TELAR_LR_SCHEDULE", value_name = "SCHEDULE")]
     pub lr_schedule: Option<Decay>,
-    /// Steps over which the learning rate rises from 0 before that [default: 0]
+    /// Steps over which the learning rate rises from 0 before that
     #[arg(long, env = "TELAR_WARMUP_STEPS", value_name = "N")]
     pub warmup_steps: Option<u64>,
-    /// Shorten the averaged gradient to this Euclidean norm where it is longer
+    /// Shorten the averaged gradient to this Euclidean norm where it is longer; a very large one shortens none
     #[arg(long, env = "TELAR_CLIP_NORM", value_name = "NORM", allow_negative_numbers = true)]
     pub clip_norm: Option<f64>,
     /// Share of each parameter that is added to its gradient; with adamw the share of the learning rate by which each shrinks
@@ -62,7 +62,7 @@ pub struct RecipeArgs {
     /// Stop after so many optimiser steps
     #[arg(long, env = "TELAR_MAX_STEPS", value_name = "N")]
     pub max_steps: Option<u64>,
-    /// Stop when the validation loss has not become lower for so many epochs in a row; 0 for never [default: 0]
+    /// Stop when the validation loss has not become lower for so many epochs in a row; 0 for never
     #[arg(long, env = "TELAR_PATIENCE", value_name = "EPOCHS")]
     pub patience: Option<u32>,
     /// Start from the weights in a .safetensors file instead of drawing them

@@ -1,17 +1,23 @@
-//! The log on standard error: text for people, JSON for programs.
+//! The log: on standard error, text for people or JSON for programs, and in a file of the run.
 
-use std::fmt;
+use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use clap::ValueEnum;
+use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::bar;
 use super::log_limit::LogLimit;
+use crate::files::WriteError;
 
 /// What a line of the log looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -24,8 +30,8 @@ pub enum LogFormat {
 }
 
 /// As it is typed.
-impl fmt::Display for LogFormat {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Display for LogFormat {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str(match self {
             Self::Text => "text",
             Self::Json => "json",
@@ -53,21 +59,126 @@ pub struct LogGuard {
 /// # Panics
 /// If a log was set up before.
 pub fn init_log(format: LogFormat, default_level: &str) -> LogGuard {
+    init(format, default_level, None)
+}
+
+/// As [`init_log`], and sends events to the file that [`open_run_log`] names later, those that `$RUST_LOG` lets through or else
+/// `run_level`. What comes before is kept till then, up to 64 KiB.
+///
+/// # Panics
+/// If a log was set up before.
+pub fn init_log_with_file(format: LogFormat, default_level: &str, run_level: &str) -> LogGuard {
+    init(format, default_level, Some(run_level))
+}
+
+fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogGuard {
     let (lines, thread) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(BesideBar);
     LINES.get_or_init(|| lines.clone());
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_target(false);
+    let filter = |level: &str| EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     // That a line cannot be written would otherwise be written, and panic if it cannot.
-    let log = log.log_internal_errors(false);
-    match format {
-        LogFormat::Text => {
-            log.with_ansi(std::io::stderr().is_terminal()).without_time().finish().with(LogLimit::default()).init();
+    let shown = fmt::layer().with_writer(lines).log_internal_errors(false);
+    let has_colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let shown = match format {
+        LogFormat::Text => shown.with_ansi(has_colours).event_format(LevelAndFields).boxed(),
+        LogFormat::Json => shown.with_target(false).json().with_current_span(false).with_span_list(true).boxed(),
+    };
+    let kept = run_level.map(|level| {
+        let file = fmt::layer().with_writer(|| RunLogWriter).log_internal_errors(false);
+        file.with_ansi(false).with_target(false).with_filter(filter(level))
+    });
+    let shown = shown.with_filter(filter(default_level));
+    tracing_subscriber::registry().with(shown).with(kept).with(LogLimit::default()).init();
+    LogGuard { _thread: thread }
+}
+
+/// A line for people: level, message and fields, without the spans around it, which say to them what they know.
+struct LevelAndFields;
+
+impl<S, N> FormatEvent<S, N> for LevelAndFields
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let level = *event.metadata().level();
+        if out.has_ansi_escapes() {
+            let colour = match level {
+                Level::ERROR => 31,
+                Level::WARN => 33,
+                Level::INFO => 32,
+                Level::DEBUG => 34,
+                Level::TRACE => 35,
+            };
+            write!(out, "\x1b[{colour}m{level:>5}\x1b[0m ")?;
+        } else {
+            write!(out, "{level:>5} ")?;
         }
-        LogFormat::Json => {
-            log.json().with_current_span(false).with_span_list(true).finish().with(LogLimit::default()).init();
+        context.format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
+}
+
+/// The file of a run's log.
+enum RunLog {
+    /// It is not known yet; what came so far.
+    Early(Vec<u8>),
+    /// It is written on a thread of its own, which ends with its guard.
+    Open { lines: NonBlocking, _thread: WorkerGuard },
+}
+
+/// Bytes of lines that come before the file is known.
+const EARLY_BYTES_MAX: usize = 64 << 10;
+
+static RUN_LOG: Mutex<RunLog> = Mutex::new(RunLog::Early(Vec::new()));
+
+/// Has the run's log written to the end of a file until the program's end, with what came so far.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_run_log(path: &Path) -> Result<(), WriteError> {
+    let file = OpenOptions::new().append(true).create(true).open(path).map_err(WriteError::at(path))?;
+    let (mut lines, thread) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(file);
+    let mut log = RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    if let RunLog::Early(early) = &*log {
+        let _ = lines.write_all(early);
+    }
+    *log = RunLog::Open { lines, _thread: thread };
+    Ok(())
+}
+
+impl Drop for LogGuard {
+    /// Brings what waits to the run's log.
+    fn drop(&mut self) {
+        let log =
+            std::mem::replace(&mut *RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner), RunLog::Early(Vec::new()));
+        drop(log); // not while it is locked: its thread's last words would wait for that
+    }
+}
+
+/// Adds a line to the run's log, such as another process' own.
+pub fn write_run_log_line(line: &str) {
+    let _ = RunLogWriter.write_all(format!("{line}\n").as_bytes());
+}
+
+struct RunLogWriter;
+
+impl Write for RunLogWriter {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        match &mut *RUN_LOG.lock().unwrap_or_else(PoisonError::into_inner) {
+            RunLog::Open { lines, .. } => lines.write(event),
+            RunLog::Early(early) => {
+                if early.len() + event.len() <= EARLY_BYTES_MAX {
+                    early.extend_from_slice(event);
+                }
+                Ok(event.len())
+            }
         }
     }
-    LogGuard { _thread: thread }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(()) // what writes the file does
+    }
 }
 
 /// Writes a line to standard error, such as another process' own, after what the log has said, and holding nobody up.

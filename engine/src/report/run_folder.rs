@@ -1,4 +1,4 @@
-//! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `model.safetensors`, `best.safetensors`,
+//! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `events.jsonl`, `model.safetensors`, `best.safetensors`,
 //! `reconstructions/`.
 
 use std::fs::{self, File, OpenOptions};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::early_stopping::BestEpoch;
 use crate::files::{WriteError, create_folder, read_bounded, remove_unfinished, sync_folder, write_whole};
 use crate::weights::{Weights, WeightsFile};
-use events::EpochRecord;
+use events::{EpochRecord, RecordedEvent};
 
 /// Bytes at most of `run.json`.
 pub const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
@@ -24,6 +24,8 @@ pub struct RunFolder {
     path: PathBuf,
     history: BufWriter<File>,
     steps: BufWriter<File>,
+    /// Once there was an event.
+    events: Option<BufWriter<File>>,
 }
 
 impl RunFolder {
@@ -59,7 +61,7 @@ impl RunFolder {
             let file = File::create_new(&file).map_err(WriteError::at(&file))?;
             Ok(BufWriter::new(file))
         };
-        Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, path })
+        Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, events: None, path })
     }
 
     /// Opens the folder of a run that goes on after `step`: lines of later steps go, those of epochs that ended after
@@ -79,7 +81,7 @@ impl RunFolder {
         };
         let (history, steps) = (open("history.jsonl", validated_step)?, open("steps.jsonl", step)?);
         sync_folder(path).map_err(WriteError::at(path))?;
-        Ok(Self { history, steps, path: path.to_owned() })
+        Ok(Self { history, steps, events: None, path: path.to_owned() })
     }
 
     /// What was last written by [`RunFolder::write_description`] in a folder, if it can be read.
@@ -117,6 +119,22 @@ impl RunFolder {
     /// If it cannot be written.
     pub fn add_step(&mut self, record: &impl Serialize) -> Result<(), WriteError> {
         add_line(&mut self.steps, record).map_err(WriteError::at(&self.path.join("steps.jsonl")))
+    }
+
+    /// Adds something else that happened: a [`RecordedEvent`]. Such lines stay when the run is resumed from an earlier step.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn add_event(&mut self, event: &RecordedEvent) -> Result<(), WriteError> {
+        let path = self.path.join("events.jsonl");
+        let mut events = match self.events.take() {
+            Some(events) => events,
+            None => BufWriter::new(open_whole_lines(&path).map_err(WriteError::at(&path))?),
+        };
+        // Few, and read by others while the run goes on.
+        let added = add_line(&mut events, event).and_then(|()| events.flush());
+        self.events = Some(events);
+        added.map_err(WriteError::at(&path))
     }
 
     /// Adds an epoch with its weights and its picture, if it has one, and brings all lines to the disk.
@@ -165,7 +183,9 @@ impl RunFolder {
     /// If they cannot be written.
     pub fn sync_lines(&mut self) -> Result<(), WriteError> {
         bring_to_disk(&mut self.history).map_err(WriteError::at(&self.path.join("history.jsonl")))?;
-        bring_to_disk(&mut self.steps).map_err(WriteError::at(&self.path.join("steps.jsonl")))
+        bring_to_disk(&mut self.steps).map_err(WriteError::at(&self.path.join("steps.jsonl")))?;
+        let Some(events) = &mut self.events else { return Ok(()) };
+        bring_to_disk(events).map_err(WriteError::at(&self.path.join("events.jsonl")))
     }
 }
 
@@ -228,6 +248,21 @@ fn open_lines(path: &Path, step: u64) -> std::io::Result<File> {
         }
     }
     file.sync_all()?;
+    Ok(file)
+}
+
+/// Opens a file to add lines after its last whole one: what follows goes. Makes an empty one if there is none.
+fn open_whole_lines(path: &Path) -> std::io::Result<File> {
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let n_bytes = file.metadata()?.len();
+    let begin = n_bytes.saturating_sub(LINE_BYTES_MAX);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut block = Vec::new();
+    file.read_to_end(&mut block)?;
+    let end = block.iter().rposition(|&byte| byte == b'\n').map_or(begin, |place| begin + place as u64 + 1);
+    if end < n_bytes {
+        file.set_len(end)?;
+    }
     Ok(file)
 }
 

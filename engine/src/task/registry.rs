@@ -112,7 +112,6 @@ impl TaskEntry {
         let command = T::augment_args_for_update(Command::new(T::NAME));
         let args: Vec<Arg> = command.get_arguments().cloned().collect();
         let before = settings(&prototype);
-        let defaults = prototype.clone().checked().map_or_else(|_| Defaults::default(), |task| task.defaults());
         for arg in &args {
             let id = arg.get_id().as_str();
             assert!(
@@ -137,6 +136,11 @@ impl TaskEntry {
         let without_variables = args.iter().cloned().map(|arg| arg.env(None::<&'static str>));
         let unflagged = Command::new(T::NAME).args(without_variables).try_get_matches_from([T::NAME]);
         let unflagged = unflagged.and_then(|matches| flagged(&matches)).expect("no flag of a task is required");
+        // Those of a task that is refused without flags are as it has them unchecked.
+        let defaults = read::<T>(&unflagged).map_or_else(
+            |_| Defaults::default(), // which is told when it is built
+            |task| task.clone().checked().unwrap_or(task).defaults(),
+        );
         Self {
             name: T::NAME,
             about: T::ABOUT,
@@ -235,6 +239,13 @@ impl Tasks {
             "batch_size" => self.with_default(arg, |defaults| defaults.batch_size.to_string()),
             "optimizer" => self.with_default(arg, |defaults| defaults.optimizer.to_string()),
             "learning_rate" => self.with_default(arg, |defaults| defaults.learning_rate.to_string()),
+            "lr_schedule" => self.with_default(arg, |defaults| defaults.lr_schedule.decay.to_string()),
+            "warmup_steps" => self.with_default(arg, |defaults| defaults.lr_schedule.warmup_steps.to_string()),
+            "clip_norm" => {
+                let norm = |defaults: &Defaults| defaults.clip_norm.map_or("none".to_owned(), |norm| norm.to_string());
+                self.with_default(arg, norm)
+            }
+            "patience" => self.with_default(arg, |defaults| defaults.patience.to_string()),
             _ => arg,
         })
     }

@@ -104,7 +104,7 @@ impl Task for Classifier {
     }
 
     fn defaults(&self) -> Defaults {
-        Defaults { epochs: 50, batch_size: 32, optimizer: RuleName::Adam, learning_rate: 0.001 }
+        Defaults { epochs: 50, batch_size: 32, optimizer: RuleName::Adam, learning_rate: 0.001, ..Defaults::default() }
     }
 
     fn data(&self, source: &DataSource) -> Result<Garments, BoxError> {

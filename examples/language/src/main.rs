@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use telar::{
-    Batch, BoxError, ComputeDevice, Context, DataFile, DataSource, Defaults, Loss, Metric, RuleName, Task, clap, serde,
+    Batch, BoxError, ComputeDevice, Context, DataFile, DataSource, Decay, Defaults, Loss, LrSchedule, Metric, RuleName,
+    Task, clap, serde,
 };
 
 use crate::data::Paragraphs;
@@ -80,7 +81,15 @@ impl Task for Language {
     }
 
     fn defaults(&self) -> Defaults {
-        Defaults { epochs: 10, batch_size: 32, optimizer: RuleName::AdamW, learning_rate: 0.002 }
+        Defaults {
+            epochs: 10,
+            batch_size: 32,
+            optimizer: RuleName::AdamW,
+            learning_rate: 0.002,
+            lr_schedule: LrSchedule { decay: Decay::Cosine, warmup_steps: 100 },
+            clip_norm: Some(1.0),
+            ..Defaults::default()
+        }
     }
 
     fn data(&self, source: &DataSource) -> Result<Paragraphs, BoxError> {

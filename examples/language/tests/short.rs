@@ -101,8 +101,9 @@ impl Place {
 #[test]
 fn training_on_any_number_of_workers_gives_same_bits_and_lower_loss() {
     let place = Place::with_text();
-    let flags =
-        format!("{SIZE} --data text.txt --shards 4 --epochs 4 --batch-size 16 --learning-rate 0.005 --clip-norm 1");
+    let flags = format!(
+        "{SIZE} --data text.txt --shards 4 --epochs 4 --batch-size 16 --learning-rate 0.005 --lr-schedule constant --warmup-steps 0 --clip-norm 1"
+    );
     let alone = place.end(&format!("train {flags} --run-dir alone"));
     for n_workers in [2, 3] {
         let cluster = place.end(&format!("coordinator {flags} --workers {n_workers} --run-dir run-{n_workers}"));

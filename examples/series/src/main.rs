@@ -95,7 +95,7 @@ impl Task for Series {
     type Data = Waves;
 
     fn defaults(&self) -> Defaults {
-        Defaults { epochs: 20, batch_size: 32, optimizer: RuleName::Adam, learning_rate: 0.002 }
+        Defaults { epochs: 20, batch_size: 32, optimizer: RuleName::Adam, learning_rate: 0.002, ..Defaults::default() }
     }
 
     fn data(&self, _source: &DataSource) -> Result<Waves, BoxError> {
