@@ -51,6 +51,10 @@ scaling:
 grpc:
     cargo bench --workspace --bench grpc
 
+# The networks' products of matrices, beside those of the crate that Burn's CPU backend uses
+products:
+    cargo bench --workspace --bench products
+
 # What a step costs the coordinator besides waiting
 step:
     cargo bench -p coordinator --bench step

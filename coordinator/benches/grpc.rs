@@ -383,7 +383,7 @@ fn worker(setting: Setting, address: &str) {
                 gradient_sum,
                 params_fingerprint: 12_345,
                 compute_nanoseconds: 678,
-                slot: None,
+                ..ShardDone::default()
             };
             let kind = Some(worker_message::Kind::ShardDone(done));
             if outbound.blocking_send(WorkerMessage { kind }).is_err() {

@@ -35,6 +35,7 @@ use crate::observe::{Entry, Observer, ObserverStopped};
 use crate::outbox::{GradientPath, Outbox};
 use crate::recompute::Recomputer;
 use crate::saver::PendingCheckpoints;
+use crate::timeline::Timeline;
 use crate::training::{
     Action, CloseReason, EpochReport, Event, Outcome, Report, State, StepReport, Training, Work, WorkerId,
 };
@@ -107,6 +108,7 @@ pub struct Driver<E> {
     /// Since when it waits for an input, if it does.
     waiting_since: Option<Duration>,
     costs: StepCosts,
+    timeline: Timeline,
 }
 
 /// Why the driver does not go on at once.
@@ -142,6 +144,7 @@ impl<E: Environment> Driver<E> {
             is_looked_at: false,
             waiting_since: None,
             costs: StepCosts::default(),
+            timeline: Timeline::default(),
         }
     }
 
@@ -183,8 +186,10 @@ impl<E: Environment> Driver<E> {
                 }
                 self.training.handle_event(now, Event::Ready(worker_id));
             }
-            Input::ShardDone(worker_id, done, decode, _waited) => {
-                self.costs.decode += decode;
+            Input::ShardDone(worker_id, done, times, _waited) => {
+                self.costs.decode += times.decode;
+                let arrived = now.saturating_sub(times.decode);
+                self.timeline.arrived(worker_id, done.step, done.shard, times.worker, arrived);
                 let begun = self.now();
                 self.training.handle_event(now, Event::ShardDone(worker_id, done));
                 self.costs.reduce += self.since(begun);
@@ -192,6 +197,7 @@ impl<E: Environment> Driver<E> {
             Input::Happened(event) => {
                 if let Event::Lost(worker_id, _) = &event {
                     self.outboxes.remove(worker_id);
+                    self.timeline.left(*worker_id);
                 }
                 self.training.handle_event(now, event);
             }
@@ -301,6 +307,9 @@ impl<E: Environment> Driver<E> {
 
     fn send(&mut self, worker_id: WorkerId, kind: Kind) {
         let Some(outbox) = self.outboxes.get(&worker_id) else { return self.environment.dropped(worker_id, kind) };
+        if matches!(kind, Kind::Update(_) | Kind::Work(_) | Kind::State(_)) {
+            self.timeline.assigned(worker_id, self.environment.now());
+        }
         if outbox.send(kind).is_err() {
             let reason = if outbox.is_gone() { "it closed its connection" } else { "it does not take its messages" };
             let reason = reason.to_owned();
@@ -311,7 +320,13 @@ impl<E: Environment> Driver<E> {
 
     fn report(&mut self, report: Report) {
         let entry = match report {
-            Report::Step(report) => Entry::Event(RunEvent::Step(self.step_event(report))),
+            Report::Step(report) => {
+                let event = self.step_event(report);
+                let snapshot = self.timeline.snapshot(&event, self.training.roster(), self.now());
+                self.record(Entry::Event(RunEvent::Step(event)));
+                let Some(snapshot) = snapshot else { return };
+                Entry::Event(snapshot)
+            }
             Report::Epoch(report) => {
                 // What the validation cost is no part of the next step.
                 self.costs = StepCosts::default();
@@ -320,7 +335,14 @@ impl<E: Environment> Driver<E> {
                 let weights = Weights::new(&self.run.spec, self.training.state().params.clone());
                 Entry::Epoch { record: EpochRecord { is_best, ..record }, weights }
             }
-            Report::Event(event) => Entry::Event(event),
+            Report::Event(event) => {
+                match event {
+                    RunEvent::TaskLate { worker, .. } => self.timeline.late(WorkerId(worker)),
+                    RunEvent::WorkerLeft { worker, .. } => self.timeline.left(WorkerId(worker)),
+                    _ => {}
+                }
+                Entry::Event(event)
+            }
         };
         self.record(entry);
     }
@@ -384,7 +406,10 @@ impl<E: Environment> Driver<E> {
         // The first step begins with the first worker, the waiting before.
         let costs = StepCosts { compute, wait: costs.wait.min(duration), ..costs };
         let workers = workers.into_iter().map(|WorkerId(worker)| worker).collect();
-        StepEvent { record, workers, n_active, costs, begun: Duration::ZERO, tasks: Vec::new() }
+        let begun = self.now().saturating_sub(duration);
+        let mut event = StepEvent { record, workers, n_active, costs, begun, tasks: Vec::new() };
+        self.timeline.finish_step(&mut event);
+        event
     }
 }
 

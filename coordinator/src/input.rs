@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::outbox::{GradientPath, Outbox};
+use crate::timeline::WorkerTimes;
 use crate::training::{Event, Profile, ShardDone, WorkerId};
 
 /// Inputs that wait for the driver: some of each worker at most.
@@ -17,8 +18,17 @@ pub enum Input {
     Joined(WorkerId, Profile, Outbox),
     /// A worker has the data set and wants the state; its gradients travel so.
     Ready(WorkerId, GradientPath),
-    /// A worker computed a shard, whose gradient took so long to decode. Its session may have so many wait here as it has permits.
-    ShardDone(WorkerId, ShardDone, Duration, OwnedSemaphorePermit),
+    /// A worker computed a shard. Its session may have so many wait here as it has permits.
+    ShardDone(WorkerId, ShardDone, ResultTimes, OwnedSemaphorePermit),
     /// Anything else.
     Happened(Event),
+}
+
+/// What is known of a result's times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResultTimes {
+    /// How long its gradient took to decode.
+    pub decode: Duration,
+    /// What the worker says.
+    pub worker: WorkerTimes,
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use engine::args::BackendArgs;
 use engine::data::DataSource;
 use engine::exit;
-use engine::report::{LogFormat, write_stderr_line};
+use engine::report::{LogFormat, write_run_log_line, write_stderr_line};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::time::timeout;
@@ -150,7 +150,9 @@ impl Launcher {
         let stdin = child.stdin.take().expect("standard input is a pipe");
         let lines = child.stderr.take().expect("standard error is a pipe");
         let relay = TaskTracker::new();
-        let last_lines = relay.spawn(relay_lines(number, lines));
+        // As JSON, somebody collects them.
+        let shows_details = self.log_format == LogFormat::Json || std::env::var_os("RUST_LOG").is_some();
+        let last_lines = relay.spawn(relay_lines(number, lines, shows_details));
         relay.close();
         Ok(LocalWorker { child, last_lines, _stdin: stdin })
     }
@@ -250,15 +252,27 @@ impl LocalWorker {
     }
 }
 
-/// Passes a worker's lines on, and keeps the last ones.
-async fn relay_lines(number: u32, lines: ChildStderr) -> VecDeque<String> {
+/// Whether a line of a worker's log is below a warning.
+fn is_detail(line: &str) -> bool {
+    let levels = ["INFO", "DEBUG", "TRACE"];
+    let is_level =
+        |level: &&str| line.trim_start().starts_with(level) || line.contains(&format!("\"level\":\"{level}\""));
+    levels.iter().any(|level| is_level(&level))
+}
+
+/// Passes a worker's lines on, to the screen those that are a warning or worse unless all are asked for, and keeps the last ones.
+async fn relay_lines(number: u32, lines: ChildStderr, shows_details: bool) -> VecDeque<String> {
     let mut last = VecDeque::new();
     let mut lines = BufReader::new(lines).lines();
     while let Ok(Some(mut line)) = lines.next_line().await {
         if line.len() > LINE_BYTES_MAX {
             line.truncate((0..=LINE_BYTES_MAX).rev().find(|&end| line.is_char_boundary(end)).unwrap_or(0));
         }
-        write_stderr_line(&format!("worker process {number}: {line}"));
+        let text = format!("worker process {number}: {line}");
+        write_run_log_line(&text);
+        if shows_details || !is_detail(&line) {
+            write_stderr_line(&text);
+        }
         if last.len() == LAST_LINES {
             last.pop_front();
         }

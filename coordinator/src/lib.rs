@@ -32,6 +32,7 @@ pub mod server;
 mod session;
 pub mod shutdown;
 pub mod start;
+pub mod timeline;
 pub mod tls;
 pub mod training;
 pub mod trainjob;

@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 use clap::{CommandFactory, FromArgMatches};
 use engine::args::AccessArgs;
 use engine::configuration::{exit_if_usage, matches_from};
-use engine::report::{LogGuard, check_output, init_log, write_stderr_line};
+use engine::report::{LogFormat, LogGuard, check_output, init_log_with_file, write_stderr_line};
 use engine::say;
 use engine::task::Tasks;
 
@@ -52,7 +52,11 @@ fn follow(
     let args = Args::from_arg_matches(&matches)?;
     let log_format = args.log.log_format;
     // The mirror says itself, once, that a store does not answer.
-    *log = Some(init_log(log_format, "info,object_store=warn"));
+    let (run_level, shown_level) = ("info,object_store=warn", "warn");
+    *log = Some(match log_format {
+        LogFormat::Text => init_log_with_file(log_format, shown_level, run_level),
+        LogFormat::Json => init_log_with_file(log_format, run_level, run_level), // somebody collects it
+    });
     if let Some(Command::Certificates(wanted)) = &args.command {
         say!("{}", certificates::make(wanted)?);
         check_output()?;

@@ -10,7 +10,7 @@ use proto::call::Messages;
 use proto::limits::{
     FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, result_bytes_max,
 };
-use proto::v1::{WorkerMessage, worker_message::Kind};
+use proto::v1::{self, WorkerMessage, worker_message::Kind};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,9 @@ pub(crate) use shared::Shared;
 
 use crate::admission::ConnectionHandle;
 use crate::inbox::{self, Inbox};
-use crate::input::Input;
+use crate::input::{Input, ResultTimes};
 use crate::outbox::{Outbox, OutboxSender};
+use crate::timeline::WorkerTimes;
 use crate::training::{Event, Profile, WorkerId};
 
 /// How long a worker may take to read the close message and close its side.
@@ -129,9 +130,9 @@ impl Session {
                 Kind::ShardDone(done) => {
                     // Gradients of one session that wait for the driver are few, however slow that is.
                     let waits = Arc::clone(&results).acquire_owned().await.expect("the semaphore is never closed");
-                    let begun = Instant::now();
+                    let (begun, worker) = (Instant::now(), worker_times(&done));
                     let done = inbox.shard_done(done)?;
-                    Input::ShardDone(worker_id, done, begun.elapsed(), waits)
+                    Input::ShardDone(worker_id, done, ResultTimes { decode: begun.elapsed(), worker }, waits)
                 }
                 Kind::Ready(ready) => {
                     let path = inbox.ready(&ready)?;
@@ -158,4 +159,11 @@ impl Session {
         };
         inbox::profile(self.connection.peer.identity(), join)
     }
+}
+
+/// What a worker says of a result's times.
+fn worker_times(done: &v1::ShardDone) -> WorkerTimes {
+    let [received, started, compute] =
+        [done.received_nanoseconds, done.started_nanoseconds, done.compute_nanoseconds].map(Duration::from_nanos);
+    WorkerTimes { received, started, finished: started.saturating_add(compute) }
 }

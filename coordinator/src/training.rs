@@ -37,7 +37,7 @@ pub use assign::Late;
 pub use audit::AuditSecret;
 pub use event::{BatchDone, Computed, Event, OwnTaskDone, ShardDone};
 pub use report::{EpochReport, Report, StepReport, Tally};
-pub use roster::{Identity, Profile, WorkerId};
+pub use roster::{Identity, Profile, Roster, WorkerId};
 pub use round::TaskKind;
 pub use rules::{AfterStop, CheckpointEvery, Rounding, Rules, State};
 pub use schedule::{Schedule, SchedulePosition};
@@ -48,7 +48,7 @@ use feedback::round_with_feedback;
 use pace::Pace;
 use reduce::Reduction;
 use results::TaskResult;
-use roster::{MemberState, REFUSALS_MAX, Roster};
+use roster::{MemberState, REFUSALS_MAX};
 use round::{Round, RoundKind};
 use schedule::NextRound;
 use size::Sizes;
@@ -169,6 +169,11 @@ impl Training {
     /// The compute classes of all workers that took part.
     pub fn compute_classes(&self) -> &BTreeSet<String> {
         &self.classes
+    }
+
+    /// The workers.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// What the run went through.

@@ -64,7 +64,7 @@ enum Fetched {
 
 /// Whether a run can be resumed without a file.
 fn is_extra(file: RunFile) -> bool {
-    matches!(file, RunFile::Picture(_) | RunFile::Weights | RunFile::BestWeights)
+    matches!(file, RunFile::Picture(_) | RunFile::Weights | RunFile::BestWeights | RunFile::Events)
 }
 
 struct Download<'a> {
@@ -254,7 +254,7 @@ fn n_bytes_max(file: RunFile) -> u64 {
         RunFile::Description => DESCRIPTION_BYTES_MAX,
         RunFile::Picture(_) => PICTURE_BYTES_MAX,
         RunFile::Weights | RunFile::BestWeights => 4 * PARAMS_MAX as u64 + (1 << 20),
-        RunFile::History | RunFile::Steps => LINES_BYTES_MAX,
+        RunFile::History | RunFile::Steps | RunFile::Events => LINES_BYTES_MAX,
         RunFile::Checkpoint(_) => FILE_BYTES_MAX,
     }
 }

@@ -42,6 +42,7 @@ impl Pending {
     pub fn add_checkpoint(&mut self, step: u64) {
         self.add(RunFile::History);
         self.add(RunFile::Steps);
+        self.add(RunFile::Events);
         self.add(RunFile::checkpoint(step));
     }
 
@@ -111,7 +112,8 @@ mod tests {
         }
         pending.add(RunFile::Description);
         pending.add_checkpoint(10);
-        let expected = ["run.json", "history.jsonl", "steps.jsonl", "checkpoints/step-00000010.safetensors"];
+        let expected =
+            ["run.json", "history.jsonl", "steps.jsonl", "events.jsonl", "checkpoints/step-00000010.safetensors"];
         assert_eq!(paths(&pending), expected);
     }
 

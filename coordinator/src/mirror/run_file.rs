@@ -23,13 +23,16 @@ pub enum RunFile {
     History,
     /// `steps.jsonl`.
     Steps,
+    /// `events.jsonl`.
+    Events,
     /// The checkpoint of a step.
     Checkpoint(Reverse<u64>),
 }
 
 impl RunFile {
     /// Those of which a run has one.
-    pub const SINGLE: [Self; 5] = [Self::Description, Self::Weights, Self::BestWeights, Self::History, Self::Steps];
+    pub const SINGLE: [Self; 6] =
+        [Self::Description, Self::Weights, Self::BestWeights, Self::History, Self::Steps, Self::Events];
 
     /// The checkpoint of a step.
     pub fn checkpoint(step: u64) -> Self {
@@ -53,6 +56,7 @@ impl RunFile {
             Self::BestWeights => "best.safetensors".to_owned(),
             Self::History => "history.jsonl".to_owned(),
             Self::Steps => "steps.jsonl".to_owned(),
+            Self::Events => "events.jsonl".to_owned(),
             Self::Checkpoint(Reverse(step)) => format!("checkpoints/{}", checkpoint::file_name(step)),
         }
     }
@@ -71,7 +75,7 @@ impl RunFile {
 
     /// Whether lines are added to it while it is read.
     pub fn has_lines(self) -> bool {
-        matches!(self, Self::History | Self::Steps)
+        matches!(self, Self::History | Self::Steps | Self::Events)
     }
 }
 
@@ -89,6 +93,7 @@ mod tests {
             (RunFile::BestWeights, "best.safetensors"),
             (RunFile::History, "history.jsonl"),
             (RunFile::Steps, "steps.jsonl"),
+            (RunFile::Events, "events.jsonl"),
             (RunFile::checkpoint(12), "checkpoints/step-00000012.safetensors"),
         ];
         for (file, path) in files {
@@ -127,6 +132,7 @@ mod tests {
             RunFile::BestWeights,
             RunFile::History,
             RunFile::Steps,
+            RunFile::Events,
             RunFile::checkpoint(20),
             RunFile::checkpoint(10),
         ];

@@ -13,7 +13,7 @@ use coordinator::closing::EndNotice;
 use coordinator::config::JournalSteps;
 use coordinator::driver::{Driver, Pause, RunContext};
 use coordinator::facts::Facts;
-use coordinator::input::Input;
+use coordinator::input::{Input, ResultTimes};
 use coordinator::observe::Entry;
 use coordinator::outbox::GradientPath;
 use coordinator::training::{
@@ -447,7 +447,7 @@ impl Shell {
             }
             Event::ShardDone(worker_id, done) => {
                 let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("nobody else has it");
-                return Input::ShardDone(worker_id, done, Duration::ZERO, permit);
+                return Input::ShardDone(worker_id, done, ResultTimes::default(), permit);
             }
             event => event,
         })
