@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Checks deploy/kubernetes without a cluster: renders every overlay, validates each object strictly, and compares the fields
 that matter with the tables below and with the Rust sources. `FIELDS` says what a field must be, `relations` what must agree
-with what. Each has to notice when a field is removed or altered, which `Mutations` tries one by one.
+with what. Each has to notice when a field is removed or altered, which `Mutations` tries one by one. Checks the dashboard of
+deploy/grafana as well.
 
     .ci/run manifests
 """
 
 import copy
 import functools
+import json
 import os
 import re
 import subprocess
@@ -697,6 +699,43 @@ class Image(unittest.TestCase):
         missing = [member for member in members if member.split("/")[0] not in included]
         self.assertGreater(len(members), 5)
         self.assertEqual(missing, [])
+
+
+class Dashboard(unittest.TestCase):
+    """Of deploy/grafana. Whether its queries are answered is checked by tests/prometheus.py."""
+
+    DASHBOARD = json.loads((DEPLOY / "grafana/telar.json").read_text())
+    # What an encoder adds to the name of a counter, an info and a histogram.
+    SUFFIX = re.compile("_(total|info|bucket|sum|count)$")
+
+    def targets(self):
+        return [(panel, target) for panel in self.DASHBOARD["panels"] for target in panel["targets"]]
+
+    def test_metrics_in_expressions_are_those_of_the_program(self):
+        known = set(re.findall(r'"(telar_\w+)"', source("observe/src/metrics.rs").split("mod tests")[0]))
+        found = {name for _, target in self.targets() for name in re.findall(r"\btelar_\w+", target["expr"])}
+        self.assertGreater(len(found), 15)
+        self.assertEqual({name for name in found if name not in known and self.SUFFIX.sub("", name) not in known}, set())
+
+    def test_every_query_is_limited_to_the_jobs_and_instances_chosen(self):
+        for panel, target in self.targets():
+            with self.subTest(panel["title"]):
+                selectors = re.findall(r"\btelar_\w+(\{[^}]*)?", target["expr"])
+                self.assertTrue(all(selector.startswith('{job=~"$job",instance=~"$instance"') for selector in selectors))
+
+    def test_datasource_is_a_variable_everywhere(self):
+        variables = {variable["name"]: variable for variable in self.DASHBOARD["templating"]["list"]}
+        self.assertEqual((variables["datasource"]["type"], variables["datasource"]["query"]), ("datasource", "prometheus"))
+        for owner in [*self.DASHBOARD["panels"], *(target for _, target in self.targets()), variables["job"], variables["instance"]]:
+            self.assertEqual(owner["datasource"], {"type": "prometheus", "uid": "${datasource}"})
+
+    def test_panels_have_numbers_of_their_own_and_do_not_overlap(self):
+        panels = self.DASHBOARD["panels"]
+        self.assertEqual(len({panel["id"] for panel in panels}), len(panels))
+        cells = [(x, y) for panel in panels for place in [panel["gridPos"]]
+                 for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])]
+        self.assertEqual(len(set(cells)), len(cells))
+        self.assertTrue(all(x < 24 for x, _ in cells))
 
 
 class Mutations(unittest.TestCase):

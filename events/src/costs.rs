@@ -99,6 +99,7 @@ impl<'de> Deserialize<'de> for StepCosts {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CostTotals {
     n_steps: u32,
+    n_samples: u64,
     milliseconds: f64,
     parts: [f64; StepCosts::N_PARTS],
 }
@@ -107,10 +108,17 @@ impl CostTotals {
     /// Adds a step.
     pub fn add(&mut self, record: &StepRecord, costs: &StepCosts) {
         self.n_steps += 1;
+        self.n_samples += record.n_samples;
         self.milliseconds += record.milliseconds;
         for (total, (_, part)) in self.parts.iter_mut().zip(costs.parts()) {
             *total += 1e3 * part.as_secs_f64();
         }
+    }
+
+    /// Samples per second of all steps' time; nothing if there was no step.
+    #[expect(clippy::cast_precision_loss, reason = "a run has far fewer than 2^53 samples")]
+    pub fn samples_per_second(&self) -> Option<f64> {
+        (self.milliseconds > 0.0).then(|| 1e3 * self.n_samples as f64 / self.milliseconds)
     }
 
     /// Means in milliseconds, in words; nothing if there was no step.
@@ -120,20 +128,21 @@ impl CostTotals {
         }
         let n_steps = f64::from(self.n_steps);
         let part = |place: usize| self.parts[place] / n_steps;
-        let [compute, wait] = [part(0), part(1)];
-        let own: Vec<String> = StepCosts::default()
+        let own: Vec<(&str, f64)> = StepCosts::default()
             .parts()
             .iter()
             .enumerate()
-            .skip(2)
-            .map(|(place, (name, _))| format!("{name} {:.3}", part(place)))
+            .skip(2) // compute and wait are not its own
+            .map(|(place, (name, _))| (*name, part(place)))
             .collect();
-        let total = self.milliseconds / n_steps;
+        let parts: Vec<String> = own.iter().map(|(name, part)| format!("{name} {part:.2}")).collect();
         Some(format!(
-            "a step took {total:.3} ms in the mean, {:.3} of them outside the workers' computing ({compute:.3}); the \
-             coordinator waited {wait:.3}, and its own work was {}",
-            total - compute,
-            own.join(", "),
+            "{:.2} ms per step: {:.2} compute, {:.2} wait, {:.2} coordinator ({})",
+            self.milliseconds / n_steps,
+            part(0),
+            part(1),
+            own.iter().map(|(_, part)| part).sum::<f64>(),
+            parts.join(", "),
         ))
     }
 

@@ -22,6 +22,12 @@ pub use source::{DataChoice, PLAIN_NAMES, open};
 use crate::arch::{IMAGE_SIDE, N_PIXELS};
 use crate::images::Images;
 
+/// What Fashion-MNIST's labels mean, from <https://github.com/zalandoresearch/fashion-mnist>.
+const FASHION_LABELS: [&str; 10] =
+    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
+/// The labels of other data sets, of which only the number is known.
+const NUMBERS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+
 /// Images and labels of one file pair.
 #[derive(Debug)]
 struct Labelled {
@@ -73,6 +79,12 @@ impl Garments {
     pub fn labels(&self, split: Split) -> &[u8] {
         let (file, range) = self.place(split);
         &file.labels[range]
+    }
+
+    /// What the labels mean, by number: Fashion-MNIST's classes if the data set is that, or was drawn after it. What the labels of
+    /// other files in the same form mean is not known; of those, the numbers.
+    pub fn label_names(&self) -> [&'static str; 10] {
+        if source::has_fashion_labels(self) { FASHION_LABELS } else { NUMBERS }
     }
 
     /// The pixels of a split: [images, 28, 28].

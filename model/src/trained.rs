@@ -49,7 +49,15 @@ impl Trained {
     /// # Panics
     /// If there are more images than an IDX file can count.
     pub fn encode_split(&self, data: &Garments, split: Split) -> Vec<f32> {
-        let n_images = u32::try_from(data.len(split)).expect("an IDX file counts images in u32");
+        self.encode_first(data, split, data.len(split))
+    }
+
+    /// The codes of a split's first images, one after the other.
+    ///
+    /// # Panics
+    /// If there are fewer images than `n_images`, or more than an IDX file can count.
+    pub fn encode_first(&self, data: &Garments, split: Split, n_images: usize) -> Vec<f32> {
+        let n_images = u32::try_from(n_images).expect("an IDX file counts images in u32");
         let batches =
             (0..n_batches(n_images, BATCH)).map(|batch| data.images(split, &batch_samples(n_images, BATCH, batch)));
         batches.flat_map(|images| self.encode(images)).collect()

@@ -65,8 +65,13 @@ fn data_folder(temporary: &Path) -> PathBuf {
 
 /// A small data set as plain files: 120 images for training and validation, 10 for the test.
 fn write_data(folder: &Path) {
+    write_images(folder, 10);
+}
+
+/// As [`write_data`], with another number of images for the test.
+fn write_images(folder: &Path, n_test: u32) {
     fs::create_dir_all(folder).expect("a folder");
-    for (name, n_images) in [("train", 120_u32), ("t10k", 10)] {
+    for (name, n_images) in [("train", 120_u32), ("t10k", n_test)] {
         let pixel = |place: u32| u8::try_from(place * place / 7 % 256).expect("below 256");
         let pixels: Vec<u8> = (0..n_images * 784).map(pixel).collect();
         let header = [0x803, n_images, 28, 28].map(u32::to_be_bytes).concat();
@@ -153,6 +158,59 @@ fn run_folder_is_complete_and_weights_are_usable() {
         let picture = image::open(out).expect("a picture");
         assert_eq!((picture.width(), picture.height()), (368, 368));
     }
+}
+
+#[test]
+fn codes_are_drawn_and_tabulated() {
+    let dir = TestDir::new();
+    let (data, weights) = (dir.small_data(), dir.path("w.safetensors"));
+    for (architecture, n_values) in Architecture::ALL.into_iter().zip([576, 30, 30]) {
+        write_weights(Path::new(&weights), architecture);
+        let out = dir.path("codes.png");
+        let flags = format!("codes --weights {weights} --split train --images 50 --out {out} --data {data}");
+        let printed = succeed(&flags);
+        let expected = format!("codes of 50 training images, {n_values} values each: PCA, 2 components hold ");
+        assert!(printed.starts_with(&expected) && printed.ends_with("/codes.png\n"), "{printed}");
+        let picture = image::open(out).expect("a picture");
+        assert_eq!((picture.width(), picture.height()), (1000, 800));
+        let line = succeed_json(&format!("{flags} --json"));
+        assert_eq!((&line["shape"], &line["method"]), (&serde_json::json!([50, n_values]), &"pca".into()));
+    }
+
+    // More images are asked for than there are; what their labels mean is not known.
+    let table = |name: &str| {
+        let out = dir.path(name);
+        succeed(&format!("codes --weights {weights} --method tsne --perplexity 3 --out {out} --data {data}"));
+        fs::read_to_string(out).expect("a table")
+    };
+    let first = table("first.tsv");
+    assert_eq!(first, table("again.tsv"));
+    assert_eq!((first.lines().count(), first.lines().next()), (11, Some("x\ty\tlabel\tname")));
+    assert!(first.ends_with("\t9\t9\n"), "{first}");
+
+    let out = dir.path("codes.svg");
+    succeed(&format!("codes --weights {weights} --images 20 --out {out} --data synthetic"));
+    assert!(fs::read_to_string(out).expect("a picture").contains("Ankle boot"));
+}
+
+#[test]
+fn codes_refuses_unknown_ending_and_too_few_images() {
+    let dir = TestDir::new();
+    let (data, weights) = (dir.small_data(), dir.path("w.safetensors"));
+    write_weights(Path::new(&weights), Architecture::Denoising);
+    let check = |out: &str, data: &str, flags: &str, exit_code, parts: &[&str]| {
+        let out = dir.path(out);
+        fail(&format!("codes --weights {weights} --out {out} --data {data} {flags}"), exit_code, parts);
+        assert!(!Path::new(&out).exists());
+    };
+    check("codes.jpg", &data, "", 2, &["codes.jpg", "expected a name that ends in .png, .svg or .tsv"]);
+    check("codes", &data, "", 2, &[".png, .svg or .tsv"]);
+    check("codes.png", &data, "--images 2", 2, &["--images", "2 is not in 3.."]);
+    check("codes.png", &data, "--method tsne", 64, &["expected a perplexity from 1 to 3.0", "found 30"]);
+    check("w.safetensors/codes.png", &data, "", 73, &["cannot write"]);
+    let two = dir.path("two");
+    write_images(Path::new(&two), 2);
+    check("codes.png", &two, "", 65, &["expected at least 3 codes, found 2"]);
 }
 
 #[test]

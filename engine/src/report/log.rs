@@ -62,8 +62,8 @@ pub fn init_log(format: LogFormat, default_level: &str) -> LogGuard {
     init(format, default_level, None)
 }
 
-/// As [`init_log`], and sends events to the file that [`open_run_log`] names later, those that `$RUST_LOG` lets through or else
-/// `run_level`. What comes before is kept till then, up to 64 KiB.
+/// As [`init_log`], and sends events to the file that [`open_run_log`] names later: those of `run_level`, and what `$RUST_LOG`
+/// asks for in `debug` or `trace`. What comes before is kept till then, up to 64 KiB.
 ///
 /// # Panics
 /// If a log was set up before.
@@ -77,22 +77,31 @@ fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogG
     let filter = |level: &str| EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     // That a line cannot be written would otherwise be written, and panic if it cannot.
     let shown = fmt::layer().with_writer(lines).log_internal_errors(false);
-    let has_colours =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let is_terminal = std::io::stderr().is_terminal();
+    let has_colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let shown = match format {
-        LogFormat::Text => shown.with_ansi(has_colours).event_format(LevelAndFields).boxed(),
+        LogFormat::Text if is_terminal => shown.with_ansi(has_colours).event_format(LevelAndFields).boxed(),
+        LogFormat::Text => shown.with_ansi(false).with_target(false).without_time().boxed(),
         LogFormat::Json => shown.with_target(false).json().with_current_span(false).with_span_list(true).boxed(),
     };
     let kept = run_level.map(|level| {
         let file = fmt::layer().with_writer(|| RunLogWriter).log_internal_errors(false);
-        file.with_ansi(false).with_target(false).with_filter(filter(level))
+        file.with_ansi(false).with_target(false).with_filter(EnvFilter::new(run_level_of(level)))
     });
     let shown = shown.with_filter(filter(default_level));
     tracing_subscriber::registry().with(shown).with(kept).with(LogLimit::default()).init();
     LogGuard { _thread: thread }
 }
 
-/// A line for people: level, message and fields, without the spans around it, which say to them what they know.
+/// The run's level, with what `$RUST_LOG` asks for besides: its directives come later, and count where they say more.
+fn run_level_of(level: &str) -> String {
+    match std::env::var("RUST_LOG") {
+        Ok(asked) if asked.contains("debug") || asked.contains("trace") => format!("{level},{asked}"),
+        _ => level.to_owned(),
+    }
+}
+
+/// A line on a terminal: level, message and fields. Which run it is about is known there.
 struct LevelAndFields;
 
 impl<S, N> FormatEvent<S, N> for LevelAndFields

@@ -255,11 +255,19 @@ fn open_lines(path: &Path, step: u64) -> std::io::Result<File> {
 fn open_whole_lines(path: &Path) -> std::io::Result<File> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
     let n_bytes = file.metadata()?.len();
-    let begin = n_bytes.saturating_sub(LINE_BYTES_MAX);
-    file.seek(SeekFrom::Start(begin))?;
-    let mut block = Vec::new();
-    file.read_to_end(&mut block)?;
-    let end = block.iter().rposition(|&byte| byte == b'\n').map_or(begin, |place| begin + place as u64 + 1);
+    let (mut end, mut block) = (n_bytes, Vec::new());
+    // Ends: each block ends where the one after it began.
+    while end > 0 {
+        let begin = end.saturating_sub(LINE_BYTES_MAX);
+        file.seek(SeekFrom::Start(begin))?;
+        block.resize(usize::try_from(end - begin).expect("a block fits into memory"), 0);
+        file.read_exact(&mut block)?;
+        end = begin;
+        if let Some(place) = block.iter().rposition(|&byte| byte == b'\n') {
+            end = begin + place as u64 + 1;
+            break;
+        }
+    }
     if end < n_bytes {
         file.set_len(end)?;
     }

@@ -156,6 +156,11 @@ fn check_is_fashion_mnist(data: Garments) -> Result<Garments, DataError> {
     }
 }
 
+/// Whether labels mean what they mean in Fashion-MNIST.
+pub(super) fn has_fashion_labels(data: &Garments) -> bool {
+    data.name == GARMENTS || data.fingerprint().as_str() == FASHION_MNIST_FINGERPRINT
+}
+
 fn synthetic_garments() -> Garments {
     const SEED: u64 = 0; // one data set, always the same
     let (n_training, n_test) = (60_000, 10_000); // as many as Fashion-MNIST has

@@ -10,6 +10,8 @@ use engine::data::Split;
 use model::arch::Architecture;
 use model::layers::Noise;
 
+use crate::codes::{CodesFile, CodesMethod};
+
 /// Trains the autoencoders of Géron's chapter 17 on Fashion-MNIST, in one process, and uses what was trained.
 #[derive(Parser, Debug)]
 #[command(
@@ -34,6 +36,8 @@ pub enum Command {
     Reconstruct(ReconstructArgs),
     /// The codes of images, as a NumPy array
     Encode(EncodeArgs),
+    /// A picture of which images lie together in the space of codes, coloured by label
+    Codes(CodesArgs),
     /// The data set
     Data(DataCommandArgs),
 }
@@ -86,6 +90,27 @@ pub struct EncodeArgs {
     /// Array to write (.npy), [images, code]; the labels go beside it, as NAME-labels.npy
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CodesArgs {
+    /// Picture to write (.png or .svg), or its points and labels as a table (.tsv)
+    #[arg(long, value_name = "FILE")]
+    pub out: CodesFile,
+    /// How many images, the first of the split
+    #[arg(long, alias = "n", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(3..))]
+    pub images: u32,
+    /// Images to encode
+    #[arg(long, value_enum, default_value_t = Split::Test)]
+    pub split: Split,
+    /// How codes become points
+    #[arg(long, value_enum, default_value_t = CodesMethod::Pca)]
+    pub method: CodesMethod,
+    /// With `--method tsne`: about how many neighbours of a code count, from 1 to a third of the images
+    #[arg(long, value_name = "X", default_value_t = 30.0)]
+    pub perplexity: f64,
     #[command(flatten)]
     pub trained: TrainedArgs,
 }

@@ -1,6 +1,7 @@
-//! The tool for one machine: summary, train, evaluate, reconstruct, encode, data fetch.
+//! The tool for one machine: summary, train, evaluate, reconstruct, encode, codes, data fetch.
 
 mod args;
+mod codes;
 mod data;
 mod trained;
 
@@ -41,6 +42,7 @@ fn run(command: Command, tasks: &Tasks, matches: &ArgMatches) -> anyhow::Result<
         Command::Evaluate(args) => trained::evaluate(&args)?,
         Command::Reconstruct(args) => trained::reconstruct(&args)?,
         Command::Encode(args) => trained::encode(&args)?,
+        Command::Codes(args) => codes::draw(&args)?,
         Command::Data(args) => data::run(args.command)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -23,15 +23,15 @@ use model::weights::read_any;
 use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs, TrainedArgs};
 
 /// Weights, the device for them, and images to use them on.
-struct Opened {
-    architecture: Architecture,
-    weights: Weights,
-    device: ComputeDevice,
-    data: Garments,
+pub struct Opened {
+    pub architecture: Architecture,
+    pub weights: Weights,
+    pub device: ComputeDevice,
+    pub data: Garments,
 }
 
 impl TrainedArgs {
-    fn open(&self) -> anyhow::Result<Opened> {
+    pub fn open(&self) -> anyhow::Result<Opened> {
         let (architecture, weights) = read_any(&self.weights)?;
         let device = self.backend.open()?.device;
         let data = open(&DataChoice::from(&self.data.data), &mut DownloadBar::default());

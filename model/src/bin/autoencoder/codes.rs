@@ -1,0 +1,120 @@
+//! `codes`: a picture of which images lie together in the space of codes.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::json;
+
+use engine::data::{DataError, Dataset, Split};
+use engine::files::write_whole;
+use engine::{exit, say};
+use model::trained::Trained;
+use observe::codes::{CodeMap, Codes, CodesError, Labels, Method, Scatter};
+
+use crate::args::CodesArgs;
+use crate::trained::Opened;
+
+/// How codes become points.
+#[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CodesMethod {
+    /// The two directions in which the codes vary most
+    Pca,
+    /// Neighbours among the codes stay neighbours; takes seconds for 2000 images
+    Tsne,
+}
+
+/// A file to write, its format by its name's ending.
+#[derive(Clone, Debug)]
+pub struct CodesFile {
+    path: PathBuf,
+    format: CodesFormat,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum CodesFormat {
+    Png,
+    Svg,
+    /// Points, labels and their names.
+    Tsv,
+}
+
+impl FromStr for CodesFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let format = match Path::new(text).extension().and_then(|extension| extension.to_str()) {
+            Some("png") => CodesFormat::Png,
+            Some("svg") => CodesFormat::Svg,
+            Some("tsv") => CodesFormat::Tsv,
+            _ => return Err("expected a name that ends in .png, .svg or .tsv".to_owned()),
+        };
+        Ok(Self { path: PathBuf::from(text), format })
+    }
+}
+
+pub fn draw(args: &CodesArgs) -> anyhow::Result<()> {
+    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let n_images = data.len(args.split).min(args.images as usize);
+    let values = Trained::new(architecture, &weights, &device).encode_first(&data, args.split, n_images);
+    let n_values = values.len() / n_images; // every split has an image
+    let codes = Codes::new(&values, n_values).map_err(with_exit_code)?;
+    let method = match args.method {
+        CodesMethod::Pca => Method::Pca,
+        CodesMethod::Tsne => Method::Tsne { perplexity: args.perplexity },
+    };
+    let map = CodeMap::new(codes, method).map_err(with_exit_code)?;
+    let images = match args.split {
+        Split::Train => "training images",
+        Split::Valid => "validation images",
+        Split::Test => "test images",
+    };
+    let names = data.label_names();
+    let labels = Labels { numbers: &data.labels(args.split)[..n_images], names: &names };
+    let scatter = Scatter {
+        title: &format!("Codes of {n_images} {images}, {architecture}"),
+        axes: [&map.axes[0], &map.axes[1]],
+        points: &map.points,
+        labels: Some(labels),
+    };
+    let CodesFile { path, format } = &args.out;
+    let content = match format {
+        CodesFormat::Png => scatter.png(),
+        CodesFormat::Svg => scatter.svg().into_bytes(),
+        CodesFormat::Tsv => table(&map.points, labels).into_bytes(),
+    };
+    write_whole(path, &content)?;
+    if args.trained.json {
+        let line = json!({
+            "architecture": architecture, "split": args.split, "data": data.name(), "shape": [n_images, n_values],
+            "method": args.method, "description": map.description, "out": path.display().to_string(),
+        });
+        say!("{line}");
+    } else {
+        let description = map.description;
+        say!("codes of {n_images} {images}, {n_values} values each: {description}; {}", path.display());
+    }
+    Ok(())
+}
+
+/// The points as tab-separated values, with a header.
+fn table(points: &[[f64; 2]], labels: Labels) -> String {
+    let mut table = "x\ty\tlabel\tname\n".to_owned();
+    for ([x, y], &label) in points.iter().zip(labels.numbers) {
+        let name = labels.names[usize::from(label)];
+        writeln!(table, "{x}\t{y}\t{label}\t{name}").expect("a string takes any text");
+    }
+    table
+}
+
+fn with_exit_code(error: CodesError) -> DataError {
+    let exit_code = match error {
+        CodesError::Perplexity { .. } => exit::CONFIGURATION,
+        CodesError::NoThread => exit::UNAVAILABLE,
+        CodesError::Length { .. } | CodesError::TooFew { .. } | CodesError::NotFinite { .. } => exit::DATA,
+    };
+    DataError::new(error.into(), exit_code)
+}

@@ -1,0 +1,82 @@
+//! What `run.json` says, whatever it is: the result, then the settings.
+
+use serde_json::Value;
+
+use super::{heading, nothing_yet};
+use crate::summary::Summary;
+use crate::text::{cut, escape};
+
+/// Settings that are shown at most.
+const SETTINGS_MAX: usize = 400;
+/// Characters of a value at most.
+const VALUE_CHARS_MAX: usize = 400;
+
+pub(super) fn html(summary: &Summary) -> String {
+    let head = heading("settings", "Settings", "from run.json");
+    let Some(description) = summary.description.as_object().filter(|fields| !fields.is_empty()) else {
+        return head + &nothing_yet("The settings are shown here as soon as the run has written them.");
+    };
+    // The first in the list are those that people look for; the rest is in the file's order.
+    let result = description.get("result").map(|result| group("result", "Result", result, Openness::Open));
+    let recipe = description.get("recipe").map(|recipe| group("recipe", "Recipe", recipe, Openness::Closed));
+    let rest: serde_json::Map<String, Value> = description
+        .iter()
+        .filter(|(key, _)| !matches!(key.as_str(), "result" | "recipe"))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let rest = group("run", "Run and data", &Value::Object(rest), Openness::Closed);
+    head + &[result, recipe, Some(rest)].into_iter().flatten().collect::<String>()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Openness {
+    Open,
+    Closed,
+}
+
+fn group(id: &str, title: &str, value: &Value, openness: Openness) -> String {
+    let mut settings = Vec::new();
+    flatten("", value, &mut settings);
+    let items: String = settings
+        .iter()
+        .map(|(name, value)| {
+            format!("<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(&cut(value, VALUE_CHARS_MAX)))
+        })
+        .collect();
+    let open = if openness == Openness::Open { r#" open="""# } else { "" };
+    format!(
+        r#"<details id="settings-{id}"{open}><summary>{title}</summary><dl class="settings">{items}</dl></details>"#
+    )
+}
+
+/// Each value with its path, such as `optimizer learning rate`; what is null is left out.
+pub(super) fn flatten(path: &str, value: &Value, settings: &mut Vec<(String, String)>) {
+    if settings.len() >= SETTINGS_MAX {
+        return;
+    }
+    match value {
+        Value::Null => {}
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let key = key.replace('_', " ");
+                let path = if path.is_empty() { key } else { format!("{path} › {key}") };
+                flatten(&path, value, settings);
+            }
+        }
+        _ => settings.push((cut(path, 120), text(value))),
+    }
+}
+
+/// A value as people read it.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::Array(values) if values.is_empty() => "none".to_owned(),
+        Value::Array(values) if values.iter().all(|value| !value.is_object() && !value.is_array()) => {
+            values.iter().map(text).collect::<Vec<_>>().join(", ")
+        }
+        _ => value.to_string(),
+    }
+}

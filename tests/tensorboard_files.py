@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Reads the files for TensorBoard with TensorBoard's own reader and plugins, of PyPI's `tensorboard`, without TensorFlow.
+
+    python3 tests/tensorboard_files.py
+
+Needs tensorboard and pillow from PyPI in the environment of this Python. TELAR_TENSORBOARD names the example program
+`tensorboard` if it is built already; otherwise cargo builds it.
+"""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+try:
+    from PIL import Image
+    from tensorboard import context
+    from tensorboard.backend.event_processing import data_provider, event_accumulator, plugin_event_multiplexer
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.projector import projector_plugin
+    from tensorboard.util import tensor_util
+except ImportError as error:
+    sys.exit(f"expected the module {error.name}, found none in {sys.executable}: install tensorboard and pillow from PyPI")
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = [os.environ["TELAR_TENSORBOARD"]] if "TELAR_TENSORBOARD" in os.environ else [
+    "cargo", "run", "--quiet", "--package", "observe", "--example", "tensorboard", "--"]
+TIME = 1_790_000_000
+# The reader warns of what it drops, which is what is tested.
+logging.disable(logging.WARNING)
+
+
+class TensorBoard(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name, "tensorboard")
+        picture = Path(folder.name, "picture.png")
+        Image.new("L", (28, 14), 128).save(picture)
+        cls.png = picture.read_bytes()
+        subprocess.run([*EXAMPLE, cls.folder, picture], cwd=ROOT, check=True)
+        cls.train, cls.validation = cls.read("train"), cls.read("validation")
+
+    @classmethod
+    def read(cls, run):
+        accumulator = event_accumulator.EventAccumulator(str(cls.folder / run), size_guidance={
+            event_accumulator.SCALARS: 0, event_accumulator.IMAGES: 0, event_accumulator.TENSORS: 0})
+        return accumulator.Reload()
+
+    def scalars(self, accumulator, tag):
+        return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+    def test_scalars_of_steps_are_read(self):
+        self.assertEqual(self.train.Tags()["scalars"], ["loss", "accuracy", "samples_per_second", "milliseconds"])
+        self.assertEqual(self.scalars(self.train, "accuracy"), [(step, step / 8) for step in range(1, 9)])
+        self.assertEqual(self.scalars(self.train, "samples_per_second"), [(step, 16000) for step in range(1, 9)])
+        self.assertEqual([event.wall_time for event in self.train.Scalars("loss")],
+                         [TIME + seconds for seconds in (1, 2, 3, 4, 15, 16, 17, 18)])
+
+    def test_steps_of_the_former_process_after_the_checkpoint_are_dropped(self):
+        self.assertEqual(self.scalars(self.train, "loss"), [(step, 0.5 if step <= 4 else 0.25) for step in range(1, 9)])
+        self.assertEqual(self.scalars(self.validation, "loss"), [(2, 0.5), (4, 0.5), (8, 0.25)])
+
+    def test_training_and_validation_share_tags(self):
+        self.assertEqual(self.validation.Tags()["scalars"], ["loss", "accuracy"])
+
+    def test_pictures_are_decoded(self):
+        images = self.validation.Images("reconstructions")
+        self.assertEqual([(image.step, image.width, image.height) for image in images], [(step, 28, 14) for step in (2, 4, 8)])
+        for image in images:
+            self.assertEqual(image.encoded_image_string, self.png)
+            self.assertEqual(Image.open(io.BytesIO(image.encoded_image_string)).size, (28, 14))
+
+    def plugin_data(self):
+        multiplexer = plugin_event_multiplexer.EventMultiplexer()
+        multiplexer.AddRunsFromDirectory(str(self.folder))
+        multiplexer.Reload()
+        return data_provider.MultiplexerDataProvider(multiplexer, str(self.folder))
+
+    def test_settings_are_a_table_for_the_text_plugin(self):
+        self.assertEqual(self.train.PluginTagToContent("text"), {"settings": b""})
+        [event] = self.train.Tensors("settings")
+        table = tensor_util.make_ndarray(event.tensor_proto).item()
+        self.assertEqual(table.decode(), "| setting | value |\n|---|---|\n| arch | denoising |\n| bar | a\\|b |\n")
+
+    def test_plugins_of_scalars_images_and_text_have_data(self):
+        provider = self.plugin_data()
+        ask = {"experiment_id": ""}
+        ctx = context.RequestContext()
+        scalars = provider.list_scalars(ctx, plugin_name="scalars", **ask)
+        self.assertEqual(set(scalars), {"train", "validation"})
+        self.assertIn("loss", scalars["train"])
+        self.assertIn("loss", scalars["validation"])
+        self.assertEqual(list(provider.list_blob_sequences(ctx, plugin_name="images", **ask)["validation"]), ["reconstructions"])
+        self.assertEqual(list(provider.list_tensors(ctx, plugin_name="text", **ask)["train"]), ["settings"])
+
+    def test_projector_has_codes_and_labels(self):
+        plugin = projector_plugin.ProjectorPlugin(
+            base_plugin.TBContext(logdir=str(self.folder), data_provider=self.plugin_data()))
+        plugin._determine_is_active()
+        self.assertTrue(plugin._is_active)
+        [embedding] = plugin._configs["validation"].embeddings
+        self.assertEqual((embedding.tensor_name, list(embedding.tensor_shape)), ("codes", [3, 2]))
+        tensor = projector_plugin._read_tensor_tsv_file(str(self.folder / "validation" / embedding.tensor_path))
+        self.assertEqual(tensor.tolist(), [[0.5, 1.0], [-1.0, 0.25], [0.0009765625, 3.0]])
+        self.assertEqual((self.folder / "validation" / embedding.metadata_path).read_text(), "coat\nbag\nshirt\n")
+
+
+if __name__ == "__main__":
+    unittest.main()
