@@ -20,8 +20,6 @@ try:
     from PIL import Image
     from tensorboard import context
     from tensorboard.backend.event_processing import data_provider, event_accumulator, plugin_event_multiplexer
-    from tensorboard.plugins import base_plugin
-    from tensorboard.plugins.projector import projector_plugin
     from tensorboard.util import tensor_util
 except ImportError as error:
     sys.exit(f"expected the module {error.name}, found none in {sys.executable}: install tensorboard and pillow from PyPI")
@@ -98,17 +96,6 @@ class TensorBoard(unittest.TestCase):
         self.assertIn("loss", scalars["validation"])
         self.assertEqual(list(provider.list_blob_sequences(ctx, plugin_name="images", **ask)["validation"]), ["reconstructions"])
         self.assertEqual(list(provider.list_tensors(ctx, plugin_name="text", **ask)["train"]), ["settings"])
-
-    def test_projector_has_codes_and_labels(self):
-        plugin = projector_plugin.ProjectorPlugin(
-            base_plugin.TBContext(logdir=str(self.folder), data_provider=self.plugin_data()))
-        plugin._determine_is_active()
-        self.assertTrue(plugin._is_active)
-        [embedding] = plugin._configs["validation"].embeddings
-        self.assertEqual((embedding.tensor_name, list(embedding.tensor_shape)), ("codes", [3, 2]))
-        tensor = projector_plugin._read_tensor_tsv_file(str(self.folder / "validation" / embedding.tensor_path))
-        self.assertEqual(tensor.tolist(), [[0.5, 1.0], [-1.0, 0.25], [0.0009765625, 3.0]])
-        self.assertEqual((self.folder / "validation" / embedding.metadata_path).read_text(), "coat\nbag\nshirt\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,15 @@
 //! A run, for people and programs that look: its summary from events or files, the page that shows it, charts, metrics,
 //! TensorBoard's files and a trace. Everything here reads; nothing can change a run or slow a step.
 
+pub mod chart;
+pub mod codes;
+pub mod folder;
+pub mod metrics;
+pub mod page;
 pub mod series;
+pub mod server;
+pub mod settings;
 pub mod summary;
+pub mod tensorboard;
+mod text;
+pub mod trace;

@@ -51,7 +51,6 @@ pub struct Metrics {
     silent: Family<WorkerLabels, Gauge<f64, AtomicU64>>,
     /// The workers that have a series in `silent`.
     reported: Mutex<BTreeSet<u64>>,
-    n_lost: Counter,
 }
 
 /// What does not change in the life of a coordinator's process.
@@ -161,7 +160,6 @@ impl Metrics {
         let n_late = counter("telar_late_tasks", "Tasks assigned to a second worker since the first was late");
         let n_refused = counter("telar_refused_messages", "Messages of workers that were not used");
         let n_resent = counter("telar_replicas_resent", "Times that a worker was sent its replica again");
-        let n_lost = counter("telar_events_lost", "Events that these metrics missed, since they were read too slowly");
 
         let mut flag = |name: &str, help: &str| {
             let gauge = Gauge::<i64>::default();
@@ -227,7 +225,6 @@ impl Metrics {
             mirror_behind,
             silent,
             reported: Mutex::default(),
-            n_lost,
         }
     }
 
@@ -279,11 +276,6 @@ impl Metrics {
             )
             | RunEvent::ComputeClassAdded { .. } => {}
         }
-    }
-
-    /// Counts events that were lost before they could be applied.
-    pub fn add_lost(&self, n_events: u64) {
-        self.n_lost.inc_by(n_events);
     }
 
     /// All metrics as text.
@@ -514,7 +506,6 @@ mod tests {
         ] {
             apply(&metrics, event);
         }
-        metrics.add_lost(5);
         check(
             &metrics,
             &[
@@ -525,7 +516,6 @@ mod tests {
                 ("telar_late_tasks_total", 1.0),
                 ("telar_refused_messages_total", 1.0),
                 ("telar_replicas_resent_total", 1.0),
-                ("telar_events_lost_total", 5.0),
                 ("telar_waiting", 1.0),
                 ("telar_mirror_behind", 1.0),
                 ("telar_workers{state=\"active\"}", 0.0),

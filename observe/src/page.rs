@@ -100,9 +100,12 @@ fn links(summary: &Summary, others: &[String]) -> String {
         _ => String::new(),
     };
     format!(
-        r#"<nav class="runs" aria-label="Runs"><details id="runs"><summary>Other runs ({})</summary><div class="runs-list"><ul>{items}{rest}</ul><p><a href="/compare?run={own}{compared}">Compare this run with the first {}</a></p></div></details></nav>"#,
+        r#"<nav class="runs" aria-label="Runs"><details id="runs"><summary>Other runs ({})</summary><div class="runs-list"><ul>{items}{rest}</ul><p><a href="/compare?run={own}{compared}">Compare this run with {}</a></p></div></details></nav>"#,
         others.len(),
-        others.len().min(COMPARED_MAX - 1),
+        match others {
+            [only] => escape(only).to_string(),
+            _ => format!("the first {}", others.len().min(COMPARED_MAX - 1)),
+        },
     )
 }
 

@@ -1,4 +1,4 @@
-//! Files for TensorBoard: scalars and reconstructions in event files, codes for the projector. Two folders, `train` and
+//! Files for TensorBoard: scalars and reconstructions in event files. Two folders, `train` and
 //! `validation`, which TensorBoard calls runs: it draws equal tags of several runs in one chart.
 
 mod messages;
@@ -19,7 +19,7 @@ use self::messages::{
 
 /// The folder of the figures of steps.
 pub const TRAIN: &str = "train";
-/// The folder of what is measured after epochs: figures, reconstructions, codes.
+/// The folder of what is measured after epochs: figures, reconstructions.
 pub const VALIDATION: &str = "validation";
 /// The tag of pictures.
 pub const RECONSTRUCTIONS: &str = "reconstructions";
@@ -34,7 +34,6 @@ const FILE_PREFIX: &str = "events.out.tfevents.";
 /// Each step is kept: 120 bytes or so with one metric, thus 12 MB for 100,000 steps, half of what `steps.jsonl` takes.
 /// TensorBoard itself shows 1000 points of a curve, drawn at random, unless `--samples_per_plugin scalars=N` says otherwise.
 pub struct TensorBoard {
-    folder: PathBuf,
     train: EventFile,
     validation: EventFile,
     /// Of the newest event, in seconds since 1970.
@@ -57,16 +56,6 @@ pub enum TensorBoardError {
     /// A picture is no PNG.
     #[error("expected a PNG, found {0}")]
     Picture(&'static str),
-    /// The codes are no table.
-    #[error("expected {n_labels} codes of {width} numbers, found {found} numbers")]
-    Codes {
-        /// Labels, one for each code.
-        n_labels: usize,
-        /// Numbers of a code.
-        width: usize,
-        /// All numbers.
-        found: usize,
-    },
 }
 
 impl TensorBoard {
@@ -77,7 +66,6 @@ impl TensorBoard {
     /// A folder or a file that cannot be made.
     pub fn create(folder: &Path, host: &str, time: f64) -> Result<Self, TensorBoardError> {
         Ok(Self {
-            folder: folder.to_owned(),
             train: EventFile::create(&folder.join(TRAIN), host, time)?,
             validation: EventFile::create(&folder.join(VALIDATION), host, time)?,
             time,
@@ -140,34 +128,6 @@ impl TensorBoard {
         let value = SummaryValue { tag: RECONSTRUCTIONS.to_owned(), metadata: None, value: Some(value) };
         self.validation.write_summary(self.time, step, vec![value])?;
         self.flush()
-    }
-
-    /// Sets the codes that the projector shows: `width` numbers for each label. Replaces those from before.
-    ///
-    /// # Errors
-    /// Codes that are not as many as labels; a file that cannot be written.
-    pub fn set_codes(&self, codes: &[f32], width: usize, labels: &[String]) -> Result<(), TensorBoardError> {
-        if width == 0 || labels.len().checked_mul(width) != Some(codes.len()) {
-            return Err(TensorBoardError::Codes { n_labels: labels.len(), width, found: codes.len() });
-        }
-        let mut tensors = String::new();
-        for code in codes.chunks_exact(width) {
-            let numbers: Vec<String> = code.iter().map(f32::to_string).collect();
-            tensors.push_str(&numbers.join("\t"));
-            tensors.push('\n');
-        }
-        // A table of one column has no line of names.
-        let metadata: String = labels.iter().map(|label| label.replace(['\t', '\r', '\n'], " ") + "\n").collect();
-        let config = "embeddings {\n  tensor_name: \"codes\"\n  tensor_path: \"tensors.tsv\"\n  metadata_path: \"metadata.tsv\"\n}\n";
-        // The file that names the others comes last. TensorBoard looks for it in folders that have event files.
-        let folder = self.folder.join(VALIDATION);
-        for (name, text) in
-            [("tensors.tsv", tensors.as_str()), ("metadata.tsv", &metadata), ("projector_config.pbtxt", config)]
-        {
-            let path = folder.join(name);
-            replace(&path, text.as_bytes()).map_err(|source| TensorBoardError::Write { path, source })?;
-        }
-        Ok(())
     }
 
     /// Writes out what is buffered.
@@ -308,13 +268,6 @@ fn image_of(png: &[u8]) -> Result<Image, TensorBoardError> {
         _ => return Err(TensorBoardError::Picture("an unknown colour type")),
     };
     Ok(Image { width: size(4)?, height: size(8)?, colorspace, encoded_image_string: png.to_vec() })
-}
-
-/// Writes a file under another name and renames it, so that a reader finds the old one or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_added_extension("new");
-    fs::write(&new, bytes)?;
-    fs::rename(new, path)
 }
 
 #[cfg(test)]
@@ -472,18 +425,5 @@ mod tests {
         assert!(matches!(image_of(&png), Err(TensorBoardError::Picture(_))));
         assert!(matches!(image_of(&png[..20]), Err(TensorBoardError::Picture(_))));
         assert!(matches!(image_of(b"GIF89a"), Err(TensorBoardError::Picture(_))));
-    }
-
-    #[test]
-    fn codes_are_a_line_each_beside_their_labels() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let board = TensorBoard::create(folder.path(), "node", TIME).expect("files");
-        let labels = ["coat".to_owned(), "a\tbag".to_owned()];
-        board.set_codes(&[0.5, -1.0, 1e-7, 2.0], 2, &labels).expect("written");
-        let read = |name: &str| fs::read_to_string(folder.path().join(VALIDATION).join(name)).expect("a file");
-        assert_eq!(read("tensors.tsv"), "0.5\t-1\n0.0000001\t2\n");
-        assert_eq!(read("metadata.tsv"), "coat\na bag\n");
-        assert!(read("projector_config.pbtxt").contains("tensor_path: \"tensors.tsv\""));
-        assert!(matches!(board.set_codes(&[0.5; 3], 2, &labels), Err(TensorBoardError::Codes { .. })));
     }
 }

@@ -127,15 +127,24 @@ pub struct TraceError {
 }
 
 impl Trace {
-    /// A trace of `steps` of the run `run_id`, to be in a file at `path`.
+    /// A trace of `steps` of the run `run_id`, to be in a file at `path`; where that exists, as an earlier process of the run wrote
+    /// it, in `trace-2.json` for `trace.json`, `trace-3.json` and so on.
     ///
     /// # Errors
     /// A file that cannot be made.
     pub fn create(steps: StepRange, path: &Path, run_id: &str) -> Result<Self, TraceError> {
-        let writer = Writer::create(&unfinished(path), EVENTS_MAX);
-        let writer = writer.map_err(|source| TraceError { path: path.to_owned(), source })?;
-        let (path, run_id) = (path.to_owned(), run_id.to_owned());
-        Ok(Self { steps, path, run_id, writer: Some(writer), newest: 0, written: None, started: None })
+        let path = free_path(path);
+        let writer = Writer::create(&unfinished(&path), EVENTS_MAX);
+        let writer = writer.map_err(|source| TraceError { path: path.clone(), source })?;
+        Ok(Self {
+            steps,
+            path,
+            run_id: run_id.to_owned(),
+            writer: Some(writer),
+            newest: 0,
+            written: None,
+            started: None,
+        })
     }
 
     /// Takes in what happened. The last step of the range, and the run's end, complete the file.
@@ -173,12 +182,16 @@ impl Trace {
         Ok(())
     }
 
-    /// Completes the file with the steps that there are; nothing, if it is complete.
+    /// Completes the file with the steps that there are; nothing, if it is complete. Without a step no file is left.
     ///
     /// # Errors
-    /// A file that cannot be written or renamed.
+    /// A file that cannot be written, renamed or removed.
     pub fn finish(&mut self) -> Result<(), TraceError> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
+        if self.written.is_none() {
+            drop(writer);
+            return fs::remove_file(unfinished(&self.path)).map_err(|source| self.error(source));
+        }
         let other = OtherData {
             run_id: &self.run_id,
             steps: self.steps.to_string(),
@@ -188,11 +201,6 @@ impl Trace {
         };
         let finished = writer.finish(&other).and_then(|()| fs::rename(unfinished(&self.path), &self.path));
         finished.map_err(|source| self.error(source))
-    }
-
-    /// Whether the file is complete, or given up.
-    pub fn is_finished(&self) -> bool {
-        self.writer.is_none()
     }
 
     fn apply_step(&mut self, time: f64, event: &StepEvent) -> Result<(), TraceError> {
@@ -230,6 +238,15 @@ impl Trace {
     fn error(&self, source: io::Error) -> TraceError {
         TraceError { path: self.path.clone(), source }
     }
+}
+
+/// The path, with the first number from 2 after its stem that is free where the path itself is not.
+fn free_path(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map_or_else(String::new, |extension| format!(".{}", extension.to_string_lossy()));
+    let numbered = (2_u64..).map(|number| path.with_file_name(format!("{stem}-{number}{extension}")));
+    let mut paths = [path.to_owned()].into_iter().chain(numbered);
+    paths.find(|path| !path.exists()).expect("there are fewer files than numbers")
 }
 
 /// Where the file is until it is complete.
@@ -628,7 +645,7 @@ mod tests {
         let mut trace = trace(folder.path(), "2..4");
         for i in 1..=6 {
             trace.apply(&step(i)).expect("written");
-            assert_eq!(trace.is_finished(), i >= 4);
+            assert_eq!(folder.path().join("trace.json").exists(), i >= 4);
         }
         let trace = read(folder.path());
         check_format(&trace);
@@ -715,13 +732,41 @@ mod tests {
         assert_eq!(trace["otherData"]["last_step"], 1);
     }
 
+    fn names(folder: &Path) -> BTreeSet<String> {
+        let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+        entries.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
     #[test]
-    fn trace_of_no_step_is_valid() {
+    fn trace_without_step_leaves_no_file() {
         let folder = tempfile::tempdir().expect("a folder");
-        trace(folder.path(), "5..6").finish().expect("written");
-        let trace = read(folder.path());
-        check_format(&trace);
-        assert_eq!(trace["otherData"]["last_step"], Value::Null);
+        trace(folder.path(), "5..6").finish().expect("removed");
+        assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
+    }
+
+    #[test]
+    fn resume_after_traced_range_keeps_trace_of_earlier_process() {
+        let folder = tempfile::tempdir().expect("a folder");
+        trace(folder.path(), "1..1").apply(&step(1)).expect("written");
+        let before = read(folder.path());
+        let mut resumed = trace(folder.path(), "1..1");
+        resumed.apply(&step(7)).expect("nothing to write");
+        resumed.finish().expect("nothing to do");
+        assert_eq!(read(folder.path()), before);
+        assert_eq!(names(folder.path()), ["trace.json".to_owned()].into());
+    }
+
+    #[test]
+    fn trace_of_later_process_gets_next_free_number() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for i in 1..=3 {
+            trace(folder.path(), "1..9").apply(&step(i)).expect("written");
+            let mut trace = trace(folder.path(), "1..9");
+            trace.apply(&step(i)).expect("written");
+            trace.finish().expect("written");
+        }
+        let expected = ["trace-2.json", "trace-3.json", "trace.json"].map(str::to_owned);
+        assert_eq!(names(folder.path()), expected.into());
     }
 
     #[test]

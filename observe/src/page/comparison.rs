@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::curves::chart_figure;
-use super::settings::flatten;
 use super::state::{State, recent, samples};
 use super::{heading, nothing_yet, whole};
 use crate::chart::{Chart, Curve, Extent, figure_curves};
+use crate::settings::settings_of;
 use crate::summary::Summary;
 use crate::text::{cut, duration, escape, figure, grouped, milliseconds, url_segment};
 
@@ -149,9 +149,7 @@ fn difference_rows(summaries: &[Summary]) -> Vec<Row> {
             if let Some(fields) = description.as_object_mut() {
                 fields.retain(|key, _| !NOT_COMPARED.contains(&key.as_str()));
             }
-            let mut settings = Vec::new();
-            flatten("", &description, &mut settings);
-            settings.into_iter().collect()
+            settings_of(&description).into_iter().collect()
         })
         .collect();
     let mut names: Vec<&String> = settings.iter().flat_map(BTreeMap::keys).collect();

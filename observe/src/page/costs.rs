@@ -1,4 +1,4 @@
-//! Where a step's time goes: means over the snapshots.
+//! Where a step's time goes: medians over the snapshots, since the first step after a validation or a stall always has one.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use events::{Snapshot, StepCosts};
 use super::workers::is_single_process;
 use super::{heading, nothing_yet};
 use crate::summary::Summary;
-use crate::text::{float_len, milliseconds};
+use crate::text::milliseconds;
 
 /// A part of a step's time.
 struct Part {
@@ -26,38 +26,39 @@ pub(super) fn html(summary: &Summary) -> String {
         let text = "The parts of a step are shown here, once a second, from the first step on.";
         return heading("costs", "Where a step's time goes", "") + &nothing_yet(text);
     }
-    let total = mean(summary, |snapshot| snapshot.milliseconds);
+    let total = median(summary, |snapshot| snapshot.milliseconds);
     let parts = parts(summary, total);
     let whole = parts.iter().map(|part| part.milliseconds).sum::<f64>().max(1e-9);
-    let note = format!("{} per step, the mean of {} steps", milliseconds(total), summary.snapshots.len());
+    let note = format!("{} per step, the median of {} steps", milliseconds(total), summary.snapshots.len());
     let beside = format!(
         r#"<p class="soft">Beside the wait: decode {}, journal {}.</p>"#,
-        milliseconds(mean_cost(summary, |costs| costs.decode)),
-        milliseconds(mean_cost(summary, |costs| costs.journal))
+        milliseconds(median_cost(summary, |costs| costs.decode)),
+        milliseconds(median_cost(summary, |costs| costs.journal))
     );
     heading("costs", "Where a step's time goes", &note) + &bar(&parts, whole) + &table(&parts, whole) + &beside
 }
 
-/// The mean over the snapshots.
-fn mean(summary: &Summary, of: impl Fn(&Snapshot) -> f64) -> f64 {
-    let sum: f64 = summary.snapshots.iter().map(|(_, snapshot)| of(snapshot)).sum();
-    sum / float_len(summary.snapshots.len().max(1))
+/// The median over the snapshots; 0 if there is none.
+fn median(summary: &Summary, of: impl Fn(&Snapshot) -> f64) -> f64 {
+    let mut values: Vec<f64> = summary.snapshots.iter().map(|(_, snapshot)| of(snapshot)).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// The mean of a part, in milliseconds.
-fn mean_cost(summary: &Summary, part: impl Fn(&StepCosts) -> Duration) -> f64 {
-    mean(summary, |snapshot| 1e3 * part(&snapshot.costs).as_secs_f64())
+/// The median of a part, in milliseconds.
+fn median_cost(summary: &Summary, part: impl Fn(&StepCosts) -> Duration) -> f64 {
+    median(summary, |snapshot| 1e3 * part(&snapshot.costs).as_secs_f64())
 }
 
 /// The parts that follow one another. The wait for messages lasts as long as the slowest worker computes, and longer.
 fn parts(summary: &Summary, total: f64) -> Vec<Part> {
-    let compute = mean_cost(summary, |costs| costs.compute);
-    let wait = (mean_cost(summary, |costs| costs.wait + costs.journal) - compute).max(0.0);
+    let compute = median_cost(summary, |costs| costs.compute);
+    let wait = (median_cost(summary, |costs| costs.wait + costs.journal) - compute).max(0.0);
     let [reduce, update, encode, send] = [
-        mean_cost(summary, |costs| costs.reduce),
-        mean_cost(summary, |costs| costs.update),
-        mean_cost(summary, |costs| costs.encode),
-        mean_cost(summary, |costs| costs.send),
+        median_cost(summary, |costs| costs.reduce),
+        median_cost(summary, |costs| costs.update),
+        median_cost(summary, |costs| costs.encode),
+        median_cost(summary, |costs| costs.send),
     ];
     let mut parts = vec![
         Part { name: "compute", class: "f-compute", milliseconds: compute, what: "the slowest worker computes" },

@@ -50,7 +50,7 @@ fn epochs(summary: &Summary) -> String {
     titles.extend(names(&newest.val_metrics));
     titles.extend(["time".to_owned(), format!("{} per second", newest.samples)]);
     let head: String = titles.iter().map(|title| format!(r#"<th scope="col">{}</th>"#, escape(title))).collect();
-    let rows: String = summary.epochs.iter().rev().take(ROWS_MAX).map(row).collect();
+    let rows: String = summary.epochs.iter().rev().take(ROWS_MAX).map(|epoch| row(epoch)).collect();
     let more = match summary.epochs.len() {
         n if n > ROWS_MAX => format!(", the newest {ROWS_MAX} of {n}"),
         _ => String::new(),

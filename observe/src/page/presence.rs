@@ -3,7 +3,7 @@
 use super::heading;
 use super::lanes::{self, Axis, Bar, CROSS, Height, Lane, Mark, TICK};
 use super::workers::is_single_process;
-use crate::summary::{HappeningKind, Summary, Worker};
+use crate::summary::{EventKind, Summary, Worker};
 use crate::text::{cut, duration, time_of_day};
 
 /// Seconds that are shown.
@@ -45,7 +45,7 @@ pub(super) fn html(summary: &Summary, now: f64) -> String {
     let axis = Axis { from, to, ticks: ticks.collect() };
     let legend = lanes::legend(&[("f-here", "takes part"), ("f-gone", "has left")]);
     let note = format!("the last two minutes, to {}", time_of_day(to));
-    heading("presence", "Comings and goings", &note)
+    heading("presence", "Workers over time", &note)
         + &legend
         + &lanes::html(&lanes, &axis, "presence-lanes", "workers over the last two minutes")
 }
@@ -69,22 +69,20 @@ fn lane(number: u64, worker: &Worker, from: f64, to: f64) -> Lane {
 
 /// Faults and recoveries, in a lane each, where there are any.
 fn events(summary: &Summary, from: f64, to: f64) -> impl Iterator<Item = Lane> + '_ {
-    let kinds = [
-        ("faults", HappeningKind::Fault, "is-fault", CROSS),
-        ("recoveries", HappeningKind::Recovery, "is-recovery", TICK),
-    ];
+    let kinds =
+        [("faults", EventKind::Fault, "is-fault", CROSS), ("recoveries", EventKind::Recovery, "is-recovery", TICK)];
     kinds.into_iter().filter_map(move |(name, kind, class, path)| {
         let marks: Vec<Mark> = summary
-            .happenings
+            .event_lines
             .iter()
             .rev()
-            .filter(|happening| happening.kind == kind && happening.time >= from && happening.time <= to)
+            .filter(|line| line.kind == kind && line.time >= from && line.time <= to)
             .take(MARKS_MAX)
-            .map(|happening| Mark {
-                at: happening.time,
+            .map(|line| Mark {
+                at: line.time,
                 class,
                 path,
-                title: format!("{} {}", time_of_day(happening.time), cut(&happening.text, TITLE_CHARS_MAX)),
+                title: format!("{} {}", time_of_day(line.time), cut(&line.text, TITLE_CHARS_MAX)),
             })
             .collect();
         (!marks.is_empty()).then(|| Lane { name: name.to_owned(), bars: Vec::new(), marks })

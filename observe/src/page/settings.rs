@@ -3,11 +3,10 @@
 use serde_json::Value;
 
 use super::{heading, nothing_yet};
+use crate::settings::settings_of;
 use crate::summary::Summary;
 use crate::text::{cut, escape};
 
-/// Settings that are shown at most.
-const SETTINGS_MAX: usize = 400;
 /// Characters of a value at most.
 const VALUE_CHARS_MAX: usize = 400;
 
@@ -35,9 +34,7 @@ enum Openness {
 }
 
 fn group(id: &str, title: &str, value: &Value, openness: Openness) -> String {
-    let mut settings = Vec::new();
-    flatten("", value, &mut settings);
-    let items: String = settings
+    let items: String = settings_of(value)
         .iter()
         .map(|(name, value)| {
             format!("<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(&cut(value, VALUE_CHARS_MAX)))
@@ -47,36 +44,4 @@ fn group(id: &str, title: &str, value: &Value, openness: Openness) -> String {
     format!(
         r#"<details id="settings-{id}"{open}><summary>{title}</summary><dl class="settings">{items}</dl></details>"#
     )
-}
-
-/// Each value with its path, such as `optimizer learning rate`; what is null is left out.
-pub(super) fn flatten(path: &str, value: &Value, settings: &mut Vec<(String, String)>) {
-    if settings.len() >= SETTINGS_MAX {
-        return;
-    }
-    match value {
-        Value::Null => {}
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                let key = key.replace('_', " ");
-                let path = if path.is_empty() { key } else { format!("{path} › {key}") };
-                flatten(&path, value, settings);
-            }
-        }
-        _ => settings.push((cut(path, 120), text(value))),
-    }
-}
-
-/// A value as people read it.
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(true) => "yes".to_owned(),
-        Value::Bool(false) => "no".to_owned(),
-        Value::Array(values) if values.is_empty() => "none".to_owned(),
-        Value::Array(values) if values.iter().all(|value| !value.is_object() && !value.is_array()) => {
-            values.iter().map(text).collect::<Vec<_>>().join(", ")
-        }
-        _ => value.to_string(),
-    }
 }

@@ -103,8 +103,10 @@ pub(super) fn html(summary: &Summary, now: f64) -> String {
 fn about(summary: &Summary) -> String {
     let text = |pointer: &str| summary.description.pointer(pointer).and_then(|value| value.as_str());
     let task = text("/recipe/task").map(|task| format!("task {}", escape(&cut(task, 60))));
-    let data = text("/data/name").map(|data| format!("data {}", escape(&cut(data, 60))));
-    let began = summary.happenings.front().map(|first| {
+    // Of a folder its name: the settings have the whole path.
+    let name = |data: &str| data.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
+    let data = text("/data/name").map(|data| format!("data {}", escape(&cut(&name(data), 60))));
+    let began = summary.event_lines.front().map(|first| {
         let end = summary.time.max(first.time);
         format!("since {}, for {}", time_element(first.time, &date_time(first.time)), duration(end - first.time))
     });

@@ -27,15 +27,16 @@ pub(super) fn html(summary: &Summary, now: f64) -> String {
         let text = "Workers are listed here as they join.";
         return heading("workers", "Workers", "none is there") + &nothing_yet(text);
     }
+    let take = if summary.outcome.is_some() { "took" } else { "take" };
     let note = match left.len() {
-        0 => format!("{} take part", active.len()),
-        n_left => format!("{} of {} take part", active.len(), active.len() + n_left),
+        0 => format!("{} {take} part", active.len()),
+        n_left => format!("{} of {} {take} part", active.len(), active.len() + n_left),
     };
     let limit = summary.description.get("heartbeat_timeout_seconds").and_then(serde_json::Value::as_f64);
     let silent_seconds = limit.map_or(SILENT_SECONDS, |limit| (limit / 3.0).min(SILENT_SECONDS));
     let has_ended = summary.outcome.is_some();
     let state = |worker: &Worker| match (&worker.left, has_ended) {
-        (Some((time, reason)), _) => state_of_left(*time, reason, now),
+        (Some((time, reason)), _) => state_of_left(*time, reason, (!has_ended).then_some(now)),
         (None, true) => state_cell("gone", DOT, "there to the end"),
         (None, false) => state_of_active(worker.silent_seconds, silent_seconds),
     };
@@ -91,8 +92,10 @@ fn state_cell(class: &str, icon: &str, html: &str) -> String {
     )
 }
 
-fn state_of_left(time: f64, reason: &str, now: f64) -> String {
-    let ago = if now > time { format!("{} ago", duration(now - time)) } else { time_of_day(time) };
+/// `now` is None where the run is over, and what is shown does not change any more.
+fn state_of_left(time: f64, reason: &str, now: Option<f64>) -> String {
+    let now = now.filter(|now| *now > time);
+    let ago = now.map_or_else(|| time_of_day(time), |now| format!("{} ago", duration(now - time)));
     let html = format!(
         r#"left {}<span class="reason">{}</span>"#,
         time_element(time, &ago),
@@ -105,6 +108,9 @@ fn state_of_active(silent_seconds: f64, silent_seconds_max: f64) -> String {
     let heard = duration(silent_seconds);
     if silent_seconds > silent_seconds_max {
         return state_cell("silent", EXCLAMATION, &format!("silent for {heard}"));
+    }
+    if silent_seconds < 1.0 {
+        return state_cell("here", DOT, "here");
     }
     state_cell("here", DOT, &format!("here, heard {heard} ago"))
 }

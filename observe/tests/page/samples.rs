@@ -1,10 +1,11 @@
 //! Made-up runs, for tests and to be looked at.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use events::{EpochRecord, Figures, Snapshot, StepCosts, StepRecord, TaskSpan, WorkerStatus};
 use observe::series::Series;
-use observe::summary::{Faults, Happening, HappeningKind, Summary, Worker};
+use observe::summary::{EventKind, EventLine, Faults, Summary, Worker};
 use serde_json::json;
 
 /// When the pages are made, in seconds since 1970.
@@ -71,7 +72,7 @@ impl Course {
             if step % steps_per_epoch == 0 {
                 let val = |name: &str, value: f64| (format!("val_{name}"), value * 1.01);
                 let val_metrics = metrics.iter().map(|(name, value)| val(name, *value)).collect();
-                summary.epochs.push_back(EpochRecord {
+                let epoch = EpochRecord {
                     epoch: step / steps_per_epoch,
                     step: u64::from(step),
                     loss,
@@ -82,7 +83,8 @@ impl Course {
                     samples_per_second: f64::from(n_samples) * 1e3 / milliseconds,
                     samples: self.samples.into(),
                     is_best: true,
-                });
+                };
+                summary.epochs.push_back(Arc::new(epoch));
             }
         }
     }
@@ -104,8 +106,8 @@ fn worker(number: u32, joined: f64) -> Worker {
     }
 }
 
-fn happening(time: f64, kind: HappeningKind, text: &str) -> Happening {
-    Happening { time, kind, text: text.to_owned() }
+fn event_line(time: f64, kind: EventKind, text: &str) -> EventLine {
+    EventLine::new(time, kind, text.to_owned())
 }
 
 fn snapshot(step: u64, workers: &[u64], shards_per_worker: u32, noise: &mut Noise) -> Snapshot {
@@ -147,7 +149,7 @@ fn recipe(task: &str, learning_rate: f64) -> serde_json::Value {
 
 /// A run under way: four workers took part, of which one left and one was evicted.
 pub fn running() -> Summary {
-    use HappeningKind::{Fault, Info, Recovery};
+    use EventKind::{Fault, Info, Recovery};
     let mut summary =
         Summary { name: "denoising-007".to_owned(), n_steps: 2500, n_epochs: 5, time: NOW - 0.4, ..Summary::default() };
     let metrics = &[("rounded_accuracy", 0.55, 0.94)];
@@ -182,7 +184,7 @@ pub fn running() -> Summary {
     for ago in (0..110_u32).rev() {
         let workers: &[u64] = if ago > 41 { &[1, 2, 3, 4] } else { &[1, 2, 4] };
         let snapshot = snapshot(u64::from(1500 - ago), workers, 2, &mut noise);
-        summary.snapshots.push_back((NOW - 0.4 - f64::from(ago), snapshot));
+        summary.snapshots.push_back((NOW - 0.4 - f64::from(ago), Arc::new(snapshot)));
     }
     for (ago, kind, text) in [
         (330.0, Info, "the run begins".to_owned()),
@@ -193,7 +195,7 @@ pub fn running() -> Summary {
         (40.8, Recovery, "worker 4 is sent its replica again: its parameters differ".to_owned()),
         (12.5, Fault, format!("worker 5 evicted ({HOSTILE}, process 4005): {}", "w".repeat(200))),
     ] {
-        summary.happenings.push_back(happening(NOW - ago, kind, &text));
+        summary.event_lines.push_back(event_line(NOW - ago, kind, &text));
     }
     summary.faults = Faults { n_left: 2, n_evicted: 1, n_reassigned: 2, n_late: 4, n_resent: 1, ..Faults::default() };
     summary.pictures = (1..=3).map(|epoch| (epoch, format!("epoch-{epoch:02}.png"))).collect();
@@ -251,10 +253,10 @@ pub fn language() -> Summary {
     let mut gone = worker(1, NOW - 900.0);
     gone.left = Some((NOW - 30.0, "it was terminated".to_owned()));
     summary.workers.insert(1, gone);
-    summary.happenings.push_back(happening(NOW - 950.0, HappeningKind::Info, "the run begins"));
-    summary.happenings.push_back(happening(
+    summary.event_lines.push_back(event_line(NOW - 950.0, EventKind::Info, "the run begins"));
+    summary.event_lines.push_back(event_line(
         NOW - 30.0,
-        HappeningKind::Fault,
+        EventKind::Fault,
         "worker 1 left: it was terminated; no worker takes part",
     ));
     summary.is_waiting = true;
@@ -271,7 +273,7 @@ pub fn crowd() -> Summary {
     let mut noise = Noise(11);
     let workers: Vec<u64> = (1..=64).collect();
     for (_, old) in &mut summary.snapshots {
-        *old = snapshot(old.step, &workers, 4, &mut noise);
+        *old = Arc::new(snapshot(old.step, &workers, 4, &mut noise));
     }
     summary
 }
