@@ -42,7 +42,9 @@ fn run_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         for entry in fs::read_dir(folder.join(below)).expect("a folder of the run") {
             let path = entry.expect("an entry").path();
             let name = path.strip_prefix(folder).expect("it is below").to_str().expect("text").to_owned();
-            if path.is_file() && name != ".lock" {
+            // What is made of the lines again, and the log, stay where they are.
+            let is_mirrored = ![".lock", "run.log", "curves.svg"].contains(&name.as_str());
+            if path.is_file() && is_mirrored {
                 files.insert(name, fs::read(&path).expect("a file"));
             }
         }

@@ -45,6 +45,21 @@ pub struct Args {
     /// and readiness, unencrypted
     #[arg(long, env = "TELAR_HEALTH", value_name = "ADDRESS", help_heading = "Who computes")]
     pub health: Option<String>,
+    /// Where to serve the page of the run, and its metrics to Prometheus (/metrics): HOST:PORT, or off; beyond this machine with
+    /// --tls-cert, --tls-key, --tls-ca and --token-file, or with --insecure [default: 127.0.0.1:7188, or another free port, for
+    /// local workers; else off]
+    #[arg(long, env = "TELAR_HTTP", value_name = "ADDRESS|off", help_heading = "What is told")]
+    pub http: Option<String>,
+    /// Show the page of runs that are over or that another process trains, by their folders, until Ctrl-C
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "What is told")]
+    pub show: Vec<PathBuf>,
+    /// Write files for TensorBoard, into tensorboard/ in the run's folder
+    #[arg(long, env = "TELAR_TENSORBOARD", help_heading = "What comes out")]
+    pub tensorboard: bool,
+    /// Write when which worker computed what in some steps, such as 100..200, into trace.json in the run's folder, which
+    /// https://ui.perfetto.dev shows
+    #[arg(long, env = "TELAR_TRACE", value_name = "FIRST..LAST", help_heading = "What comes out")]
+    pub trace: Option<String>,
     /// Ask the coordinator at ADDRESS (HOST:PORT, https://HOST:PORT with a worker's certificate, or unix:PATH) whether workers
     /// can join, and end: with 0 if they can, else with 69
     #[arg(long, value_name = "ADDRESS", help_heading = "Who computes")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use engine::args::{AccessArgs, BackendArgs, DataArgs};
 use engine::recipe::RecipeArgs;
 use engine::task::TaskChoice;
+use observe::trace::{StepRange, StepRangeError};
 use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
 use proto::tls::{IncompleteFlags, TlsFiles};
 use proto::v1::Encoding;
@@ -32,6 +33,12 @@ pub struct Config {
     pub workers: Workers,
     /// Where probes are answered, as `HOST:PORT`.
     pub health: Option<String>,
+    /// Where the page is served.
+    pub http: Http,
+    /// Whether TensorBoard's files are written.
+    pub tensorboard: bool,
+    /// Steps of which a trace is written.
+    pub trace: Option<StepRange>,
     /// How long to wait for the first one.
     pub join_timeout: Duration,
     /// How long one may be silent.
@@ -117,6 +124,28 @@ pub struct Access {
     pub reach: Reach,
     /// Whether gRPC reflection is on.
     pub reflection: bool,
+}
+
+/// Where the page is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Http {
+    /// Nowhere.
+    Off,
+    /// At 127.0.0.1:7188, or at a free port if that one is in use.
+    Default,
+    /// There, as `HOST:PORT`, by whoever can reach it.
+    At(String, HttpReach),
+}
+
+/// Who can reach the page, and what keeps others from reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HttpReach {
+    /// This machine; nothing.
+    ThisMachine,
+    /// Others, with the coordinator's certificate and the token of this file.
+    Others(TlsFiles, PathBuf),
+    /// Others; nothing, or the token of this file, which can be read on the way.
+    OthersInsecurely(Option<PathBuf>),
 }
 
 /// From where an address can be reached.
@@ -221,6 +250,28 @@ pub enum ConfigError {
         /// What was given.
         found: String,
     },
+    /// No address for the page.
+    #[error("expected --http as HOST:PORT or off, found `{found}`; write for example `127.0.0.1:7188`")]
+    Http {
+        /// What was given.
+        found: String,
+    },
+    /// A page that others could read.
+    #[error(
+        "expected TLS and a token with `--http {found}`, which other machines can reach; give --tls-cert, --tls-key, --tls-ca \
+         and --token-file, or write --insecure (for a run with `--launch external`); or keep it on this machine with `--http \
+         127.0.0.1:7188`, and forward that port with `ssh -L 7188:127.0.0.1:7188 HOST`"
+    )]
+    HttpExposed {
+        /// The address.
+        found: ListenAddress,
+    },
+    /// Nothing to serve a page with.
+    #[error("--show serves a page; leave `--http off` out")]
+    ShowWithoutHttp,
+    /// No steps.
+    #[error("--trace: {0}")]
+    Trace(#[from] StepRangeError),
     /// No address to check.
     #[error("expected --check as HOST:PORT or unix:PATH, found `{found}`; write for example `127.0.0.1:7187`")]
     Check {
@@ -311,6 +362,8 @@ impl Config {
         let (run, download) = run_choice(args.resume, args.run_dir)?;
         let mirror = args.mirror.map(|url| Location::parse("--mirror", &url)).transpose()?;
         let health = args.health.map(health_address).transpose()?;
+        let trace = args.trace.as_deref().map(str::parse).transpose()?;
+        let http = http(args.http, args.launch, &args.access)?;
         let workers = match args.launch {
             Launch::Local => {
                 if let Some(found) = args.listen {
@@ -336,6 +389,9 @@ impl Config {
             n_workers,
             workers,
             health,
+            http,
+            tensorboard: args.tensorboard,
+            trace,
             join_timeout,
             heartbeat_timeout,
             audit,
@@ -545,6 +601,31 @@ fn health_address(found: String) -> Result<String, ConfigError> {
         Some(ListenAddress::Tcp(place)) => Ok(place),
         Some(ListenAddress::Unix(_)) | None => Err(ConfigError::Health { found }),
     }
+}
+
+/// Where the page is served: by default on loopback, with local workers.
+///
+/// # Errors
+/// If the text is no address, or others could read there without having to prove anything.
+pub fn http(given: Option<String>, launch: Launch, access: &AccessArgs) -> Result<Http, ConfigError> {
+    let Some(found) = given else {
+        return Ok(if launch == Launch::Local { Http::Default } else { Http::Off });
+    };
+    if found == "off" {
+        return Ok(Http::Off);
+    }
+    let Some(address @ ListenAddress::Tcp(_)) = address(&found) else { return Err(ConfigError::Http { found }) };
+    if !address.is_beyond_this_machine() {
+        return Ok(Http::At(found, HttpReach::ThisMachine));
+    }
+    let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = access.clone();
+    let tls = TlsFiles::of_flags([tls_cert, tls_key, tls_ca])?;
+    let reach = match (tls, token_file) {
+        (Some(tls), Some(token_file)) => HttpReach::Others(tls, token_file),
+        (None, token_file) if insecure => HttpReach::OthersInsecurely(token_file),
+        (Some(_) | None, _) => return Err(ConfigError::HttpExposed { found: address }),
+    };
+    Ok(Http::At(found, reach))
 }
 
 fn address(text: &str) -> Option<ListenAddress> {

@@ -1,16 +1,19 @@
 //! What `run.json` says of a run, and what the coordinator says last.
 
+use engine::data::Split;
 use engine::files::WriteError;
 use engine::params::params_blake3;
-use engine::report::{RunFolder, best_json, best_lines};
+use engine::report::{RunFolder, best_json};
 use engine::task::OpenTask;
 use engine::training::TrainingError;
 use engine::weights::Weights;
+use events::RunEvent;
 use proto::tls::TlsFiles;
 use serde_json::{Value, json};
 
 use crate::args::Wire;
-use crate::config::{Access, Config, JournalSteps, Reach, Workers};
+use crate::config::{Access, Config, Http, JournalSteps, Reach, Workers};
+use crate::ending::Ending;
 use crate::endpoint::Endpoint;
 use crate::mirror::{Mirror, MirrorReport, RunFile};
 use crate::observe::{History, Recorder};
@@ -63,6 +66,8 @@ impl Description {
             "audit": config.audit,
             "journal": config.journal == JournalSteps::Yes,
             "mirror": config.mirror.as_ref().map(|location| json!({ "url": location.to_string() })),
+            "samples": task.spec().samples,
+            "n_steps": start.recipe.n_steps(task.n_samples(Split::Train).into()),
             "data": { "name": task.data_name(), "fingerprint": task.fingerprint() },
             "n_params": layout.n_params(),
             "layout_fingerprint": layout.fingerprint().to_string(),
@@ -80,26 +85,28 @@ impl Description {
         endpoint: &Endpoint,
         outcome: &Outcome,
         training: &Training,
-        recorder: Recorder,
+        mut recorder: Recorder,
         failed: Option<anyhow::Error>,
     ) -> anyhow::Result<()> {
-        let Recorder { history, saver, costs, last_epoch, failure, view, .. } = recorder;
-        let saved = saver.finish();
         let State { step, params, best, .. } = training.state();
         let has_stopped_early = training.has_stopped_early();
         let hash = params_blake3(params);
-        let History { folder, recipe, task, .. } = history;
         let classes = training.compute_classes();
         let diverged = match outcome {
             Outcome::Diverged { step, epoch, what } => {
-                let learning_rate = recipe.optimizer.learning_rate;
+                let learning_rate = recorder.history.recipe.optimizer.learning_rate;
                 Some(
                     TrainingError::Diverged { step: *step, epoch: epoch + 1, what: what.clone(), learning_rate }.into(),
                 )
             }
             Outcome::Completed | Outcome::Stopped | Outcome::NobodyCame => None,
         };
-        let error = diverged.or(failed).or(failure.map(Into::into));
+        let error = diverged.or(failed).or(recorder.failure.take().map(Into::into));
+        let ending = error.as_ref().map_or_else(|| outcome.to_string(), |error| format!("failed: {error}"));
+        let recorded = recorder.record_event(RunEvent::Ended { outcome: ending, step: *step });
+        let Recorder { history, saver, costs, last_epoch, view, mut watchers, .. } = recorder;
+        let saved = saver.finish();
+        let History { folder, task, .. } = history;
         self.json["compute_classes"] = json!(classes);
         self.json["result"] = json!({
             "outcome": outcome.to_string(), "step": step, "stopped_early": has_stopped_early, "last_epoch": last_epoch,
@@ -109,6 +116,8 @@ impl Description {
         let has_weights = error.is_none() && *step > 0;
         let trained = Weights::new(task.spec(), params.clone());
         let has_written = if has_weights { folder.write_weights(&trained) } else { Ok(()) };
+        watchers.describe(self.json.clone());
+        watchers.finish();
         let (described, mirrored) = self.write(&folder, has_weights);
         let screen = view.finish();
         if let Some(error) = error {
@@ -116,7 +125,7 @@ impl Description {
         }
         described?;
         let checkpoint = saved?;
-        has_written?;
+        has_written.and(recorded)?;
         let incomplete = mirrored.as_ref().and_then(MirrorReport::error).map_or(Ok(()), |error| Err(error.into()));
         let Some(mut screen) = screen else { return incomplete };
         screen.finish();
@@ -131,31 +140,22 @@ impl Description {
             let command = resume_command(config, endpoint, &folder);
             screen.tell(&format!("stopped after step {step}; go on with: {command}"));
         }
-        if let Some(text) = costs.describe() {
-            screen.tell(&text);
-        }
-        for text in training.tally().describe() {
-            screen.tell(&text);
-        }
-        if classes.len() > 1 {
-            screen.tell("workers of several compute classes took part: another run may differ in bits");
-        }
-        if let Some(record) = last_epoch.as_ref().filter(|_| *outcome == Outcome::Completed) {
-            screen.tell(&format!(
-                "val loss {:.4}{} after {} epochs, {} steps",
-                record.val_loss,
-                record.val_metrics.describe(),
-                record.epoch,
-                record.step
-            ));
-        }
-        let last_number = last_epoch.as_ref().map(|record| record.epoch);
-        for line in best_lines(*best, last_number, has_stopped_early, &folder) {
+        let ending_text = Ending {
+            step: *step,
+            last_epoch: last_epoch.as_ref().filter(|_| *outcome == Outcome::Completed),
+            best: *best,
+            has_stopped_early,
+            costs: &costs,
+            samples: task.spec().samples,
+            faults: watchers.run.summary().faults,
+            tally: training.tally(),
+            n_classes: classes.len(),
+            folder: &folder,
+            params_blake3: &hash,
+            show_command: format!("coordinator --show {}", folder.path().display()),
+        };
+        for line in ending_text.lines() {
             screen.tell(&line);
-        }
-        if *step > 0 {
-            screen.tell(&format!("weights: {}", weights.display()));
-            screen.tell(&format!("parameters blake3: {hash}"));
         }
         if let Some(MirrorReport { url, step: Some(step), missing, .. }) = &mirrored
             && missing.is_empty()
@@ -172,6 +172,7 @@ impl Description {
             if has_weights {
                 mirror.handle().written(RunFile::Weights);
             }
+            mirror.handle().written(RunFile::Events);
             self.json["mirror"] = mirror.drain().json();
         }
         let described = folder.write_description(&self.json);
@@ -201,8 +202,17 @@ fn resume_command(config: &Config, endpoint: &Endpoint, folder: &RunFolder) -> S
     let journal = if config.journal == JournalSteps::Yes { " --journal" } else { "" };
     let wire = if config.wire == Some(Wire::Grpc) { " --wire grpc" } else { "" };
     let mirror = config.mirror.as_ref().map(|location| format!(" --mirror {location}")).unwrap_or_default();
+    let tensorboard = if config.tensorboard { " --tensorboard" } else { "" };
+    let http = match &config.http {
+        Http::At(address, _) => format!(" --http {address}"),
+        Http::Off if launch.is_empty() => " --http off".to_owned(),
+        Http::Off | Http::Default => String::new(),
+    };
     let folder = folder.path().display();
-    format!("coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}{mirror}", config.n_workers)
+    format!(
+        "coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}{mirror}{tensorboard}{http}",
+        config.n_workers
+    )
 }
 
 /// The flags that ask for the same proofs again.

@@ -307,8 +307,13 @@ impl<E: Environment> Driver<E> {
 
     fn send(&mut self, worker_id: WorkerId, kind: Kind) {
         let Some(outbox) = self.outboxes.get(&worker_id) else { return self.environment.dropped(worker_id, kind) };
-        if matches!(kind, Kind::Update(_) | Kind::Work(_) | Kind::State(_)) {
-            self.timeline.assigned(worker_id, self.environment.now());
+        let work = match &kind {
+            Kind::Update(Update { work, .. }) | Kind::State(v1::State { work, .. }) => work.as_ref(),
+            Kind::Work(work) => Some(work),
+            Kind::Welcome(_) | Kind::Close(_) | Kind::Refusal(_) => None,
+        };
+        if let Some(work) = work.filter(|work| !work.shards.is_empty()) {
+            self.timeline.assigned(worker_id, work.step, self.environment.now());
         }
         if outbox.send(kind).is_err() {
             let reason = if outbox.is_gone() { "it closed its connection" } else { "it does not take its messages" };

@@ -77,9 +77,14 @@ fn reachable(scheme: &str, address: SocketAddr) -> String {
     if !address.ip().is_unspecified() {
         return format!("{scheme}://{address}");
     }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "HOST" } else { host.trim() };
+    let host = host_name().unwrap_or_else(|| "HOST".to_owned());
     format!("{scheme}://{host}:{}", address.port())
+}
+
+/// The name of this machine, if it has one.
+pub fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 fn scheme(workers: &Workers) -> &'static str {

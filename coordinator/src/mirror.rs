@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(paths(&state), ["run.json"]);
         state.pending.add_checkpoint(20);
         state.lag.saved(20, now);
-        assert_eq!(paths(&state).len(), 5, "{:?}", paths(&state));
+        assert_eq!(paths(&state).len(), 6, "{:?}", paths(&state));
     }
 
     #[test]
@@ -422,7 +422,7 @@ mod tests {
         };
         state.add_all(&run);
         let found = paths(&state);
-        assert_eq!(found, ["history.jsonl", "steps.jsonl", "checkpoints/step-00000003.safetensors"]);
+        assert_eq!(found, ["history.jsonl", "steps.jsonl", "checkpoints/step-00000003.safetensors", "events.jsonl"]);
         assert_eq!(state.lag.newest_local(), Some(3));
     }
 }

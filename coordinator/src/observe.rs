@@ -4,19 +4,23 @@
 
 mod history;
 mod view;
+mod watchers;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use engine::bucket::{Bucket, Rate};
 use engine::files::WriteError;
 use engine::weights::Weights;
-use events::{CostTotals, EpochRecord, RunEvent};
+use events::{CostTotals, EpochRecord, RecordedEvent, RunEvent};
 use tokio::task::block_in_place;
 use tracing::Span;
 
 pub use history::History;
 pub use view::{View, ViewHandle};
+pub use watchers::Watchers;
 
 use crate::checkpoint::RunFacts;
 use crate::journal::Journal;
@@ -71,8 +75,12 @@ pub struct Recorder {
     pub last_epoch: Option<EpochRecord>,
     /// What could not be written.
     pub failure: Option<WriteError>,
-    /// What people see.
+    /// What people see on the screen.
     pub view: View,
+    /// What else is made of the events.
+    pub watchers: Watchers,
+    /// How often lines are added of what workers can bring about.
+    lines: EventLimit,
     /// What is posted to Kubeflow Trainer, if anything is.
     latest: Option<Arc<Latest>>,
 }
@@ -84,13 +92,16 @@ impl Observer {
         saver: Saver,
         journal: Option<(Journal, RunFacts)>,
         view: View,
+        watchers: Watchers,
         latest: Option<Arc<Latest>>,
         span: Span,
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
         let (entries, inbox) = sync_channel(ENTRIES_MAX);
         let costs = CostTotals::default();
-        let recorder = Recorder { history, saver, journal, costs, last_epoch: None, failure: None, view, latest };
+        let lines = EventLimit::new();
+        let recorder =
+            Recorder { history, saver, journal, costs, last_epoch: None, failure: None, view, watchers, lines, latest };
         let thread = std::thread::Builder::new().name("observer".to_owned());
         let thread = thread.spawn(move || span.in_scope(|| recorder.record_all(&inbox, give_up)));
         Self { entries, thread: thread.expect("the system has a thread to give") }
@@ -117,6 +128,28 @@ impl Observer {
 }
 
 impl Recorder {
+    /// Records something that is no epoch, when it has happened.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn record_event(&mut self, event: RunEvent) -> Result<(), WriteError> {
+        let recorded = now(event);
+        self.watchers.apply(&recorded);
+        let written = match &recorded.event {
+            RunEvent::Step(step) => {
+                self.costs.add(&step.record, &step.costs);
+                if let Some(latest) = &self.latest {
+                    latest.add_step(&step.record);
+                }
+                self.history.add_step(step)
+            }
+            event if self.lines.lets_through(event) => self.history.folder.add_event(&recorded),
+            _ => Ok(()),
+        };
+        self.view.show(recorded.event);
+        written
+    }
+
     fn record_all(mut self, inbox: &Receiver<Entry>, give_up: impl FnOnce()) -> Self {
         let mut give_up = Some(give_up);
         while let Ok(entry) = inbox.recv() {
@@ -132,27 +165,20 @@ impl Recorder {
 
     fn record(&mut self, entry: Entry) -> Result<(), WriteError> {
         match entry {
-            Entry::Event(RunEvent::Step(step)) => {
-                self.costs.add(&step.record, &step.costs);
-                if let Some(latest) = &self.latest {
-                    latest.add_step(&step.record);
-                }
-                let written = self.history.add_step(&step);
-                self.view.show(RunEvent::Step(step));
-                written
-            }
-            Entry::Event(event) => {
-                self.view.show(event);
-                Ok(())
-            }
+            Entry::Event(event) => self.record_event(event),
             Entry::Epoch { record, weights } => {
-                self.view.show(RunEvent::Epoch(record.clone()));
+                let recorded = now(RunEvent::Epoch(record.clone()));
+                self.watchers.apply(&recorded);
+                self.view.show(recorded.event);
                 if let Some(latest) = &self.latest {
                     latest.add_epoch(&record);
                 }
                 let written = self.history.add_epoch(&record, &weights);
+                if let Ok(Some(picture)) = &written {
+                    self.watchers.add_picture(record.epoch, record.step, picture);
+                }
                 self.last_epoch = Some(record);
-                written
+                written.map(drop)
             }
             Entry::Checkpoint(offer) => {
                 // A run that goes on from it has all its lines up to there.
@@ -170,6 +196,64 @@ impl Recorder {
                 let _ = waiting.try_send(Box::new(checkpoint.state));
                 written.and_then(|()| self.history.folder.sync_lines()).and_then(|()| journal.sync())
             }
+        }
+    }
+}
+
+/// An event that happens now.
+fn now(event: RunEvent) -> RecordedEvent {
+    RecordedEvent { time: seconds_since_1970(), event }
+}
+
+/// To the millisecond.
+fn seconds_since_1970() -> f64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
+/// How many lines are added of what workers can bring about as often as they like, and of snapshots.
+#[derive(Debug)]
+struct EventLimit {
+    results: Bucket,
+    roster: Bucket,
+    last_snapshot: Option<Instant>,
+}
+
+impl EventLimit {
+    /// Lines about results and replicas.
+    const RESULTS: Rate = Rate { n_max: 500, per_second: 5 };
+    /// Lines about who takes part.
+    const ROSTER: Rate = Rate { n_max: 1000, per_second: 20 };
+    /// A page that is open gets each snapshot; the file needs fewer.
+    const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
+
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { results: Bucket::new(Self::RESULTS, now), roster: Bucket::new(Self::ROSTER, now), last_snapshot: None }
+    }
+
+    /// Whether a line is added for an event.
+    fn lets_through(&mut self, event: &RunEvent) -> bool {
+        let now = Instant::now();
+        match event {
+            RunEvent::Step(_) | RunEvent::Epoch(_) => false, // which have files of their own
+            RunEvent::Started { .. } | RunEvent::Ended { .. } | RunEvent::Mirror(_) => true,
+            RunEvent::Snapshot(_) => {
+                let is_due = self.last_snapshot.is_none_or(|last| now - last >= Self::SNAPSHOT_INTERVAL);
+                if is_due {
+                    self.last_snapshot = Some(now);
+                }
+                is_due
+            }
+            RunEvent::ResultRefused { .. } | RunEvent::ReplicaResent { .. } | RunEvent::TaskLate { .. } => {
+                self.results.take(now)
+            }
+            RunEvent::WorkerJoined { .. }
+            | RunEvent::WorkerLeft { .. }
+            | RunEvent::WorkerEvicted { .. }
+            | RunEvent::ComputeClassAdded { .. }
+            | RunEvent::Waiting
+            | RunEvent::Continuing => self.roster.take(now),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::args::{Args, Command, after_help};
 use crate::certificates;
 use crate::config::{Config, WorkerProgram, check_target};
 use crate::health::check;
+use crate::show::show;
 use crate::{exit_code, run};
 
 /// Runs a coordinator for one of the tasks, as the command line says, whose first word is the program's name. Local workers are
@@ -52,7 +53,9 @@ fn follow(
     let args = Args::from_arg_matches(&matches)?;
     let log_format = args.log.log_format;
     // The mirror says itself, once, that a store does not answer.
-    let (run_level, shown_level) = ("info,object_store=warn", "warn");
+    // What the screen tells in its own words is `told`.
+    let run_level = "info,object_store=warn";
+    let shown_level = if args.json { "warn" } else { "warn,told=off" };
     *log = Some(match log_format {
         LogFormat::Text => init_log_with_file(log_format, shown_level, run_level),
         LogFormat::Json => init_log_with_file(log_format, run_level, run_level), // somebody collects it
@@ -61,6 +64,9 @@ fn follow(
         say!("{}", certificates::make(wanted)?);
         check_output()?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if !args.show.is_empty() {
+        return show(&args.show, args.http, &args.access, args.json);
     }
     if let Some(address) = &args.check {
         return check_coordinator(address, args.access, args.json);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use engine::args::{BackendArgs, OpenBackend};
@@ -10,8 +11,13 @@ use engine::data::{DataFile, DataSource, Split, write_files};
 use engine::exit;
 use engine::files::{PrivateFolder, WriteError, restrict};
 use engine::recipe::Recipe;
-use engine::report::{LogFormat, Screen};
+use engine::report::{LogFormat, Screen, open_run_log};
 use engine::task::{AnyTask, OpenTask, TaskSpec};
+use events::RunEvent;
+use observe::folder::FolderError;
+use observe::server::Runs;
+use observe::tensorboard::TensorBoardError;
+use observe::trace::TraceError;
 use proto::buffers::Buffers;
 use proto::limits::PARAMS_MAX;
 use proto::shared::Updates;
@@ -40,11 +46,12 @@ use crate::endpoint::Endpoint;
 use crate::error::ClusterError;
 use crate::facts::Facts;
 use crate::health::{CheckError, HealthPort};
+use crate::http::{HttpError, HttpPort};
 use crate::input::{INPUTS_MAX, Input};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
-use crate::observe::{History, Observer, View};
+use crate::observe::{Entry, History, Observer, View, Watchers};
 use crate::recompute::{Means, Recomputer};
 use crate::saver::Saver;
 use crate::server::Service;
@@ -87,6 +94,18 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
                 ResumeError::Diverged { .. } => exit::DIVERGED,
             });
         }
+        if let Some(error) = cause.downcast_ref::<HttpError>() {
+            return Some(match error {
+                HttpError::Listen(_) => exit::UNAVAILABLE,
+                HttpError::Tls(_) | HttpError::Token(_) => exit::CONFIGURATION,
+            });
+        }
+        if cause.is::<TensorBoardError>() || cause.is::<TraceError>() {
+            return Some(exit::CANNOT_WRITE);
+        }
+        if cause.is::<FolderError>() {
+            return Some(exit::DATA);
+        }
         if let Some(LaunchError::Configuration { .. }) = cause.downcast_ref() {
             return Some(exit::CONFIGURATION);
         }
@@ -118,6 +137,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let data_fingerprint = task.fingerprint().to_owned();
     // Before the run's folder is made: an address that is in use is no reason for a run that never began.
     let mut endpoint = Endpoint::open(&config).await?;
+    let http = HttpPort::open(&config.http)?;
     let mut start = plan.start(&config, &data_fingerprint)?;
     start.incarnation = start.incarnation.max(mirror_plan.as_ref().map_or(1, |plan| plan.incarnation_min));
     let spec = task.spec().clone();
@@ -125,7 +145,12 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let updates = shared_updates(start.wire, n_params);
     let mut described = Description::new(&config, &start, updates.is_some(), &*task);
     start.folder.write_description(&described.json)?;
-    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &endpoint);
+    open_run_log(&start.folder.path().join("run.log"))?;
+    let mut runs = Runs::default();
+    let watchers = Watchers::start(&mut runs, &config, &start, described.json.clone())?;
+    let url = http.as_ref().map(|port| port.url.clone());
+    let http = http.map(|port| port.start(runs, Some(Arc::clone(&watchers.metrics)))).transpose()?;
+    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &endpoint, url.as_deref());
 
     let first_step = start.state.step;
     let span = info_span!("run", id = start.run_id, incarnation = start.incarnation);
@@ -134,6 +159,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let mirror = described.mirror.as_ref().map(Mirror::handle).unwrap_or_default();
     let facts = Arc::new(session_facts(&config, &start, &*task, updates.as_ref(), token));
     let run_facts = start.facts(&*task);
+    let started = RunEvent::Started { incarnation: start.incarnation.into(), step: first_step };
     let Start { recipe, wire, state, folder, audit_secret, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
     let backend = BackendArgs { backend: None, device: None, operations: None, threads: None }.open()?;
@@ -153,6 +179,9 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let stopper = tokio::spawn(signals.stop_run(stopping.clone(), mirror.clone())?);
     if let Some(health) = &health {
         health.set_ready().await;
+    }
+    if let Some(http) = &http {
+        http.is_ready.store(true, Ordering::Relaxed);
     }
 
     let history = History {
@@ -176,10 +205,13 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         state,
         Duration::ZERO,
     );
+    let observer = Observer::start(history, saver, journal, view, watchers, latest, span.clone(), stop.clone());
+    // Whoever is to record more finds out that it is gone.
+    let _ = observer.record(Entry::Event(started));
     let context = RunContext { spec, facts, buffers, updates, journal: config.journal, hash_steps: config.hash_steps };
     let process = Process {
         clock: Clock::start()?,
-        observer: Observer::start(history, saver, journal, view, latest, span.clone(), stop.clone()),
+        observer,
         pending_checkpoints,
         recomputer,
         inputs: inbox,
@@ -199,6 +231,9 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let ended = tokio::spawn(driver.run()).await?;
     let background = Background { acceptor, server, stopper, shutdown, launched, local, trainjob };
     let outcome = conclude(&config, &endpoint, described, ended, background, first_step, &span).await;
+    if let Some(http) = http {
+        tokio::task::spawn_blocking(|| http.finish()).await?;
+    }
     drop(lock);
     // A supervisor takes 0 for work that is done, and would not start the coordinator again.
     let is_unfinished = outcome? == Outcome::Stopped && signals.is_terminated();
@@ -485,7 +520,14 @@ fn shared_folder(
     Ok(private)
 }
 
-fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn OpenTask, endpoint: &Endpoint) -> Screen {
+fn begin_screen(
+    config: &Config,
+    start: &Start,
+    is_shared: bool,
+    task: &dyn OpenTask,
+    endpoint: &Endpoint,
+    url: Option<&str>,
+) -> Screen {
     let recipe = &start.recipe;
     let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
     let n_steps = recipe.n_steps(n_samples.into());
@@ -522,10 +564,11 @@ fn begin_screen(config: &Config, start: &Start, is_shared: bool, task: &dyn Open
         lines.push(format!("resumed at step {} from {}", start.state.step, from.display()));
         screen.set_position(start.state.step);
     }
+    lines.extend(url.map(|url| format!("page: {url}")));
     screen.begin(&lines);
     screen.json_line(&json!({
         "event": "begin", "run_dir": start.folder.path().display().to_string(), "address": endpoint.display_address,
-        "step": start.state.step, "n_steps": n_steps,
+        "step": start.state.step, "n_steps": n_steps, "http": url,
     }));
     screen
 }

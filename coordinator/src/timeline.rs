@@ -12,8 +12,12 @@ use crate::training::{Roster, WorkerId};
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// Round trips by whose shortest a worker's clock is aligned.
 const ROUND_TRIPS: usize = 64;
+/// Orders of a worker that are remembered: of the step at hand, and of some before.
+const ASSIGNMENTS_MAX: usize = 8;
 /// Spans that are kept of a step: of more tasks the last are left out.
-const SPANS_MAX: usize = 4096;
+const SPANS_MAX: usize = 1024;
+/// Spans that a snapshot has: enough for a page, and a bound on the file that snapshots go to.
+const SNAPSHOT_SPANS_MAX: usize = 64;
 
 /// What a worker says of a result by its own clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,8 +42,8 @@ pub struct Timeline {
 /// What is known of a worker.
 #[derive(Debug, Default)]
 struct WorkerTimeline {
-    /// When it was last told to compute.
-    assigned: Duration,
+    /// When it was told to compute what, newest last: the updates applied, and the time.
+    assignments: VecDeque<(u64, Duration)>,
     /// Of its last results: seconds on the way, and by how many its clock is ahead of the coordinator's.
     round_trips: VecDeque<(f64, f64)>,
     n_shards: u64,
@@ -55,30 +59,38 @@ impl WorkerTimeline {
 }
 
 impl Timeline {
-    /// A worker is told to compute.
-    pub fn assigned(&mut self, worker_id: WorkerId, now: Duration) {
-        self.workers.entry(worker_id).or_default().assigned = now;
+    /// A worker is told to compute something after `step` updates.
+    pub fn assigned(&mut self, worker_id: WorkerId, step: u64, now: Duration) {
+        let assignments = &mut self.workers.entry(worker_id).or_default().assignments;
+        if assignments.len() == ASSIGNMENTS_MAX {
+            assignments.pop_front();
+        }
+        assignments.push_back((step, now));
     }
 
-    /// A worker's result of a shard, after `step` updates, is there.
-    pub fn arrived(&mut self, worker_id: WorkerId, step: u64, shard: u32, times: WorkerTimes, now: Duration) {
+    /// A worker's result of a shard, after `step` updates, was there at a time. Only the first counts.
+    pub fn arrived(&mut self, worker_id: WorkerId, step: u64, shard: u32, times: WorkerTimes, arrived: Duration) {
         let Some(worker) = self.workers.get_mut(&worker_id) else { return };
+        let orders = worker.assignments.iter().filter(|(of_step, at)| *of_step == step && *at <= arrived);
+        let orders: Vec<f64> = orders.map(|(_, at)| at.as_secs_f64()).collect();
+        let Some(&assigned) = orders.last() else { return };
         let [received, started, finished] =
             [times.received, times.started, times.finished].map(|time| time.as_secs_f64());
-        let (assigned, arrived) = (worker.assigned.as_secs_f64(), now.as_secs_f64());
+        let arrived = arrived.as_secs_f64();
         let on_the_way = (arrived - assigned) - (finished - received);
-        // Below 0 for what was assigned before the worker was last told to compute.
-        if on_the_way >= 0.0 {
+        // With several orders for a step, which one was answered is not known; and a worker can say anything.
+        if orders.len() == 1 && on_the_way >= 0.0 {
             if worker.round_trips.len() == ROUND_TRIPS {
                 worker.round_trips.pop_front();
             }
             worker.round_trips.push_back((on_the_way, f64::midpoint(received - assigned, finished - arrived)));
         }
         let offset = worker.offset();
-        // A worker can say anything.
         let started = (started - offset).clamp(assigned, arrived);
         let finished = (finished - offset).clamp(started, arrived);
-        if self.spans.len() < SPANS_MAX {
+        let is_known =
+            |(of_step, span): &(u64, TaskSpan)| (*of_step, span.shard, span.worker) == (step, shard, worker_id.0);
+        if self.spans.len() < SPANS_MAX && !self.spans.iter().any(is_known) {
             let [assigned, started, finished, arrived] = [assigned, started, finished, arrived].map(|time| 1e3 * time);
             self.spans.push((step, TaskSpan { shard, worker: worker_id.0, assigned, started, finished, arrived }));
         }
@@ -86,7 +98,9 @@ impl Timeline {
 
     /// A worker is late once more.
     pub fn late(&mut self, worker_id: WorkerId) {
-        self.workers.entry(worker_id).or_default().n_late += 1;
+        if let Some(worker) = self.workers.get_mut(&worker_id) {
+            worker.n_late += 1;
+        }
     }
 
     /// A worker is gone.
@@ -98,8 +112,7 @@ impl Timeline {
     pub fn finish_step(&mut self, event: &mut StepEvent) {
         let begun = 1e3 * event.begun.as_secs_f64();
         let of_step = event.record.step - 1; // the updates that it was computed after
-        for (step, span) in self.spans.drain(..).filter(|(step, _)| *step == of_step) {
-            debug_assert_eq!(step, of_step, "of this step");
+        for (_, span) in self.spans.drain(..).filter(|(step, _)| *step == of_step) {
             if event.workers.get(span.shard as usize) == Some(&span.worker) {
                 let from_begin = |time: f64| ((time - begun).max(0.0) * 1e3).round() / 1e3;
                 let TaskSpan { shard, worker, assigned, started, finished, arrived } = span;
@@ -114,8 +127,11 @@ impl Timeline {
             }
         }
         event.tasks.sort_by_key(|span| span.shard);
-        for &worker in &event.workers {
-            self.workers.entry(WorkerId(worker)).or_default().n_shards += 1;
+        for worker in &event.workers {
+            // One that has left since, and the coordinator itself, are in no roster.
+            if let Some(worker) = self.workers.get_mut(&WorkerId(*worker)) {
+                worker.n_shards += 1;
+            }
         }
     }
 
@@ -138,7 +154,7 @@ impl Timeline {
             step: event.record.step,
             milliseconds: event.record.milliseconds,
             costs: event.costs,
-            tasks: event.tasks.clone(),
+            tasks: event.tasks.iter().copied().take(SNAPSHOT_SPANS_MAX).collect(),
             workers: roster.active_members().map(|(id, member)| status((id, member.last_heard))).collect(),
         }))
     }
@@ -171,16 +187,16 @@ mod tests {
     fn worker_clock_is_aligned_by_the_quickest_round_trip() {
         let mut timeline = Timeline::default();
         // The worker's clock is 50,000 ms ahead; messages take 1 ms, but those of the first result 1 and 21.
-        let times = |received, started, finished| WorkerTimes {
+        let times = |received: u64, started: u64, finished: u64| WorkerTimes {
             received: milliseconds(50_000 + received),
             started: milliseconds(50_000 + started),
             finished: milliseconds(50_000 + finished),
         };
-        timeline.assigned(WORKER, milliseconds(100));
+        timeline.assigned(WORKER, 3, milliseconds(100));
         timeline.arrived(WORKER, 3, 0, times(101, 102, 110), milliseconds(131));
-        timeline.assigned(WORKER, milliseconds(200));
+        timeline.assigned(WORKER, 4, milliseconds(200));
         timeline.arrived(WORKER, 4, 0, times(201, 203, 210), milliseconds(211));
-        timeline.assigned(WORKER, milliseconds(300)); // as for one more task, after the first result
+        timeline.assigned(WORKER, 4, milliseconds(300)); // as for one more task, after the first result
         timeline.arrived(WORKER, 4, 1, times(301, 302, 310), milliseconds(331));
         let mut event = step_event(200);
         timeline.finish_step(&mut event);
@@ -202,7 +218,7 @@ mod tests {
     #[test]
     fn times_that_cannot_be_are_brought_between_assignment_and_arrival() {
         let mut timeline = Timeline::default();
-        timeline.assigned(WORKER, milliseconds(10));
+        timeline.assigned(WORKER, 4, milliseconds(10));
         let (received, started, finished) = (milliseconds(900), milliseconds(5), Duration::from_secs(1 << 40));
         timeline.arrived(WORKER, 4, 1, WorkerTimes { received, started, finished }, milliseconds(20));
         let mut event = step_event(10);
@@ -210,6 +226,32 @@ mod tests {
         let [TaskSpan { assigned, started, finished, arrived, .. }] = event.tasks[..] else { panic!("{event:?}") };
         assert!(assigned <= started && started <= finished && finished <= arrived, "{event:?}");
         assert_eq!((assigned, arrived), (0.0, 10.0));
+    }
+
+    /// The goal: what arrives in the order in which nobody would expect it is left out, and ends nothing.
+    #[test]
+    fn result_that_arrived_before_its_assignment_has_no_span() {
+        let mut timeline = Timeline::default();
+        timeline.assigned(WORKER, 4, milliseconds(30));
+        timeline.arrived(WORKER, 4, 0, WorkerTimes::default(), milliseconds(20));
+        timeline.arrived(WORKER, 3, 0, WorkerTimes::default(), milliseconds(40));
+        timeline.arrived(WORKER, 4, 1, WorkerTimes::default(), milliseconds(40));
+        timeline.arrived(WORKER, 4, 1, WorkerTimes::default(), milliseconds(41));
+        let mut event = step_event(30);
+        timeline.finish_step(&mut event);
+        let found: Vec<_> = event.tasks.iter().map(|span| (span.shard, span.arrived)).collect();
+        assert_eq!(found, [(1, 10.0)], "a result is drawn once");
+    }
+
+    /// The goal: nothing is kept of workers that have left, whatever of theirs still counts.
+    #[test]
+    fn workers_that_left_are_forgotten() {
+        let mut timeline = Timeline::default();
+        timeline.assigned(WORKER, 4, milliseconds(1));
+        timeline.left(WORKER);
+        timeline.late(WORKER);
+        timeline.finish_step(&mut step_event(0));
+        assert!(timeline.workers.is_empty());
     }
 
     #[test]

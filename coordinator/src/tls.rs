@@ -19,6 +19,8 @@ use tracing::info;
 
 /// HTTP/2 over TLS (RFC 9113, section 3.3).
 const ALPN: &[u8] = b"h2";
+/// HTTP/1.1 over TLS (RFC 7301, section 6).
+const PAGE_ALPN: &[u8] = b"http/1.1";
 /// The first byte of a TLS connection: a record with a handshake (RFC 8446, section 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
 /// How long a peer that is refused may take to read why.
@@ -124,6 +126,21 @@ fn server_config(files: &TlsFiles, credentials: Credentials) -> Result<ServerCon
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// For a page: readers prove themselves with the token, not with a certificate.
+pub fn page_config(files: &TlsFiles, credentials: Credentials) -> Result<ServerConfig, TlsError> {
+    let Credentials { chain, key, last_day, is_valid_now, .. } = credentials;
+    let path = || files.certificate.clone();
+    if !is_valid_now {
+        return Err(TlsError::NotValid { path: path(), reason: format!("is valid until {last_day} only, or not yet") });
+    }
+    let refused = |source| TlsError::Refused { path: path(), source };
+    let versions = ServerConfig::builder_with_provider(Arc::new(provider()));
+    let versions = versions.with_protocol_versions(&[&rustls::version::TLS13]).map_err(refused)?;
+    let mut config = versions.with_no_client_auth().with_single_cert(chain, key).map_err(refused)?;
+    config.alpn_protocols = vec![PAGE_ALPN.to_vec()];
     Ok(config)
 }
 

@@ -83,6 +83,12 @@ impl Token {
         Ok(Self { header })
     }
 
+    /// The secret itself, for what compares it by other means.
+    pub fn expose(&self) -> &str {
+        let header = self.header.to_str().expect("printable ASCII");
+        header.strip_prefix(SCHEME).expect("it begins with the scheme")
+    }
+
     /// Adds it to the headers of a call.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         headers.insert(AUTHORIZATION, self.header.clone());

@@ -42,8 +42,8 @@ impl Pending {
     pub fn add_checkpoint(&mut self, step: u64) {
         self.add(RunFile::History);
         self.add(RunFile::Steps);
-        self.add(RunFile::Events);
         self.add(RunFile::checkpoint(step));
+        self.add(RunFile::Events);
     }
 
     /// All files in the order in which they are to be uploaded.
@@ -113,7 +113,7 @@ mod tests {
         pending.add(RunFile::Description);
         pending.add_checkpoint(10);
         let expected =
-            ["run.json", "history.jsonl", "steps.jsonl", "events.jsonl", "checkpoints/step-00000010.safetensors"];
+            ["run.json", "history.jsonl", "steps.jsonl", "checkpoints/step-00000010.safetensors", "events.jsonl"];
         assert_eq!(paths(&pending), expected);
     }
 

@@ -7,8 +7,8 @@ use engine::report::{picture_name, picture_number};
 
 use crate::checkpoint;
 
-/// A file of a run. Files are ordered as they are uploaded: what a checkpoint needs comes before the checkpoint, and of
-/// the checkpoints the newest comes first.
+/// A file of a run. Files are ordered as they are uploaded: what a checkpoint needs comes before the checkpoint, of the
+/// checkpoints the newest comes first, and last what none needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RunFile {
     /// `run.json`.
@@ -23,10 +23,10 @@ pub enum RunFile {
     History,
     /// `steps.jsonl`.
     Steps,
-    /// `events.jsonl`.
-    Events,
     /// The checkpoint of a step.
     Checkpoint(Reverse<u64>),
+    /// `events.jsonl`, which no checkpoint needs.
+    Events,
 }
 
 impl RunFile {
@@ -132,9 +132,9 @@ mod tests {
             RunFile::BestWeights,
             RunFile::History,
             RunFile::Steps,
-            RunFile::Events,
             RunFile::checkpoint(20),
             RunFile::checkpoint(10),
+            RunFile::Events,
         ];
         assert!(ordered.is_sorted(), "{ordered:?}");
     }

@@ -36,15 +36,15 @@ impl History {
         self.folder.add_step(step)
     }
 
-    /// Adds an epoch with its weights and its picture, if the task makes one.
+    /// Adds an epoch with its weights and its picture, if the task makes one; gives that.
     ///
     /// # Errors
     /// If something cannot be written.
-    pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights) -> Result<(), WriteError> {
+    pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights) -> Result<Option<Vec<u8>>, WriteError> {
         let evaluator = Arc::clone(&self.task).evaluator(&weights.params, &self.device);
         let picture = evaluator.picture(self.recipe.seed);
         self.folder.add_epoch(record, weights, picture.as_deref())?;
         self.mirror.epoch_written(record, picture.is_some());
-        Ok(())
+        Ok(picture)
     }
 }

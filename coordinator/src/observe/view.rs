@@ -12,8 +12,8 @@ use tracing::{Span, debug, info, warn};
 
 /// Events that wait to be shown. Where nobody takes them from the screen, more are lost.
 const EVENTS_MAX: usize = 4096;
-/// How often it is shown that a run waits or goes on: a lone worker can make it do so as often as it likes.
-const CHANGES: Rate = Rate { n_max: 100, per_second: 1 };
+/// How often it is shown what workers can bring about as often as they like.
+const LINES: Rate = Rate { n_max: 200, per_second: 2 };
 /// How long the last events may take, when the run is over.
 const LAST_EVENTS_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -45,10 +45,10 @@ impl View {
         let (shown, back) = sync_channel(1);
         let show_all = move || {
             span.in_scope(|| {
-                let mut changes = Bucket::new(CHANGES, Instant::now());
+                let mut lines = Bucket::new(LINES, Instant::now());
                 while let Ok(event) = inbox.recv() {
-                    let is_change = matches!(event, RunEvent::Waiting | RunEvent::Continuing);
-                    if !is_change || changes.take(Instant::now()) {
+                    let is_step = matches!(event, RunEvent::Step(_) | RunEvent::Epoch(_) | RunEvent::Snapshot(_));
+                    if is_step || lines.take(Instant::now()) {
                         show(&mut screen, event, n_expected);
                     }
                 }
@@ -78,7 +78,16 @@ impl View {
     }
 }
 
+/// What the screen tells in its own words is in the log too, under this target, so that a terminal need not show both.
+const TOLD: &str = "told";
+
 fn show(screen: &mut Screen, event: RunEvent, n_expected: u32) {
+    // What the run's beginning and end come to has lines of its own.
+    if !matches!(event, RunEvent::Started { .. } | RunEvent::Ended { .. })
+        && let Some(line) = event.describe()
+    {
+        screen.tell(&line);
+    }
     match event {
         RunEvent::Step(StepEvent { record, n_active, .. }) => {
             debug!(step = record.step, n_active, "step done");
@@ -86,34 +95,23 @@ fn show(screen: &mut Screen, event: RunEvent, n_expected: u32) {
         }
         RunEvent::Epoch(record) => screen.epoch(&record),
         RunEvent::Snapshot(_) | RunEvent::Started { .. } | RunEvent::Ended { .. } => {}
-        RunEvent::Waiting => {
-            screen.tell("waiting: no worker is there; the run goes on when one joins");
-            screen.json_line(&json!(event));
-        }
-        RunEvent::Continuing => {
-            screen.tell("going on: a worker is there");
-            screen.json_line(&json!(event));
-        }
-        RunEvent::Mirror(ref mirror) => {
-            screen.tell(&mirror.to_string());
-            screen.json_line(&json!(event));
-        }
+        RunEvent::Waiting | RunEvent::Continuing | RunEvent::Mirror(_) => screen.json_line(&json!(event)),
         RunEvent::WorkerJoined { worker, host, process, backend, n_threads, n_active, .. } => {
-            info!(%worker, host, process, backend, threads = n_threads, n_active, "worker joined");
+            info!(target: TOLD, %worker, host, process, backend, threads = n_threads, n_active, "worker joined");
         }
         RunEvent::WorkerLeft { worker, reason, n_active, n_reassigned } => {
-            info!(%worker, reason, n_active, n_reassigned, "worker left");
+            info!(target: TOLD, %worker, reason, n_active, n_reassigned, "worker left");
         }
         RunEvent::WorkerEvicted { worker, host, process, reason, .. } => {
-            warn!(%worker, host, process, reason, "worker evicted");
+            warn!(target: TOLD, %worker, host, process, reason, "worker evicted");
         }
         RunEvent::TaskLate { step, task, worker, helper, milliseconds } => {
-            info!(step, %worker, task, milliseconds, %helper, "worker is late: another one computes the same");
+            info!(target: TOLD, step, %worker, task, milliseconds, %helper, "worker is late: another one computes the same");
         }
-        RunEvent::ReplicaResent { worker, reason } => warn!(%worker, reason, "replica sent anew"),
-        RunEvent::ResultRefused { worker, reason } => warn!(%worker, reason, "message not used"),
+        RunEvent::ReplicaResent { worker, reason } => warn!(target: TOLD, %worker, reason, "replica sent anew"),
+        RunEvent::ResultRefused { worker, reason } => warn!(target: TOLD, %worker, reason, "message not used"),
         RunEvent::ComputeClassAdded { class, n_classes } => {
-            warn!(class, n_classes, "one more compute class takes part: bits may depend on which worker computes what");
+            warn!(target: TOLD, class, n_classes, "one more compute class takes part: bits may depend on which worker computes what");
         }
     }
 }
