@@ -10,9 +10,9 @@
 mod layers {
     #[path = "fused"]
     pub mod fused {
-        #[allow(dead_code, missing_docs, reason = "products take buffers alone")]
+        #[allow(dead_code, missing_docs, unused_imports, reason = "products take buffers alone")]
         pub mod buffers;
-        #[allow(dead_code, reason = "not each is measured")]
+        #[allow(dead_code, unused_imports, reason = "not each is measured")]
         pub mod product;
     }
 }

@@ -1,16 +1,16 @@
 //! The command line, as it is typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use engine::args::{BackendArgs, DataArgs};
 use engine::commands::TrainArgs;
 use engine::data::Split;
 use model::arch::Architecture;
 use model::layers::Noise;
-
-use crate::codes::{CodesFile, CodesMethod};
+use serde::Serialize;
 
 /// Trains the autoencoders of Géron's chapter 17 on Fashion-MNIST, in one process, and uses what was trained.
 #[derive(Parser, Debug)]
@@ -153,4 +153,48 @@ pub struct FetchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// How codes become points.
+#[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CodesMethod {
+    /// The two directions in which the codes vary most
+    Pca,
+    /// Neighbours among the codes stay neighbours; takes seconds for 2000 images
+    Tsne,
+}
+
+/// A file to write, its format by its name's ending.
+#[derive(Clone, Debug)]
+pub struct CodesFile {
+    /// Where it goes.
+    pub path: PathBuf,
+    /// What is written.
+    pub format: CodesFormat,
+}
+
+/// What a file of codes holds.
+#[derive(Clone, Copy, Debug)]
+pub enum CodesFormat {
+    /// A picture in pixels.
+    Png,
+    /// A picture in lines.
+    Svg,
+    /// Points, labels and their names.
+    Tsv,
+}
+
+impl FromStr for CodesFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let format = match Path::new(text).extension().and_then(|extension| extension.to_str()) {
+            Some("png") => CodesFormat::Png,
+            Some("svg") => CodesFormat::Svg,
+            Some("tsv") => CodesFormat::Tsv,
+            _ => return Err("expected a name that ends in .png, .svg or .tsv".to_owned()),
+        };
+        Ok(Self { path: PathBuf::from(text), format })
+    }
 }

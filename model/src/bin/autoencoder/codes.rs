@@ -1,11 +1,7 @@
 //! `codes`: a picture of which images lie together in the space of codes.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use clap::ValueEnum;
-use serde::Serialize;
 use serde_json::json;
 
 use engine::data::{DataError, Dataset, Split};
@@ -14,47 +10,8 @@ use engine::{exit, say};
 use model::trained::Trained;
 use observe::codes::{CodeMap, Codes, CodesError, Labels, Method, Scatter};
 
-use crate::args::CodesArgs;
+use crate::args::{CodesArgs, CodesFile, CodesFormat, CodesMethod};
 use crate::trained::Opened;
-
-/// How codes become points.
-#[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum CodesMethod {
-    /// The two directions in which the codes vary most
-    Pca,
-    /// Neighbours among the codes stay neighbours; takes seconds for 2000 images
-    Tsne,
-}
-
-/// A file to write, its format by its name's ending.
-#[derive(Clone, Debug)]
-pub struct CodesFile {
-    path: PathBuf,
-    format: CodesFormat,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum CodesFormat {
-    Png,
-    Svg,
-    /// Points, labels and their names.
-    Tsv,
-}
-
-impl FromStr for CodesFile {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let format = match Path::new(text).extension().and_then(|extension| extension.to_str()) {
-            Some("png") => CodesFormat::Png,
-            Some("svg") => CodesFormat::Svg,
-            Some("tsv") => CodesFormat::Tsv,
-            _ => return Err("expected a name that ends in .png, .svg or .tsv".to_owned()),
-        };
-        Ok(Self { path: PathBuf::from(text), format })
-    }
-}
 
 pub fn draw(args: &CodesArgs) -> anyhow::Result<()> {
     let Opened { architecture, weights, device, data } = args.trained.open()?;
