@@ -59,6 +59,10 @@ products:
 step:
     cargo bench -p coordinator --bench step
 
+# The pictures of the page in docs/
+page:
+    python3 bench/page.py
+
 # What --journal adds to a step, where the disk is memory
 journal:
     cargo build --release --workspace
