@@ -56,8 +56,8 @@ pub struct Args {
     /// Write files for TensorBoard, into tensorboard/ in the run's folder
     #[arg(long, env = "TELAR_TENSORBOARD", help_heading = "What comes out")]
     pub tensorboard: bool,
-    /// Write when which worker computed what in some steps, such as 100..200, into trace.json in the run's folder, which
-    /// https://ui.perfetto.dev shows
+    /// Write when which worker computed what in some steps, such as 100..200, into trace.json in the run's folder, for Perfetto
+    /// (ui.perfetto.dev)
     #[arg(long, env = "TELAR_TRACE", value_name = "FIRST..LAST", help_heading = "What comes out")]
     pub trace: Option<String>,
     /// Ask the coordinator at ADDRESS (HOST:PORT, https://HOST:PORT with a worker's certificate, or unix:PATH) whether workers

@@ -341,12 +341,12 @@ impl<E: Environment> Driver<E> {
                 Entry::Epoch { record: EpochRecord { is_best, ..record }, weights }
             }
             Report::Event(event) => {
-                match event {
+                match *event {
                     RunEvent::TaskLate { worker, .. } => self.timeline.late(WorkerId(worker)),
                     RunEvent::WorkerLeft { worker, .. } => self.timeline.left(WorkerId(worker)),
                     _ => {}
                 }
-                Entry::Event(event)
+                Entry::Event(*event)
             }
         };
         self.record(entry);

@@ -42,6 +42,8 @@ pub struct HttpPort {
 pub struct HttpServer {
     shutdown: CancellationToken,
     thread: Option<JoinHandle<()>>,
+    /// As it is typed into a browser.
+    pub url: String,
     /// Whether workers can join, for `/readyz`.
     pub is_ready: Arc<AtomicBool>,
 }
@@ -116,7 +118,7 @@ impl HttpPort {
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(self, runs: Runs, metrics: Option<Arc<Metrics>>) -> std::io::Result<HttpServer> {
-        let Self { listener, tls, access, .. } = self;
+        let Self { listener, tls, access, url } = self;
         let (shutdown, is_ready) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
         let ready = Arc::clone(&is_ready);
         let extras = Extras { is_ready: Box::new(move || ready.load(Ordering::Relaxed)), metrics };
@@ -134,7 +136,7 @@ impl HttpPort {
             }
             runtime.shutdown_background();
         })?;
-        Ok(HttpServer { shutdown, thread: Some(thread), is_ready })
+        Ok(HttpServer { shutdown, thread: Some(thread), url, is_ready })
     }
 }
 

@@ -257,7 +257,7 @@ fn is_detail(line: &str) -> bool {
     let levels = ["INFO", "DEBUG", "TRACE"];
     let is_level =
         |level: &&str| line.trim_start().starts_with(level) || line.contains(&format!("\"level\":\"{level}\""));
-    levels.iter().any(|level| is_level(&level))
+    levels.iter().any(is_level)
 }
 
 /// Passes a worker's lines on, to the screen those that are a warning or worse unless all are asked for, and keeps the last ones.

@@ -6,7 +6,6 @@ mod history;
 mod view;
 mod watchers;
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,7 +25,6 @@ use crate::checkpoint::RunFacts;
 use crate::journal::Journal;
 use crate::saver::{OfferId, Saver};
 use crate::training::State;
-use crate::trainjob::Latest;
 
 /// Entries that wait to be written: a minute of the shortest steps.
 const ENTRIES_MAX: usize = 1 << 16;
@@ -81,8 +79,6 @@ pub struct Recorder {
     pub watchers: Watchers,
     /// How often lines are added of what workers can bring about.
     lines: EventLimit,
-    /// What is posted to Kubeflow Trainer, if anything is.
-    latest: Option<Arc<Latest>>,
 }
 
 impl Observer {
@@ -93,7 +89,6 @@ impl Observer {
         journal: Option<(Journal, RunFacts)>,
         view: View,
         watchers: Watchers,
-        latest: Option<Arc<Latest>>,
         span: Span,
         give_up: impl FnOnce() + Send + 'static,
     ) -> Self {
@@ -101,7 +96,7 @@ impl Observer {
         let costs = CostTotals::default();
         let lines = EventLimit::new();
         let recorder =
-            Recorder { history, saver, journal, costs, last_epoch: None, failure: None, view, watchers, lines, latest };
+            Recorder { history, saver, journal, costs, last_epoch: None, failure: None, view, watchers, lines };
         let thread = std::thread::Builder::new().name("observer".to_owned());
         let thread = thread.spawn(move || span.in_scope(|| recorder.record_all(&inbox, give_up)));
         Self { entries, thread: thread.expect("the system has a thread to give") }
@@ -138,9 +133,6 @@ impl Recorder {
         let written = match &recorded.event {
             RunEvent::Step(step) => {
                 self.costs.add(&step.record, &step.costs);
-                if let Some(latest) = &self.latest {
-                    latest.add_step(&step.record);
-                }
                 self.history.add_step(step)
             }
             event if self.lines.lets_through(event) => self.history.folder.add_event(&recorded),
@@ -170,9 +162,6 @@ impl Recorder {
                 let recorded = now(RunEvent::Epoch(record.clone()));
                 self.watchers.apply(&recorded);
                 self.view.show(recorded.event);
-                if let Some(latest) = &self.latest {
-                    latest.add_epoch(&record);
-                }
                 let written = self.history.add_epoch(&record, &weights);
                 if let Ok(Some(picture)) = &written {
                     self.watchers.add_picture(record.epoch, record.step, picture);

@@ -46,7 +46,7 @@ use crate::endpoint::Endpoint;
 use crate::error::ClusterError;
 use crate::facts::Facts;
 use crate::health::{CheckError, HealthPort};
-use crate::http::{HttpError, HttpPort};
+use crate::http::{HttpError, HttpPort, HttpServer};
 use crate::input::{INPUTS_MAX, Input};
 use crate::journal::Journal;
 use crate::launch::{LaunchError, Launcher};
@@ -146,11 +146,8 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let mut described = Description::new(&config, &start, updates.is_some(), &*task);
     start.folder.write_description(&described.json)?;
     open_run_log(&start.folder.path().join("run.log"))?;
-    let mut runs = Runs::default();
-    let watchers = Watchers::start(&mut runs, &config, &start, described.json.clone())?;
-    let url = http.as_ref().map(|port| port.url.clone());
-    let http = http.map(|port| port.start(runs, Some(Arc::clone(&watchers.metrics)))).transpose()?;
-    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &endpoint, url.as_deref());
+    let (mut watchers, http) = begin_watching(http, &config, &start, &described)?;
+    let screen = begin_screen(&config, &start, updates.is_some(), &*task, &endpoint, http.as_ref());
 
     let first_step = start.state.step;
     let span = info_span!("run", id = start.run_id, incarnation = start.incarnation);
@@ -177,12 +174,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let listener = endpoint.listener.take().expect("it was opened and not taken yet");
     let acceptor = tokio::spawn(accept(listener, tls, admission, accepted, shutdown.clone()).instrument(span.clone()));
     let stopper = tokio::spawn(signals.stop_run(stopping.clone(), mirror.clone())?);
-    if let Some(health) = &health {
-        health.set_ready().await;
-    }
-    if let Some(http) = &http {
-        http.is_ready.store(true, Ordering::Relaxed);
-    }
+    set_ready(health.as_ref(), http.as_ref()).await;
 
     let history = History {
         folder,
@@ -199,13 +191,13 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         JournalSteps::No => None,
     };
     let trainjob = TrainJob::start(progress(&recipe, &*task, &state), &span);
-    let latest = trainjob.as_ref().map(TrainJob::latest);
+    watchers.latest = trainjob.as_ref().map(TrainJob::latest);
     let training = Training::new(
         rules(&config, wire.encoding(), &recipe, &*task, audit_secret, backend.compute_class()),
         state,
         Duration::ZERO,
     );
-    let observer = Observer::start(history, saver, journal, view, watchers, latest, span.clone(), stop.clone());
+    let observer = Observer::start(history, saver, journal, view, watchers, span.clone(), stop.clone());
     // Whoever is to record more finds out that it is gone.
     let _ = observer.record(Entry::Event(started));
     let context = RunContext { spec, facts, buffers, updates, journal: config.journal, hash_steps: config.hash_steps };
@@ -231,13 +223,34 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let ended = tokio::spawn(driver.run()).await?;
     let background = Background { acceptor, server, stopper, shutdown, launched, local, trainjob };
     let outcome = conclude(&config, &endpoint, described, ended, background, first_step, &span).await;
-    if let Some(http) = http {
-        tokio::task::spawn_blocking(|| http.finish()).await?;
-    }
+    tokio::task::spawn_blocking(|| http.map(HttpServer::finish)).await?;
     drop(lock);
     // A supervisor takes 0 for work that is done, and would not start the coordinator again.
     let is_unfinished = outcome? == Outcome::Stopped && signals.is_terminated();
     Ok(if is_unfinished { ExitCode::from(exit::TERMINATED) } else { ExitCode::SUCCESS })
+}
+
+/// Who watches, and the page, if it is served.
+fn begin_watching(
+    port: Option<HttpPort>,
+    config: &Config,
+    start: &Start,
+    described: &Description,
+) -> anyhow::Result<(Watchers, Option<HttpServer>)> {
+    let mut runs = Runs::default();
+    let watchers = Watchers::start(&mut runs, config, start, described.json.clone())?;
+    let server = port.map(|port| port.start(runs, Some(Arc::clone(&watchers.metrics)))).transpose()?;
+    Ok((watchers, server))
+}
+
+/// Has probes know that workers can join.
+async fn set_ready(health: Option<&HealthPort>, http: Option<&HttpServer>) {
+    if let Some(health) = health {
+        health.set_ready().await;
+    }
+    if let Some(http) = http {
+        http.is_ready.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The task on its data set, and where that was found.
@@ -526,8 +539,9 @@ fn begin_screen(
     is_shared: bool,
     task: &dyn OpenTask,
     endpoint: &Endpoint,
-    url: Option<&str>,
+    http: Option<&HttpServer>,
 ) -> Screen {
+    let url = http.map(|http| http.url.as_str());
     let recipe = &start.recipe;
     let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
     let n_steps = recipe.n_steps(n_samples.into());

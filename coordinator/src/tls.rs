@@ -130,6 +130,9 @@ fn server_config(files: &TlsFiles, credentials: Credentials) -> Result<ServerCon
 }
 
 /// For a page: readers prove themselves with the token, not with a certificate.
+///
+/// # Errors
+/// If the certificate is not valid now, or does not belong to the key.
 pub fn page_config(files: &TlsFiles, credentials: Credentials) -> Result<ServerConfig, TlsError> {
     let Credentials { chain, key, last_day, is_valid_now, .. } = credentials;
     let path = || files.certificate.clone();

@@ -660,6 +660,6 @@ impl Training {
     }
 
     fn tell(&mut self, event: RunEvent) {
-        self.actions.push_back(Action::Report(Report::Event(event)));
+        self.actions.push_back(Action::Report(Report::Event(Box::new(event))));
     }
 }

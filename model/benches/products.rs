@@ -5,14 +5,20 @@
 //! A line for each shape: GFLOP/s of both, each the median over rounds in which they take turns, and the median of the
 //! rounds' ratios.
 
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers are small"
+)]
+
 /// The crate's own files: what they hold is nobody else's business.
 #[path = "../src/layers"]
 mod layers {
     #[path = "fused"]
     pub mod fused {
-        #[allow(dead_code, missing_docs, unused_imports, reason = "products take buffers alone")]
+        #[expect(dead_code, unused_imports, reason = "products take buffers alone, and its tests are elsewhere")]
         pub mod buffers;
-        #[allow(dead_code, unused_imports, reason = "not each is measured")]
         pub mod product;
     }
 }
@@ -130,6 +136,7 @@ impl Operands {
         }
     }
 
+    #[expect(clippy::many_single_char_names, reason = "matrices and their sizes")]
     fn compute_ours(&mut self) {
         let [m, n, k] = self.size;
         let runs = self.runs();
@@ -153,6 +160,7 @@ impl Operands {
     }
 
     #[expect(unsafe_code, reason = "the crate's interface")]
+    #[expect(clippy::many_single_char_names, reason = "matrices and their sizes")]
     fn compute_theirs(&mut self) {
         let [m, n, k] = self.size;
         let [n_columns, n_places] = [n, k].map(|n| isize::try_from(n).expect("small"));

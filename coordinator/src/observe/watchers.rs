@@ -23,6 +23,7 @@ use super::seconds_since_1970;
 use crate::config::Config;
 use crate::endpoint::host_name;
 use crate::start::Start;
+use crate::trainjob::Latest;
 
 /// How often the picture of the curves is written, besides at the end.
 const CURVES_INTERVAL: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub struct Watchers {
     pub tensorboard: Option<TensorBoard>,
     /// The trace of some steps, if one was asked for.
     pub trace: Option<Trace>,
+    /// What is posted to Kubeflow Trainer, if anything is.
+    pub latest: Option<Arc<Latest>>,
     /// Where the picture of the curves goes.
     pub curves: PathBuf,
     curves_written: Option<Instant>,
@@ -79,13 +82,28 @@ impl Watchers {
         }
         let trace = config.trace.clone().map(|steps| Trace::create(steps, &folder.join("trace.json"), &start.run_id));
         let trace = trace.transpose()?;
-        Ok(Self { run, metrics, tensorboard, trace, curves: folder.join("curves.svg"), curves_written: None })
+        Ok(Self {
+            run,
+            metrics,
+            tensorboard,
+            trace,
+            latest: None,
+            curves: folder.join("curves.svg"),
+            curves_written: None,
+        })
     }
 
     /// Something happened.
     pub fn apply(&mut self, recorded: &RecordedEvent) {
         self.run.apply(recorded);
         self.metrics.apply(recorded);
+        if let Some(latest) = &self.latest {
+            match &recorded.event {
+                RunEvent::Step(step) => latest.add_step(&step.record),
+                RunEvent::Epoch(record) => latest.add_epoch(record),
+                _ => {}
+            }
+        }
         if let Some(tensorboard) = &mut self.tensorboard
             && let Err(error) = tensorboard.apply(recorded)
         {

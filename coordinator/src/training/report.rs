@@ -16,7 +16,7 @@ pub enum Report {
     /// An epoch, or what was trained of it, was validated.
     Epoch(EpochReport),
     /// Anything else.
-    Event(RunEvent),
+    Event(Box<RunEvent>),
 }
 
 /// An update.

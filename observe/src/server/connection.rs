@@ -100,16 +100,17 @@ pub async fn serve(
         }
     }
     let end = CancellationToken::new();
-    let has_pages = !connections.is_empty();
+    let wait = (!connections.is_empty()).then_some(LAST_REQUESTS_WAIT);
     let last_requests = async {
         // Ends when nobody has asked for anything for a while: what the last news names, such as a picture, is fetched.
-        while has_pages {
+        let Some(wait) = wait else { return };
+        loop {
             select! {
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => {
                     let _ = admit(accepted, &mut connections, &end);
                 }
-                () = sleep(LAST_REQUESTS_WAIT), if connections.is_empty() => break,
+                () = sleep(wait), if connections.is_empty() => break,
             }
         }
     };

@@ -218,7 +218,6 @@ impl Shell {
                 }
             }
             RunEvent::WorkerLeft { n_reassigned, .. } => coverage.add(Coverage::Reassigned, n_reassigned as u64),
-            RunEvent::Snapshot(_) | RunEvent::Started { .. } | RunEvent::Ended { .. } => {}
             RunEvent::ReplicaResent { worker, reason } => {
                 coverage.add(Coverage::Lagging, 1);
                 let is_overwritten = reason.contains("in slot");
@@ -241,7 +240,11 @@ impl Shell {
             }
             RunEvent::ComputeClassAdded { .. } => coverage.add(Coverage::MixedClasses, 1),
             RunEvent::WorkerEvicted { identity, .. } => drop(self.evicted_identities.insert(Identity::new(identity))),
-            RunEvent::WorkerJoined { .. } | RunEvent::ResultRefused { .. } => {}
+            RunEvent::WorkerJoined { .. }
+            | RunEvent::ResultRefused { .. }
+            | RunEvent::Snapshot(_)
+            | RunEvent::Started { .. }
+            | RunEvent::Ended { .. } => {}
             RunEvent::Epoch(_) | RunEvent::Mirror(_) => panic!("no event of the driver: {event:?}"),
         }
     }
