@@ -402,7 +402,7 @@ impl<E: Environment> Driver<E> {
     }
 
     fn step_event(&mut self, report: StepReport) -> StepEvent {
-        let StepReport { step, epoch, sums, duration, workers, compute, n_active } = report;
+        let StepReport { step, epoch, sums, begun, duration, workers, compute, n_active } = report;
         let mut record = step_record(&self.run.spec, step, epoch + 1, &sums, duration);
         if self.run.hash_steps == HashSteps::Yes {
             record.params_blake3 = Some(params_blake3(&self.training.state().params));
@@ -411,7 +411,6 @@ impl<E: Environment> Driver<E> {
         // The first step begins with the first worker, the waiting before.
         let costs = StepCosts { compute, wait: costs.wait.min(duration), ..costs };
         let workers = workers.into_iter().map(|WorkerId(worker)| worker).collect();
-        let begun = self.now().saturating_sub(duration);
         let mut event = StepEvent { record, workers, n_active, costs, begun, tasks: Vec::new() };
         self.timeline.finish_step(&mut event);
         event

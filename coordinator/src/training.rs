@@ -504,6 +504,7 @@ impl Training {
             step: self.state.step,
             epoch: position.epoch,
             sums: total.sums,
+            begun,
             duration,
             workers,
             compute,

@@ -28,7 +28,9 @@ pub struct StepReport {
     pub epoch: u32,
     /// Losses of its images, before it.
     pub sums: Sums,
-    /// From the dealing of its shards to their sum.
+    /// When its shards were dealt.
+    pub begun: Duration,
+    /// From then to their sum.
     pub duration: Duration,
     /// Who computed each shard.
     pub workers: Vec<WorkerId>,
