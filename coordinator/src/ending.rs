@@ -80,9 +80,9 @@ impl Ending<'_> {
     fn files(&self) -> Vec<String> {
         let path = |name: &str| self.folder.path().join(name);
         let is_there = |path: &Path| path.exists() && path.read_dir().is_ok_and(|mut files| files.next().is_some());
-        let names = ["curves.svg", "run.log"].map(path).into_iter().filter(|path| path.is_file());
-        let pictures = Some(path("reconstructions")).filter(|path| is_there(path));
-        names.chain(pictures).map(|path| path.display().to_string()).collect()
+        let names = ["curves.svg", "run.log", "trace.json"].map(path).into_iter().filter(|path| path.is_file());
+        let folders = ["reconstructions", "tensorboard"].map(path).into_iter().filter(|path| is_there(path));
+        names.chain(folders).map(|path| path.display().to_string()).collect()
     }
 }
 
