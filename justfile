@@ -63,6 +63,10 @@ step:
 page:
     python3 bench/page.py
 
+# What it costs a step that the run is watched
+watching:
+    python3 bench/watching.py
+
 # What --journal adds to a step, where the disk is memory
 journal:
     cargo build --release --workspace
