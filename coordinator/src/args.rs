@@ -48,10 +48,10 @@ pub struct Args {
     /// Where to serve the page of the run, and its metrics to Prometheus (/metrics): HOST:PORT, or off; beyond this machine with
     /// --tls-cert, --tls-key, --tls-ca and --token-file, or with --insecure [default: 127.0.0.1:7188, or another free port, for
     /// local workers; else off]
-    #[arg(long, env = "TELAR_HTTP", value_name = "ADDRESS|off", help_heading = "What is told")]
+    #[arg(long, env = "TELAR_HTTP", value_name = "ADDRESS|off", help_heading = "Output")]
     pub http: Option<String>,
     /// Show the page of runs that are over or that another process trains, by their folders, until Ctrl-C
-    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "What is told")]
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Output")]
     pub show: Vec<PathBuf>,
     /// Write files for TensorBoard, into tensorboard/ in the run's folder
     #[arg(long, env = "TELAR_TENSORBOARD", help_heading = "What comes out")]
@@ -156,7 +156,7 @@ pub struct Args {
     #[command(flatten)]
     pub log: LogArgs,
     /// Print JSON, a line for each epoch and one at the end
-    #[arg(long, env = "TELAR_JSON", help_heading = "What is told")]
+    #[arg(long, env = "TELAR_JSON", help_heading = "Output")]
     pub json: bool,
 }
 

@@ -133,7 +133,7 @@ pub enum Http {
     Off,
     /// At 127.0.0.1:7188, or at a free port if that one is in use.
     Default,
-    /// There, as `HOST:PORT`, by whoever can reach it.
+    /// At this address, `HOST:PORT`.
     At(String, HttpReach),
 }
 

@@ -27,7 +27,7 @@ const DEFAULT_ADDRESS: &str = "127.0.0.1:7188";
 /// How long the last news may take to the pages that are open, when the run is over.
 const LAST_NEWS_WAIT: Duration = Duration::from_secs(2);
 
-/// An address that is listened at, and nobody answers yet.
+/// A bound listener for the page, before it is served.
 #[derive(Debug)]
 pub struct HttpPort {
     listener: std::net::TcpListener,

@@ -260,7 +260,7 @@ fn is_detail(line: &str) -> bool {
     levels.iter().any(is_level)
 }
 
-/// Passes a worker's lines on, to the screen those that are a warning or worse unless all are asked for, and keeps the last ones.
+/// Writes a worker's log lines to run.log, and warnings and worse to standard error, or all with `shows_details`. Gives the last lines.
 async fn relay_lines(number: u32, lines: ChildStderr, shows_details: bool) -> VecDeque<String> {
     let mut last = VecDeque::new();
     let mut lines = BufReader::new(lines).lines();

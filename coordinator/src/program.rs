@@ -53,9 +53,9 @@ fn follow(
     let args = Args::from_arg_matches(&matches)?;
     let log_format = args.log.log_format;
     // The mirror says itself, once, that a store does not answer.
-    // What the screen tells in its own words is `told`.
+    // Events under `on_screen` have lines of their own on the screen.
     let run_level = "info,object_store=warn";
-    let shown_level = if args.json { "warn" } else { "warn,told=off" };
+    let shown_level = if args.json { "warn" } else { "warn,on_screen=off" };
     *log = Some(match log_format {
         LogFormat::Text => init_log_with_file(log_format, shown_level, run_level),
         LogFormat::Json => init_log_with_file(log_format, run_level, run_level), // somebody collects it

@@ -22,7 +22,7 @@ const SNAPSHOT_SPANS_MAX: usize = 64;
 /// What a worker says of a result by its own clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkerTimes {
-    /// It was told to compute.
+    /// The order to compute arrived.
     pub received: Duration,
     /// It began.
     pub started: Duration,
@@ -42,7 +42,7 @@ pub struct Timeline {
 /// What is known of a worker.
 #[derive(Debug, Default)]
 struct WorkerTimeline {
-    /// When it was told to compute what, newest last: the updates applied, and the time.
+    /// Its last orders, newest last: the updates applied, and when each was sent.
     assignments: VecDeque<(u64, Duration)>,
     /// Of its last results: seconds on the way, and by how many its clock is ahead of the coordinator's.
     round_trips: VecDeque<(f64, f64)>,
@@ -59,7 +59,7 @@ impl WorkerTimeline {
 }
 
 impl Timeline {
-    /// A worker is told to compute something after `step` updates.
+    /// A worker is sent an order to compute after `step` updates.
     pub fn assigned(&mut self, worker_id: WorkerId, step: u64, now: Duration) {
         let assignments = &mut self.workers.entry(worker_id).or_default().assignments;
         if assignments.len() == ASSIGNMENTS_MAX {

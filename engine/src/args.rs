@@ -103,7 +103,7 @@ pub struct AccessArgs {
 
 /// What the log looks like.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "What is told")]
+#[command(next_help_heading = "Output")]
 pub struct LogArgs {
     /// Form of the log on standard error; `$RUST_LOG` says what is in it
     #[arg(long, env = "TELAR_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t)]

@@ -496,7 +496,7 @@ fn as_f64(n: u64) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use events::{Figures, StepCosts, StepEvent, TaskSpan};
+    use events::{Figures, StepCosts, StepEvent};
     use serde_json::json;
 
     use super::*;
@@ -784,26 +784,6 @@ mod tests {
         let clone = summary.clone();
         assert!(Arc::ptr_eq(&clone.epochs[0], &summary.epochs[0]));
         assert!(Arc::ptr_eq(&clone.snapshots[0].1, &summary.snapshots[0].1));
-    }
-
-    /// Costs in the worst case that the bounds allow: `cargo test -p observe --release -- --ignored --nocapture costs_of`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn costs_of_largest_summary() {
-        use std::time::Instant;
-        let span = |shard| TaskSpan { shard, worker: 1, assigned: 0.0, started: 1.0, finished: 2.0, arrived: 3.0 };
-        let tasks: Vec<_> = (0..4096).map(span).collect();
-        let snapshots =
-            (0..SNAPSHOTS_MAX).map(|_| RunEvent::Snapshot(Snapshot { tasks: tasks.clone(), ..Snapshot::default() }));
-        let epochs = (1..=10_000).map(|number| epoch(number, number.into(), 0.5));
-        let steps = (1..=10_000).map(|number| step(number, 0.5));
-        let summary = summary(snapshots.chain(steps).chain(epochs));
-        let begun = Instant::now();
-        let clones: Vec<Summary> = (0..10).map(|_| summary.clone()).collect();
-        println!("clone: {:?}", begun.elapsed() / 10);
-        let begun = Instant::now();
-        let length: usize = clones.iter().map(|clone| crate::chart::curves_svg(clone).len()).sum();
-        println!("curves_svg: {:?}, {} bytes", begun.elapsed() / 10, length / 10);
     }
 
     #[test]

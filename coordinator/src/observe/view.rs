@@ -78,8 +78,8 @@ impl View {
     }
 }
 
-/// What the screen tells in its own words is in the log too, under this target, so that a terminal need not show both.
-const TOLD: &str = "told";
+/// Log target of events that the screen shows as lines of its own, so that a terminal does not show them twice.
+const ON_SCREEN: &str = "on_screen";
 
 fn show(screen: &mut Screen, event: RunEvent, n_expected: u32) {
     // What the run's beginning and end come to has lines of its own.
@@ -97,21 +97,21 @@ fn show(screen: &mut Screen, event: RunEvent, n_expected: u32) {
         RunEvent::Snapshot(_) | RunEvent::Started { .. } | RunEvent::Ended { .. } => {}
         RunEvent::Waiting | RunEvent::Continuing | RunEvent::Mirror(_) => screen.json_line(&json!(event)),
         RunEvent::WorkerJoined { worker, host, process, backend, n_threads, n_active, .. } => {
-            info!(target: TOLD, %worker, host, process, backend, threads = n_threads, n_active, "worker joined");
+            info!(target: ON_SCREEN, %worker, host, process, backend, threads = n_threads, n_active, "worker joined");
         }
         RunEvent::WorkerLeft { worker, reason, n_active, n_reassigned } => {
-            info!(target: TOLD, %worker, reason, n_active, n_reassigned, "worker left");
+            info!(target: ON_SCREEN, %worker, reason, n_active, n_reassigned, "worker left");
         }
         RunEvent::WorkerEvicted { worker, host, process, reason, .. } => {
-            warn!(target: TOLD, %worker, host, process, reason, "worker evicted");
+            warn!(target: ON_SCREEN, %worker, host, process, reason, "worker evicted");
         }
         RunEvent::TaskLate { step, task, worker, helper, milliseconds } => {
-            info!(target: TOLD, step, %worker, task, milliseconds, %helper, "worker is late: another one computes the same");
+            info!(target: ON_SCREEN, step, %worker, task, milliseconds, %helper, "worker is late: another one computes the same");
         }
-        RunEvent::ReplicaResent { worker, reason } => warn!(target: TOLD, %worker, reason, "replica sent anew"),
-        RunEvent::ResultRefused { worker, reason } => warn!(target: TOLD, %worker, reason, "message not used"),
+        RunEvent::ReplicaResent { worker, reason } => warn!(target: ON_SCREEN, %worker, reason, "replica sent anew"),
+        RunEvent::ResultRefused { worker, reason } => warn!(target: ON_SCREEN, %worker, reason, "message not used"),
         RunEvent::ComputeClassAdded { class, n_classes } => {
-            warn!(target: TOLD, class, n_classes, "one more compute class takes part: bits may depend on which worker computes what");
+            warn!(target: ON_SCREEN, class, n_classes, "one more compute class takes part: bits may depend on which worker computes what");
         }
     }
 }
