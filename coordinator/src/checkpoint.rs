@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use engine::early_stopping::BestEpoch;
 use engine::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
-use engine::params::{ParamLayout, little_endian, params_blake3};
+use engine::params::{ParamLayout, little_endian, params_blake3, params_fingerprint};
 use engine::recipe::Recipe;
 use engine::sums::{COUNTS_MAX, Sums};
 use proto::limits::{OPTIMIZER_SLOTS_MAX, PARAMS_MAX};
@@ -22,7 +22,6 @@ const FORMAT: &str = "telar-checkpoint-3";
 const OLDER_FORMATS: [&str; 2] = ["telar-checkpoint-1", "telar-checkpoint-2"];
 /// Parameters, what the optimizer keeps, and residual, each at most of the largest layout, and room for the header.
 pub(crate) const FILE_BYTES_MAX: u64 = (2 + OPTIMIZER_SLOTS_MAX as u64) * 4 * PARAMS_MAX as u64 + (1 << 20);
-const HASH_KEY: &str = "blake3";
 const NUMERICS_KEY: &str = "numerics";
 /// The best epoch, counted from 0, and the bits of its validation loss.
 const BEST_KEY: &str = "best_epoch";
@@ -30,24 +29,14 @@ const BEST_KEY: &str = "best_epoch";
 /// A state of a run, with what it is a state of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// The run.
-    pub run_id: String,
-    /// What it trains.
-    pub recipe: Recipe,
-    /// Where each of its parameters lies.
-    pub layout: Arc<ParamLayout>,
-    /// blake3 of what it trains on.
-    pub data_fingerprint: String,
-    /// The [revisions](engine::numerics::REVISION) that have computed it, the newest last.
-    pub numerics: Vec<u32>,
-    /// What audited shards are drawn by; none in files of versions that drew them by the seed.
-    pub audit_secret: Option<AuditSecret>,
+    /// What is the same in all checkpoints of the run.
+    pub facts: RunFacts,
     /// What it has come to.
     pub state: State,
 }
 
 /// What is the same in all checkpoints of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunFacts {
     /// The run.
     pub run_id: String,
@@ -57,18 +46,19 @@ pub struct RunFacts {
     pub layout: Arc<ParamLayout>,
     /// blake3 of what it trains on.
     pub data_fingerprint: String,
-    /// The revisions of what is computed, the newest last.
+    /// The [revisions](engine::numerics::REVISION) of what has computed it, the newest last.
     pub numerics: Vec<u32>,
-    /// What audited shards are drawn by.
-    pub audit_secret: AuditSecret,
+    /// What audited shards are drawn by; none in files of versions that drew them by the seed.
+    pub audit_secret: Option<AuditSecret>,
 }
 
-impl RunFacts {
-    /// A state of the run.
-    pub fn checkpoint(&self, state: State) -> Checkpoint {
-        let Self { run_id, recipe, layout, data_fingerprint, numerics, audit_secret } = self.clone();
-        Checkpoint { run_id, recipe, layout, data_fingerprint, numerics, audit_secret: Some(audit_secret), state }
-    }
+/// What a file's vectors are compared by when it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Names the content: nobody can make another one of the same name.
+    Blake3,
+    /// xxh3 of 64 bits, ten times as fast: enough to tell a file that was torn or has decayed, such as the journal's.
+    Xxh3,
 }
 
 /// The content of a checkpoint's file: a header, and the vectors as they lie in memory.
@@ -106,22 +96,37 @@ pub enum CheckpointError {
     },
 }
 
-impl Checkpoint {
-    /// Of two states of a run, the one with the greater age is the later one.
-    pub fn age(&self) -> (u64, bool) {
-        (self.state.step, self.state.epoch_sums.n_samples == 0)
+impl Checksum {
+    /// The key of the checksum of all that a file says.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Blake3 => "blake3",
+            Self::Xxh3 => "xxh3",
+        }
     }
 
-    /// The content of a file.
+    fn of(self, values: &[f32]) -> String {
+        match self {
+            Self::Blake3 => params_blake3(values),
+            Self::Xxh3 => format!("{:016x}", params_fingerprint(values)),
+        }
+    }
+}
+
+impl RunFacts {
+    /// The content of a file with a state of the run.
     ///
     /// # Panics
     /// If a vector is neither empty nor as long as the network's layout.
-    pub fn to_parts(&self) -> FileParts<'_> {
+    pub fn to_parts<'a>(&self, state: &'a State, checksum: Checksum) -> FileParts<'a> {
         let layout = &self.layout;
-        let groups = self.groups();
-        let hashes = hashes(&groups);
-        let mut metadata = self.metadata(&hashes[0].1);
-        metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes));
+        let groups = self.groups(state);
+        let checksums = checksums(&groups, checksum);
+        let mut metadata = self.metadata(state);
+        if checksum == Checksum::Blake3 {
+            metadata.insert("params_blake3".to_owned(), checksums[0].1.clone());
+        }
+        metadata.insert(checksum.key().to_owned(), hash(&metadata, &checksums));
         let mut tensors = Vec::new();
         let mut group_start = 0;
         for (group, values) in groups.iter().filter(|(_, values)| !values.is_empty()) {
@@ -143,15 +148,15 @@ impl Checkpoint {
     }
 
     /// The vectors, by the first part of their tensors' names.
-    fn groups(&self) -> Vec<(&'static str, &[f32])> {
-        let State { params, slots, residual, .. } = &self.state;
+    fn groups<'a>(&self, state: &'a State) -> Vec<(&'static str, &'a [f32])> {
+        let State { params, slots, residual, .. } = state;
         let names = self.recipe.optimizer.slot_names().iter().copied();
         let slots = names.zip(slots.iter().map(Vec::as_slice));
         std::iter::once(("parameters", &params[..])).chain(slots).chain([("residual", &residual[..])]).collect()
     }
 
-    fn metadata(&self, params_blake3: &str) -> BTreeMap<String, String> {
-        let State { step, epoch_sums, epoch_time, best, .. } = &self.state;
+    fn metadata(&self, state: &State) -> BTreeMap<String, String> {
+        let State { step, epoch_sums, epoch_time, best, .. } = state;
         let recipe = serde_json::to_string(&self.recipe).expect("a recipe is numbers and words");
         let numerics = self.numerics.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let entries = [
@@ -168,11 +173,25 @@ impl Checkpoint {
             ("epoch_counts", epoch_sums.counts.map(|count| count.to_string()).join(",")),
             ("epoch_n_samples", epoch_sums.n_samples.to_string()),
             ("epoch_nanoseconds", epoch_time.as_nanos().to_string()),
-            ("params_blake3", params_blake3.to_owned()),
         ];
         let secret = self.audit_secret.map(|secret| ("audit_secret", secret.to_hex()));
         let best = best.map(|best| (BEST_KEY, format!("{},{:016x}", best.epoch, best.val_loss.to_bits())));
         entries.into_iter().chain(secret).chain(best).map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+}
+
+impl Checkpoint {
+    /// Of two states of a run, the one with the greater age is the later one.
+    pub fn age(&self) -> (u64, bool) {
+        (self.state.step, self.state.epoch_sums.n_samples == 0)
+    }
+
+    /// The content of a file.
+    ///
+    /// # Panics
+    /// See [`RunFacts::to_parts`].
+    pub fn to_parts(&self) -> FileParts<'_> {
+        self.facts.to_parts(&self.state, Checksum::Blake3)
     }
 
     /// Reads a file and checks every bit of it.
@@ -191,7 +210,10 @@ impl Checkpoint {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(words)?;
         let mut metadata: BTreeMap<String, String> =
             header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let expected_hash = metadata.remove(HASH_KEY).ok_or_else(|| format!("no `{HASH_KEY}`"))?;
+        let (checksum, expected_hash) = [Checksum::Blake3, Checksum::Xxh3]
+            .into_iter()
+            .find_map(|checksum| Some((checksum, metadata.remove(checksum.key())?)))
+            .ok_or("no checksum")?;
         let text = |key: &str| metadata.get(key).cloned().ok_or_else(|| format!("no `{key}`"));
         match text("format")? {
             format if format == FORMAT || OLDER_FORMATS.contains(&format.as_str()) => {}
@@ -238,22 +260,25 @@ impl Checkpoint {
         };
         let (run_id, data_fingerprint) = (text("run_id")?, text("data_fingerprint")?);
         let layout = Arc::new(layout);
-        let checkpoint = Self { run_id, recipe, layout, data_fingerprint, numerics, audit_secret, state };
+        let facts = RunFacts { run_id, recipe, layout, data_fingerprint, numerics, audit_secret };
+        let checkpoint = Self { facts, state };
         checkpoint.check()?;
-        let found = hash(&metadata, &hashes(&checkpoint.groups()));
+        let found = hash(&metadata, &checksums(&checkpoint.groups(), checksum));
         if expected_hash != found {
-            return Err(format!("blake3 {found} where {expected_hash} was written: some bits are others"));
+            return Err(format!("the checksum {found} where {expected_hash} was written: some bits are others"));
         }
         Ok(checkpoint)
     }
-}
 
-impl Checkpoint {
+    fn groups(&self) -> Vec<(&'static str, &[f32])> {
+        self.facts.groups(&self.state)
+    }
+
     /// Whether a run can go on from what the file says, whoever wrote it.
     fn check(&self) -> Result<(), String> {
         let State { step, residual, epoch_sums, best, .. } = &self.state;
-        let n_params = self.layout.n_params();
-        let slots = self.recipe.optimizer.slots(n_params);
+        let n_params = self.facts.layout.n_params();
+        let slots = self.facts.recipe.optimizer.slots(n_params);
         let n_residual = if residual.is_empty() { 0 } else { n_params };
         let expected = std::iter::once(n_params).chain(slots.iter().map(Vec::len)).chain([n_residual]);
         for ((group, values), expected) in self.groups().into_iter().zip(expected) {
@@ -283,9 +308,9 @@ fn hash(metadata: &BTreeMap<String, String>, groups: &[(&str, String)]) -> Strin
     hasher.finalize().to_hex().to_string()
 }
 
-/// The name of each vector's values.
-fn hashes<'a>(groups: &[(&'a str, &[f32])]) -> Vec<(&'a str, String)> {
-    groups.iter().map(|&(group, values)| (group, params_blake3(values))).collect()
+/// The checksum of each vector.
+fn checksums<'a>(groups: &[(&'a str, &[f32])], checksum: Checksum) -> Vec<(&'a str, String)> {
+    groups.iter().map(|&(group, values)| (group, checksum.of(values))).collect()
 }
 
 /// The layout of the parameters in a file: their names and shapes, in the order in which they lie.
@@ -480,7 +505,8 @@ pub(crate) mod tests {
         let (numerics, audit_secret) = (vec![engine::numerics::REVISION], Some(AuditSecret::new([0xCD; 32])));
         let (run_id, data_fingerprint) = ("0123".to_owned(), "ab".repeat(32));
         let layout = Arc::clone(&book_task(Architecture::Denoising).spec().layout);
-        Checkpoint { run_id, recipe, layout, data_fingerprint, numerics, audit_secret, state }
+        let facts = RunFacts { run_id, recipe, layout, data_fingerprint, numerics, audit_secret };
+        Checkpoint { facts, state }
     }
 
     fn folder() -> tempfile::TempDir {
@@ -503,7 +529,7 @@ pub(crate) mod tests {
         let folder = folder();
         let mut written = checkpoint(5, 0.9);
         let rule = Rule::AdamW(Adam::default());
-        written.recipe.optimizer = Optimizer { learning_rate: 0.1, weight_decay: 0.3, rule };
+        written.facts.recipe.optimizer = Optimizer { learning_rate: 0.1, weight_decay: 0.3, rule };
         written.state.slots = [0.25, 0.75].map(|value| vec![value; written.state.params.len()]).into();
         let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
@@ -530,7 +556,8 @@ pub(crate) mod tests {
     #[test]
     fn checkpoint_without_audit_secret_is_read() {
         let folder = folder();
-        let written = Checkpoint { audit_secret: None, ..checkpoint(5, 0.9) };
+        let mut written = checkpoint(5, 0.9);
+        written.facts.audit_secret = None;
         let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
     }
@@ -572,9 +599,10 @@ pub(crate) mod tests {
         let bytes = parts.slices().concat();
         let (n_header, header) = SafeTensors::read_metadata(&bytes).expect("a header");
         let mut metadata: BTreeMap<String, String> =
-            header.metadata().clone().expect("metadata").into_iter().filter(|(key, _)| key != HASH_KEY).collect();
+            header.metadata().clone().expect("metadata").into_iter().filter(|(key, _)| key != "blake3").collect();
         change(&mut metadata);
-        metadata.insert(HASH_KEY.to_owned(), hash(&metadata, &hashes(&written.groups())));
+        let checksums = checksums(&written.groups(), Checksum::Blake3);
+        metadata.insert("blake3".to_owned(), hash(&metadata, &checksums));
         let mut text: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n_header]).expect("a header is JSON");
         text["__metadata__"] = serde_json::json!(metadata);
         let text = serde_json::to_vec(&text).expect("JSON");
@@ -593,7 +621,8 @@ pub(crate) mod tests {
             metadata.remove("epoch_counts");
             metadata.insert("epoch_correct_sum".to_owned(), "7".to_owned());
         });
-        let mut expected = Checkpoint { numerics: vec![1], ..checkpoint(5, 0.9) };
+        let mut expected = checkpoint(5, 0.9);
+        expected.facts.numerics = vec![1];
         expected.state.epoch_sums.counts = counts(&[7]);
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), expected);
         for found in ["", "one", "1,,2"] {
@@ -619,7 +648,7 @@ pub(crate) mod tests {
         check(|written| written.state.params.clear(), "found no parameters");
         check(|written| written.state.slots[0].clear(), "found 0 values of velocity where 163814 belong");
         check(
-            |written| written.recipe.optimizer = Optimizer::sgd(0.5, 0.0, false),
+            |written| written.facts.recipe.optimizer = Optimizer::sgd(0.5, 0.0, false),
             "163814 values of velocity where 0 belong",
         );
         check(|written| written.state.step = 0, "step 0 after 3 samples");

@@ -31,6 +31,7 @@ use crate::closing::OpenSessions;
 use crate::config::{HashSteps, JournalSteps};
 use crate::facts::Facts;
 use crate::input::Input;
+use crate::journal::Journal;
 use crate::observe::{Entry, Observer, ObserverStopped};
 use crate::outbox::{GradientPath, Outbox};
 use crate::recompute::Recomputer;
@@ -57,11 +58,11 @@ pub trait Environment {
     /// See [`Environment::record`].
     fn checkpoint(&mut self, state: &State) -> Result<(), ObserverStopped>;
 
-    /// Waits until a state, and all that was recorded before, outlives this process; gives the vectors back.
+    /// Waits until a state, and all that was recorded before, outlives this process.
     ///
     /// # Errors
     /// See [`Environment::record`].
-    fn journal(&mut self, state: Box<State>) -> Result<Box<State>, ObserverStopped>;
+    fn journal(&mut self, state: &State) -> Result<(), ObserverStopped>;
 
     /// Has tasks computed on the parameters of a state. Their results come as inputs.
     fn compute(&mut self, work: Work, state: &State);
@@ -101,8 +102,6 @@ pub struct Driver<E> {
     encoded_state: Option<EncodedState>,
     /// The state that is in the journal, by its updates and the images since the last validation.
     journaled: Option<(u64, u64)>,
-    /// What was copied for the journal, to be copied over.
-    spare_state: Option<Box<State>>,
     /// Whether deadlines were looked at since the last input: once for each, however many inputs wait.
     is_looked_at: bool,
     /// Since when it waits for an input, if it does.
@@ -140,7 +139,6 @@ impl<E: Environment> Driver<E> {
             run,
             encoded_state: None,
             journaled: None,
-            spare_state: None,
             is_looked_at: false,
             waiting_since: None,
             costs: StepCosts::default(),
@@ -360,16 +358,7 @@ impl<E: Environment> Driver<E> {
             return true;
         }
         let begun = self.now();
-        let copy = match self.spare_state.take() {
-            // Memory that was written before is written without a page fault for each of its pages.
-            Some(mut copy) => {
-                copy_state(&mut copy, state);
-                copy
-            }
-            None => Box::new(state.clone()),
-        };
-        self.spare_state = self.environment.journal(copy).ok();
-        let is_written = self.spare_state.is_some();
+        let is_written = self.environment.journal(state).is_ok();
         self.stop_unless(is_written);
         self.costs.journal += self.since(begun);
         is_written
@@ -426,6 +415,8 @@ pub struct Process {
     pub observer: Observer,
     /// Where states for checkpoints are offered.
     pub pending_checkpoints: Arc<PendingCheckpoints>,
+    /// Where the newest state is written, if each is.
+    pub journal: Option<Journal>,
     /// What computes the tasks that no worker is trusted with alone.
     pub recomputer: Recomputer,
     /// The inputs of the driver.
@@ -512,25 +503,23 @@ impl Environment for Process {
         self.observer.record(Entry::Checkpoint(offer))
     }
 
-    fn journal(&mut self, state: Box<State>) -> Result<Box<State>, ObserverStopped> {
-        let (done, written) = sync_channel(1);
-        self.observer.record(Entry::Journal(state, done))?;
-        // Others go on meanwhile.
-        block_in_place(|| written.recv()).map_err(|_| ObserverStopped)
+    fn journal(&mut self, state: &State) -> Result<(), ObserverStopped> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let (done, flushed) = sync_channel(1);
+        self.observer.record(Entry::FlushLines(done))?;
+        // While the lines are written: whoever goes on from a state has all lines up to it.
+        let parts = journal.parts_of(state);
+        // Others go on meanwhile. That the machine may die, too, follows while workers compute.
+        let written = block_in_place(|| {
+            flushed.recv().map_err(|_| ObserverStopped)?;
+            Ok(journal.write(&parts))
+        })?;
+        self.observer.record(Entry::Journal(written))
     }
 
     fn compute(&mut self, work: Work, state: &State) {
         self.recomputer.compute(work, state);
     }
-}
-
-/// Copies a state to where another one lies.
-fn copy_state(into: &mut State, from: &State) {
-    let State { step, params, slots, residual, epoch_sums, epoch_time, best } = from;
-    into.params.clone_from(params);
-    into.slots.clone_from(slots);
-    into.residual.clone_from(residual);
-    (into.step, into.epoch_sums, into.epoch_time, into.best) = (*step, *epoch_sums, *epoch_time, *best);
 }
 
 fn message_of(work: Work) -> v1::Work {

@@ -4,20 +4,30 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::files::{WriteError, create_folder, sync_folder};
 use tracing::warn;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Checksum, FileParts, RunFacts};
+use crate::training::State;
 
 const FOLDER: &str = "journal";
 
 /// The files of a journal, open for writing.
 #[derive(Debug)]
 pub struct Journal {
-    slots: [(PathBuf, File); 2],
+    facts: RunFacts,
+    slots: [JournalFile; 2],
     /// The one that is not the newest.
     next: usize,
+}
+
+/// One of the files.
+#[derive(Clone, Debug)]
+pub struct JournalFile {
+    path: PathBuf,
+    file: Arc<File>,
 }
 
 fn paths(run_folder: &Path) -> [PathBuf; 2] {
@@ -29,45 +39,42 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn open(run_folder: &Path) -> Result<Self, WriteError> {
+    pub fn open(run_folder: &Path, facts: RunFacts) -> Result<Self, WriteError> {
         let folder = run_folder.join(FOLDER);
         create_folder(&folder)?;
         let next = Self::newest(run_folder).map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
         let open = |path: PathBuf| {
             let file = File::options().write(true).create(true).truncate(false).open(&path);
-            file.map_err(WriteError::at(&path)).map(|file| (path, file))
+            file.map_err(WriteError::at(&path)).map(|file| JournalFile { path, file: Arc::new(file) })
         };
         let [first, second] = paths(run_folder).map(open);
         let slots = [first?, second?];
         // The names have to reach the disk once, the content does each time.
         sync_folder(&folder).map_err(WriteError::at(&folder))?;
-        Ok(Self { slots, next })
+        Ok(Self { facts, slots, next })
     }
 
-    /// Writes a state, which from then on outlives this process.
+    /// The content of a file with a state.
+    pub fn parts_of<'a>(&self, state: &'a State) -> FileParts<'a> {
+        self.facts.to_parts(state, Checksum::Xxh3)
+    }
+
+    /// Writes a state, which from then on outlives this process; gives the file, which is not on the disk yet.
     ///
     /// # Errors
     /// If it cannot be written; the state before it stays whole.
-    pub fn write(&mut self, checkpoint: &Checkpoint) -> Result<(), WriteError> {
-        let (path, file) = &mut self.slots[self.next];
-        let parts = checkpoint.to_parts();
-        let written = file.rewind().and_then(|()| {
-            parts.slices().into_iter().try_for_each(|part| file.write_all(part))?;
-            let n_bytes = file.stream_position()?;
-            file.set_len(n_bytes)
+    pub fn write(&mut self, parts: &FileParts) -> Result<JournalFile, WriteError> {
+        let JournalFile { path, file } = &self.slots[self.next];
+        let mut content = &**file;
+        let written = content.rewind().and_then(|()| {
+            parts.slices().into_iter().try_for_each(|part| content.write_all(part))?;
+            let n_bytes = content.stream_position()?;
+            content.set_len(n_bytes)
         });
         written.map_err(WriteError::at(path))?;
+        let written = self.slots[self.next].clone();
         self.next = 1 - self.next;
-        Ok(())
-    }
-
-    /// Brings what was written last to the disk, so that it outlives the machine's end too.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn sync(&mut self) -> Result<(), WriteError> {
-        let (path, file) = &self.slots[1 - self.next];
-        file.sync_data().map_err(WriteError::at(path))
+        Ok(written)
     }
 
     /// Whether a state was written to the journal of the run in a folder, be it damaged by now. One file that is not whole,
@@ -90,6 +97,16 @@ impl Journal {
     }
 }
 
+impl JournalFile {
+    /// Brings its state to the disk, so that it outlives the machine's end too.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn sync(&self) -> Result<(), WriteError> {
+        self.file.sync_data().map_err(WriteError::at(&self.path))
+    }
+}
+
 fn has_bytes(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.len() > 0)
 }
@@ -98,6 +115,13 @@ fn has_bytes(path: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::checkpoint::tests::checkpoint;
+
+    /// Writes a state as a coordinator does that was started anew.
+    fn write(folder: &Path, Checkpoint { facts, state }: &Checkpoint) {
+        let mut journal = Journal::open(folder, facts.clone()).expect("the folder can be written");
+        let parts = journal.parts_of(state);
+        journal.write(&parts).expect("a file");
+    }
 
     fn newest_step(folder: &Path) -> Option<u64> {
         Journal::newest(folder).map(|(_, checkpoint)| checkpoint.state.step)
@@ -109,8 +133,7 @@ mod tests {
         let folder = folder.path();
         assert_eq!(newest_step(folder), None);
         for step in 1..6 {
-            // Opened anew each time, as by a coordinator that was killed.
-            Journal::open(folder).expect("the folder can be written").write(&checkpoint(step, 0.9)).expect("a file");
+            write(folder, &checkpoint(step, 0.9));
             assert_eq!(newest_step(folder), Some(step));
             let (path, written) = Journal::newest(folder).expect("a state");
             assert_eq!(written, checkpoint(step, 0.9));
@@ -119,6 +142,13 @@ mod tests {
                 std::fs::write(&path, &whole[..n_bytes]).expect("a file");
                 assert_eq!(newest_step(folder), (step > 1).then(|| step - 1), "{n_bytes} bytes of step {step}");
             }
+            // No bit of it counts as another one.
+            for place in [1_000, whole.len() / 2, whole.len() - 1] {
+                let mut decayed = whole.clone();
+                decayed[place] ^= 1;
+                std::fs::write(&path, &decayed).expect("a file");
+                assert_eq!(newest_step(folder), (step > 1).then(|| step - 1), "another bit at {place} of step {step}");
+            }
             std::fs::write(&path, &whole).expect("a file");
         }
     }
@@ -126,11 +156,10 @@ mod tests {
     #[test]
     fn validated_state_is_newer_than_unvalidated_of_same_step() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut journal = Journal::open(folder.path()).expect("the folder can be written");
         let mut validated = checkpoint(3, 0.0);
         validated.state.epoch_sums = engine::sums::Sums::default();
         for state in [checkpoint(3, 0.0), validated.clone()] {
-            journal.write(&state).expect("a file");
+            write(folder.path(), &state);
         }
         assert_eq!(Journal::newest(folder.path()).expect("a state").1, validated);
     }

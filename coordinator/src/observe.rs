@@ -21,10 +21,8 @@ pub use history::History;
 pub use view::{View, ViewHandle};
 pub use watchers::Watchers;
 
-use crate::checkpoint::RunFacts;
-use crate::journal::Journal;
+use crate::journal::JournalFile;
 use crate::saver::{OfferId, Saver};
-use crate::training::State;
 
 /// Entries that wait to be written: a minute of the shortest steps.
 const ENTRIES_MAX: usize = 1 << 16;
@@ -43,8 +41,10 @@ pub enum Entry {
     },
     /// A checkpoint is due, whose state was offered.
     Checkpoint(OfferId),
-    /// A state that is to be in the journal, and who waits for that and takes it back.
-    Journal(Box<State>, SyncSender<Box<State>>),
+    /// Whoever waits until all lines up to here outlive this process is told, unless they cannot be written.
+    FlushLines(SyncSender<()>),
+    /// A state was written to the journal, or could not be; it is to reach the disk after all lines up to here.
+    Journal(Result<JournalFile, WriteError>),
 }
 
 /// The thread that writes, and what it passes on to the view.
@@ -65,8 +65,6 @@ pub struct Recorder {
     pub history: History,
     /// The checkpoints.
     pub saver: Saver,
-    /// The journal, if there is to be one, and what its states are of.
-    journal: Option<(Journal, RunFacts)>,
     /// Where the time of all steps went.
     pub costs: CostTotals,
     /// Figures of the last epoch.
@@ -86,7 +84,6 @@ impl Observer {
     pub fn start(
         history: History,
         saver: Saver,
-        journal: Option<(Journal, RunFacts)>,
         view: View,
         watchers: Watchers,
         span: Span,
@@ -95,8 +92,7 @@ impl Observer {
         let (entries, inbox) = sync_channel(ENTRIES_MAX);
         let costs = CostTotals::default();
         let lines = EventLimit::new();
-        let recorder =
-            Recorder { history, saver, journal, costs, last_epoch: None, failure: None, view, watchers, lines };
+        let recorder = Recorder { history, saver, costs, last_epoch: None, failure: None, view, watchers, lines };
         let thread = std::thread::Builder::new().name("observer".to_owned());
         let thread = thread.spawn(move || span.in_scope(|| recorder.record_all(&inbox, give_up)));
         Self { entries, thread: thread.expect("the system has a thread to give") }
@@ -175,15 +171,17 @@ impl Recorder {
                 self.saver.release(offer);
                 synced
             }
-            Entry::Journal(state, waiting) => {
-                let Some((journal, run)) = &mut self.journal else { return Ok(()) };
+            Entry::FlushLines(waiting) => {
+                self.history.folder.flush_lines()?;
+                // Nobody waits any more where the driver is gone.
+                let _ = waiting.try_send(());
+                Ok(())
+            }
+            Entry::Journal(written) => {
+                let file = written?;
                 // The lines first, as for a checkpoint.
-                let flushed = self.history.folder.flush_lines();
-                let checkpoint = run.checkpoint(*state);
-                let written = flushed.and_then(|()| journal.write(&checkpoint));
-                // The run goes on as soon as this process may die; that the machine may follows while others compute.
-                let _ = waiting.try_send(Box::new(checkpoint.state));
-                written.and_then(|()| self.history.folder.sync_lines()).and_then(|()| journal.sync())
+                self.history.folder.sync_lines()?;
+                file.sync()
             }
         }
     }

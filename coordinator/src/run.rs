@@ -187,7 +187,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());
     let pending_checkpoints = saver.pending_checkpoints();
     let journal = match config.journal {
-        JournalSteps::Yes => Some((Journal::open(history.folder.path())?, run_facts)),
+        JournalSteps::Yes => Some(Journal::open(history.folder.path(), run_facts)?),
         JournalSteps::No => None,
     };
     let trainjob = TrainJob::start(progress(&recipe, &*task, &state), &span);
@@ -197,7 +197,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         state,
         Duration::ZERO,
     );
-    let observer = Observer::start(history, saver, journal, view, watchers, span.clone(), stop.clone());
+    let observer = Observer::start(history, saver, view, watchers, span.clone(), stop.clone());
     // Whoever is to record more finds out that it is gone.
     let _ = observer.record(Entry::Event(started));
     let context = RunContext { spec, facts, buffers, updates, journal: config.journal, hash_steps: config.hash_steps };
@@ -205,6 +205,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         clock: Clock::start()?,
         observer,
         pending_checkpoints,
+        journal,
         recomputer,
         inputs: inbox,
         // Where the runtime has more threads, each look would wake another one.

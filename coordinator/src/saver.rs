@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use engine::files::WriteError;
 use tracing::{Span, debug, info, warn};
 
-use crate::checkpoint::{Checkpoints, RunFacts};
+use crate::checkpoint::{Checkpoint, Checkpoints, RunFacts};
 use crate::mirror::MirrorHandle;
 use crate::training::State;
 
@@ -122,7 +122,7 @@ impl PendingCheckpoints {
     ) -> Result<Option<PathBuf>, WriteError> {
         let mut last = Ok(None);
         while let Some(state) = self.take() {
-            let checkpoint = run.checkpoint(state);
+            let checkpoint = Checkpoint { facts: run.clone(), state };
             let step = checkpoint.state.step;
             last = match checkpoints.save(&checkpoint) {
                 Ok(path) => {
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn released_checkpoint_is_written_and_older_one_skipped() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let (numerics, audit_secret) = (vec![engine::numerics::REVISION], AuditSecret::new([7; 32]));
+        let (numerics, audit_secret) = (vec![engine::numerics::REVISION], Some(AuditSecret::new([7; 32])));
         let (run_id, data_fingerprint) = ("1".to_owned(), String::new());
         let layout = Arc::clone(&model::task::book_task(Architecture::Denoising).spec().layout);
         let run = RunFacts { run_id, recipe: recipe(), layout, data_fingerprint, numerics, audit_secret };

@@ -188,12 +188,12 @@ impl RunPlan {
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
         let lock = lock.expect("a folder with a checkpoint is a folder");
-        let Recipe { task: name, settings, .. } = &checkpoint.recipe;
+        let Recipe { task: name, settings, .. } = &checkpoint.facts.recipe;
         let task = config
             .task
             .resume(name, settings)?
             .map_err(|[expected, found]| ResumeError::Recipe(RecipeError::NotAsBefore { expected, found }))?;
-        let (expected, found) = (checkpoint.layout.fingerprint(), task.spec().layout.fingerprint());
+        let (expected, found) = (checkpoint.facts.layout.fingerprint(), task.spec().layout.fingerprint());
         if expected != found {
             return Err(ResumeError::OtherLayout { task: name.clone(), expected, found }.into());
         }
@@ -202,7 +202,7 @@ impl RunPlan {
             // One command begins the run and goes on with it: what it begins from is in the checkpoint by now.
             (flags.init_from, flags.init_partial) = (None, false);
         }
-        let recipe = checkpoint.recipe.clone().resumed(&flags, config.shards).map_err(ResumeError::Recipe)?;
+        let recipe = checkpoint.facts.recipe.clone().resumed(&flags, config.shards).map_err(ResumeError::Recipe)?;
         Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from, checkpoint })) })
     }
 
@@ -246,7 +246,7 @@ impl Start {
             layout: Arc::clone(&task.spec().layout),
             data_fingerprint: task.fingerprint().to_owned(),
             numerics: self.numerics.clone(),
-            audit_secret: self.audit_secret,
+            audit_secret: Some(self.audit_secret),
         }
     }
 
@@ -272,7 +272,8 @@ impl Start {
 
     fn resume(config: &Config, recipe: Recipe, resumed: Resumed, data_fingerprint: &str) -> anyhow::Result<Self> {
         let Resumed { path, lock, from, checkpoint } = resumed;
-        let Checkpoint { run_id, data_fingerprint: expected, numerics, audit_secret, state, .. } = checkpoint;
+        let Checkpoint { facts, state } = checkpoint;
+        let RunFacts { run_id, data_fingerprint: expected, numerics, audit_secret, .. } = facts;
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
         }
@@ -386,7 +387,7 @@ fn newest_state(folder: &Path, n_kept: usize) -> Result<(PathBuf, Checkpoint), N
                 warn!(%error, "checkpoint skipped");
             }
             let is_later = |(_, found): &(PathBuf, Checkpoint)| {
-                found.run_id == checkpoint.run_id && found.age() > checkpoint.age()
+                found.facts.run_id == checkpoint.facts.run_id && found.age() > checkpoint.age()
             };
             Ok(journaled.filter(is_later).unwrap_or((path, checkpoint)))
         }
@@ -463,7 +464,8 @@ mod tests {
     /// What comes of resuming a run that these revisions have computed: the revisions from then on.
     fn resume(numerics: &[u32], flags: &str) -> anyhow::Result<Vec<u32>> {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let written = Checkpoint { numerics: numerics.to_vec(), ..checkpoint(5, 0.9) };
+        let mut written = checkpoint(5, 0.9);
+        written.facts.numerics = numerics.to_vec();
         Checkpoints::of(folder.path(), 1).save(&written).expect("it can be written");
         let run = folder.path().display().to_string();
         let flags = ["coordinator", "--launch", "external", "--wire", "grpc-bf16", "--resume", &run]
@@ -471,7 +473,7 @@ mod tests {
             .chain(flags.split_whitespace());
         let config = config_of(flags).expect("a configuration");
         let plan = RunPlan::new(&config)?;
-        plan.start(&config, &written.data_fingerprint).map(|start| start.numerics)
+        plan.start(&config, &written.facts.data_fingerprint).map(|start| start.numerics)
     }
 
     /// The goal: bits of two kinds never come into one run unnoticed.

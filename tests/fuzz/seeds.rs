@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::targets::idx;
 use super::targets::messages::{COORDINATOR, DATA_FINGERPRINT, DATA_SET, LAYOUT_FINGERPRINT, N_PARAMS, WORKERS, fence};
-use coordinator::checkpoint::Checkpoint;
+use coordinator::checkpoint::{Checkpoint, RunFacts};
 use coordinator::training::{AuditSecret, Rounding, State};
 use engine::params::params_fingerprint;
 use engine::recipe::{Recipe, RecipeArgs};
@@ -64,16 +64,16 @@ fn checkpoint(architecture: Architecture) -> Vec<u8> {
     let rounding = if architecture == Architecture::Recurrent { Rounding::Bf16 } else { Rounding::None };
     let layout = Arc::clone(&task.spec().layout);
     let params = vec![0.0; layout.n_params()];
-    let checkpoint = Checkpoint {
+    let state = State::new(&recipe, rounding, params);
+    let facts = RunFacts {
         run_id: fence().run_id,
-        state: State::new(&recipe, rounding, params),
         recipe,
         layout,
         data_fingerprint: DATA_FINGERPRINT.to_owned(),
         numerics: vec![1, 2],
         audit_secret: Some(AuditSecret::new([1; 32])),
     };
-    checkpoint.to_parts().slices().concat()
+    Checkpoint { facts, state }.to_parts().slices().concat()
 }
 
 fn stream(messages: &[impl Message]) -> Vec<u8> {

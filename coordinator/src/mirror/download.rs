@@ -88,7 +88,7 @@ impl Download<'_> {
         }
         let mut files: BTreeSet<RunFile> = self.survey.files.keys().copied().collect();
         let mut listing = 1;
-        let Checkpoint { run_id, state, .. } = loop {
+        let Checkpoint { facts, state } = loop {
             let is_needed = |file: &&RunFile| file.checkpoint_step().is_none() && !is_extra(**file);
             for &file in files.iter().filter(is_needed) {
                 self.stage_file(file).await?;
@@ -111,9 +111,10 @@ impl Download<'_> {
         // Without it, the next process would take itself for the run's second one.
         let description = RunFolder::read_description(&self.staging);
         match description.as_ref().and_then(|description| description["run_id"].as_str()) {
-            Some(found) if found == run_id => Ok((state.step, files)),
+            Some(found) if found == facts.run_id => Ok((state.step, files)),
             found => Err(self.no_run(format!(
-                "a checkpoint of run {run_id}, and run.json of {}",
+                "a checkpoint of run {}, and run.json of {}",
+                facts.run_id,
                 found.map_or("none".to_owned(), |found| format!("run {found}"))
             ))),
         }
@@ -176,8 +177,8 @@ impl Download<'_> {
             Ok(()) => {
                 let owner = self.survey.owner.as_ref().map(|owner| owner.run_id.as_str());
                 Ok(match Checkpoint::read(&self.staging.join(file.path())) {
-                    Ok(checkpoint) if owner.is_some_and(|owner| owner != checkpoint.run_id) => {
-                        Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.run_id))
+                    Ok(checkpoint) if owner.is_some_and(|owner| owner != checkpoint.facts.run_id) => {
+                        Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.facts.run_id))
                     }
                     Ok(checkpoint) => Fetched::Whole(Box::new(checkpoint)),
                     Err(error) => Fetched::Unusable(error.to_string()),

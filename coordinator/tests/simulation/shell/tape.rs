@@ -143,9 +143,9 @@ impl Environment for Tape {
         Ok(())
     }
 
-    fn journal(&mut self, state: Box<State>) -> Result<Box<State>, ObserverStopped> {
-        self.note(Noted::Journal((*state).clone()));
-        Ok(state)
+    fn journal(&mut self, state: &State) -> Result<(), ObserverStopped> {
+        self.note(Noted::Journal(state.clone()));
+        Ok(())
     }
 
     fn compute(&mut self, work: Work, state: &State) {
