@@ -18,6 +18,7 @@ import pathlib
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -93,6 +94,8 @@ def measure(arguments, architecture, folder):
                 for cluster in ((plain, tls), (tls, plain))[number % 2]:
                     cluster.run(SLICE_SECONDS)
             n_images = [arguments.batch_size * (cluster.n_steps() - n) for cluster, n in zip((plain, tls), before)]
+            if 0 in n_images:
+                sys.exit(f"expected steps of {architecture} in each block, found none written in one; give more than --pairs {arguments.pairs}")
             rates.append([n / (arguments.pairs * SLICE_SECONDS) for n in n_images])
     without, with_tls = (statistics.mean(rate) for rate in zip(*rates))
     ratios = ", ".join(f"{tls / plain:.3f}" for plain, tls in sorted(rates, key=lambda rate: rate[1] / rate[0]))
