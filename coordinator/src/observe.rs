@@ -8,12 +8,12 @@ mod watchers;
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use engine::bucket::{Bucket, Rate};
 use engine::files::WriteError;
 use engine::weights::Weights;
-use events::{CostTotals, EpochRecord, RecordedEvent, RunEvent};
+use events::{CostTotals, EpochRecord, RecordedEvent, RunEvent, seconds_since_1970};
 use tokio::task::block_in_place;
 use tracing::Span;
 
@@ -190,12 +190,6 @@ impl Recorder {
 /// An event that happens now.
 fn now(event: RunEvent) -> RecordedEvent {
     RecordedEvent { time: seconds_since_1970(), event }
-}
-
-/// To the millisecond.
-fn seconds_since_1970() -> f64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (time.as_secs_f64() * 1e3).round() / 1e3
 }
 
 /// How many lines are added of what workers can bring about as often as they like, and of snapshots.

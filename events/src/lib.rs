@@ -11,6 +11,6 @@ mod step;
 pub use costs::{CostTotals, StepCosts};
 pub use epoch::EpochRecord;
 pub use figures::Figures;
-pub use run_event::{MIRROR_LAG_MAX, MirrorEvent, RecordedEvent, RunEvent};
+pub use run_event::{MIRROR_LAG_MAX, MirrorEvent, RecordedEvent, RunEvent, seconds_since_1970};
 pub use snapshot::{Snapshot, TaskSpan, WorkerStatus};
 pub use step::{StepEvent, StepRecord};

@@ -1,7 +1,7 @@
 //! What happens in a run: a line of `events.jsonl`, unless it is a step or an epoch, which have files of their own.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +175,12 @@ pub struct RecordedEvent {
     pub event: RunEvent,
 }
 
+/// The time now as [`RecordedEvent::time`] has it.
+pub fn seconds_since_1970() -> f64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
 impl RunEvent {
     /// One line for people, if there is something to say to them: steps, epochs and snapshots are shown otherwise.
     pub fn describe(&self) -> Option<String> {
@@ -195,8 +201,8 @@ impl RunEvent {
             Self::WorkerLeft { worker, reason, n_active, n_reassigned } => {
                 let reassigned = match n_reassigned {
                     0 => String::new(),
-                    1 => ", others compute the task that it had".to_owned(),
-                    n => format!(", others compute the {n} tasks that it had"),
+                    1 => ", 1 task reassigned".to_owned(),
+                    n => format!(", {n} tasks reassigned"),
                 };
                 format!("worker {worker} left: {reason}{reassigned}; {}", there_are(*n_active))
             }

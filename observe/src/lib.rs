@@ -3,6 +3,7 @@
 
 pub mod chart;
 pub mod codes;
+mod faults;
 pub mod folder;
 pub mod metrics;
 pub mod page;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::files::write_whole;
-use events::{RecordedEvent, RunEvent};
+use events::{RecordedEvent, RunEvent, seconds_since_1970};
 use observe::chart::curves_svg;
 use observe::folder::FolderReader;
 use observe::metrics::{Metrics, RunInfo};
@@ -19,7 +19,6 @@ use observe::trace::Trace;
 use serde_json::Value;
 use tracing::warn;
 
-use super::seconds_since_1970;
 use crate::config::Config;
 use crate::endpoint::host_name;
 use crate::start::Start;

@@ -11,18 +11,8 @@ const LINES_MAX: usize = 200;
 const TEXT_CHARS_MAX: usize = 500;
 
 pub(super) fn html(summary: &Summary) -> String {
-    let faults = &summary.faults;
-    let counts = [
-        (faults.n_left, "worker left", "workers left"),
-        (faults.n_evicted, "worker evicted", "workers evicted"),
-        (faults.n_reassigned, "task reassigned", "tasks reassigned"),
-        (faults.n_late, "task late", "tasks late"),
-        (faults.n_refused, "message refused", "messages refused"),
-        (faults.n_resent, "replica sent again", "replicas sent again"),
-        (faults.n_waits, "wait for workers", "waits for workers"),
-        (faults.n_restarts, "restart", "restarts"),
-    ];
-    let is_well = counts.iter().all(|(count, ..)| *count == 0);
+    let counts = summary.faults.counted();
+    let is_well = counts.is_empty();
     if is_well && summary.event_lines.is_empty() && is_single_process(summary) {
         return String::new();
     }
@@ -32,11 +22,8 @@ pub(super) fn html(summary: &Summary) -> String {
         (true, true) => "nothing went wrong",
     };
     let head = heading("faults", "Faults and recoveries", note);
-    let counts: String = counts
-        .into_iter()
-        .filter(|(count, ..)| *count > 0)
-        .map(|(count, one, many)| format!("<li><b>{}</b> {}</li>", grouped(count), if count == 1 { one } else { many }))
-        .collect();
+    let counts: String =
+        counts.into_iter().map(|(count, noun)| format!("<li><b>{}</b> {noun}</li>", grouped(count))).collect();
     let counts = if counts.is_empty() { counts } else { format!(r#"<ul class="counts">{counts}</ul>"#) };
     if summary.event_lines.is_empty() {
         return head

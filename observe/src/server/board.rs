@@ -1,9 +1,10 @@
 //! The newest parts of a run's page, rendered once for all who look. It is state, not a queue: who is slow gets the newest.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::body::Bytes;
+use events::seconds_since_1970;
 use serde_json::json;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::page::{self, Fragment};
 use crate::server::runs::{Render, RunHandle};
+use crate::text::rounded;
 
 /// The least time from one rendering of a run's page to the next.
 pub const RENDER_PAUSE: Duration = Duration::from_secs(1);
@@ -51,7 +53,7 @@ struct Part {
 impl Board {
     /// An empty one.
     pub fn new(render: Render) -> Self {
-        let version = u64::try_from(since_1970().as_millis()).expect("an age of the universe has fewer milliseconds");
+        let version = rounded(1e3 * seconds_since_1970());
         let state = State { is_rendering: false, newest: None, version, parts: Vec::new(), document: None };
         let document_turn = Arc::new(Semaphore::new(1));
         Self { render, state: Mutex::new(state), rendered: watch::Sender::new(()), document_turn }
@@ -180,13 +182,4 @@ impl Drop for Rendering<'_> {
         self.0.board().lock().is_rendering = false;
         self.0.board().rendered.send_replace(());
     }
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// As pages take it.
-pub fn seconds_since_1970() -> f64 {
-    since_1970().as_secs_f64()
 }

@@ -188,10 +188,24 @@ pub fn running() -> Summary {
     }
     for (ago, kind, text) in [
         (330.0, Info, "the run begins".to_owned()),
-        (260.0, Info, "worker 1 joined: node-01.cluster.internal, process 4001, flex on cpu, 4 threads; 1 worker takes part".to_owned()),
-        (180.0, Info, "worker 3 joined: node-03.cluster.internal, process 4003, flex on cpu, 4 threads; 3 workers take part".to_owned()),
+        (
+            260.0,
+            Info,
+            "worker 1 joined: node-01.cluster.internal, process 4001, flex on cpu, 4 threads; 1 worker takes part"
+                .to_owned(),
+        ),
+        (
+            180.0,
+            Info,
+            "worker 3 joined: node-03.cluster.internal, process 4003, flex on cpu, 4 threads; 3 workers take part"
+                .to_owned(),
+        ),
         (95.0, Fault, "worker 2 is late with task 3 of step 412: worker 1 computes it too, after 120 ms".to_owned()),
-        (41.0, Fault, "worker 3 left: the connection was lost: broken pipe, others compute the 2 tasks that it had; 3 workers take part".to_owned()),
+        (
+            41.0,
+            Fault,
+            "worker 3 left: the connection was lost: broken pipe, 2 tasks reassigned; 3 workers take part".to_owned(),
+        ),
         (40.8, Recovery, "worker 4 is sent its replica again: its parameters differ".to_owned()),
         (12.5, Fault, format!("worker 5 evicted ({HOSTILE}, process 4005): {}", "w".repeat(200))),
     ] {
