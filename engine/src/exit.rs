@@ -1,10 +1,14 @@
 //! Which exit code an error gives. The codes themselves are in `exit_codes`, which the files that have the errors may know.
 
+use std::fmt::Display;
+use std::process::ExitCode;
+
 use crate::backend::BackendError;
 use crate::configuration::ConfigurationError;
 use crate::data::DataError;
 use crate::files::WriteError;
 use crate::recipe::RecipeError;
+use crate::report::write_stderr_line;
 use crate::task::TaskError;
 use crate::training::{InitialWeightsError, TrainingError};
 use crate::weights::WeightsError;
@@ -12,6 +16,14 @@ use crate::weights::WeightsError;
 pub use crate::exit_codes::{
     CANNOT_WRITE, CONFIGURATION, DATA, DIVERGED, EVICTED, INTERNAL, NO_PERMISSION, TERMINATED, UNAVAILABLE,
 };
+
+/// What a program ends with: an error is written to standard error, and `code` gives its exit code.
+pub fn ended<E: Display>(ended: Result<ExitCode, E>, code: impl FnOnce(&E) -> u8) -> ExitCode {
+    ended.unwrap_or_else(|error| {
+        write_stderr_line(&format!("error: {error}"));
+        ExitCode::from(code(&error))
+    })
+}
 
 /// The exit code of an error, by the first of its causes that is known.
 pub fn code(error: &anyhow::Error) -> u8 {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use engine::configuration::{exit_if_usage, parse_from};
 use engine::exit;
-use engine::report::{LogGuard, init_log, write_stderr_line};
+use engine::report::{LogGuard, init_log};
 use engine::task::Tasks;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -20,13 +20,7 @@ use crate::{Config, Outcome, exit_code, run};
 pub fn main(tasks: &Tasks, command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Dropped last, so that every line is written.
     let mut log = None;
-    match follow(tasks, command_line, &mut log) {
-        Ok(code) => code,
-        Err(error) => {
-            write_stderr_line(&format!("error: {error}"));
-            ExitCode::from(exit_code(&error))
-        }
-    }
+    exit::ended(follow(tasks, command_line, &mut log), exit_code)
 }
 
 fn follow(

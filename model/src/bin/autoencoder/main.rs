@@ -11,7 +11,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::{Cli, Command, SummaryArgs};
 use engine::commands::train;
-use engine::report::{LogFormat, check_output, init_log, write_stderr_line};
+use engine::report::{LogFormat, check_output, init_log};
 use engine::say;
 use engine::task::Tasks;
 use model::summary::{SummaryRow, summary};
@@ -23,13 +23,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let _log = init_log(LogFormat::Text, "warn");
     let ended = run(cli.command, &tasks, &matches).and_then(|code| Ok(check_output().map(|()| code)?));
-    match ended {
-        Ok(code) => code,
-        Err(error) => {
-            write_stderr_line(&format!("error: {error}"));
-            ExitCode::from(engine::exit::code(&error))
-        }
-    }
+    engine::exit::ended(ended, engine::exit::code)
 }
 
 fn run(command: Command, tasks: &Tasks, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
