@@ -1,21 +1,32 @@
 //! The command line, proved: values that make sense by themselves and together.
 
+mod access;
+mod address;
+mod error;
+mod http;
+
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::args::{AccessArgs, BackendArgs, DataArgs};
+use engine::args::{BackendArgs, DataArgs};
 use engine::recipe::RecipeArgs;
 use engine::task::TaskChoice;
-use observe::trace::{StepRange, StepRangeError};
+use observe::trace::StepRange;
 use proto::limits::{HEARTBEAT_INTERVAL, WORKERS_MAX};
-use proto::tls::{IncompleteFlags, TlsFiles};
 use proto::v1::Encoding;
 
+pub use access::{Access, Reach, check_target};
+pub use address::ListenAddress;
+pub use error::ConfigError;
+pub use http::{Http, HttpReach, http};
+
+use access::{access, check_no_access};
+use address::{health_address, listen_address};
+
 use crate::args::{Args, Launch, Wire};
-use crate::location::{Location, LocationError};
+use crate::location::Location;
 use crate::training::CheckpointEvery;
 
 /// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.
@@ -113,61 +124,6 @@ impl WorkerProgram {
     }
 }
 
-/// What workers have to prove that others start.
-#[derive(Clone, Debug)]
-pub struct Access {
-    /// The files for TLS, with which each has to have a certificate.
-    pub tls: Option<TlsFiles>,
-    /// The file with the token that each has to send.
-    pub token_file: Option<PathBuf>,
-    /// Whether the address can be reached from other machines.
-    pub reach: Reach,
-    /// Whether gRPC reflection is on.
-    pub reflection: bool,
-}
-
-/// Where the page is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Http {
-    /// Nowhere.
-    Off,
-    /// At 127.0.0.1:7188, or at a free port if that one is in use.
-    Default,
-    /// At this address, `HOST:PORT`.
-    At(String, HttpReach),
-}
-
-/// Who can reach the page, and what keeps others from reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HttpReach {
-    /// This machine; nothing.
-    ThisMachine,
-    /// Others, with the coordinator's certificate and the token of this file.
-    Others(TlsFiles, PathBuf),
-    /// Others; nothing, or the token of this file, which can be read on the way.
-    OthersInsecurely(Option<PathBuf>),
-}
-
-/// From where an address can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// From this machine.
-    ThisMachine,
-    /// From others, with TLS.
-    Others,
-    /// From others, and what goes there can be read and changed on the way.
-    OthersInsecurely,
-}
-
-/// Where a coordinator waits for workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ListenAddress {
-    /// `HOST:PORT`.
-    Tcp(String),
-    /// A socket in the file system.
-    Unix(PathBuf),
-}
-
 /// Where a run goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunChoice {
@@ -213,135 +169,6 @@ pub enum Output {
     Text,
     /// For programs.
     Json,
-}
-
-/// A setting that cannot be followed.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// A number outside its range.
-    #[error("expected {flag} {range}, found {found}; write for example `{flag} {example}`")]
-    Range {
-        /// The flag.
-        flag: &'static str,
-        /// The range in words.
-        range: String,
-        /// The value found.
-        found: String,
-        /// A value that would do.
-        example: &'static str,
-    },
-    /// Neither `epoch` nor a number.
-    #[error(
-        "expected --checkpoint-every as `epoch` or a number of steps above 0, found `{found}`; write for example `500`"
-    )]
-    CheckpointEvery {
-        /// What was given.
-        found: String,
-    },
-    /// No address.
-    #[error("expected --listen as HOST:PORT or unix:PATH, found `{found}`; write for example `0.0.0.0:7187`")]
-    Listen {
-        /// What was given.
-        found: String,
-    },
-    /// No address for probes.
-    #[error("expected --health as HOST:PORT, found `{found}`; write for example `0.0.0.0:7189`")]
-    Health {
-        /// What was given.
-        found: String,
-    },
-    /// No address for the page.
-    #[error("expected --http as HOST:PORT or off, found `{found}`; write for example `127.0.0.1:7188`")]
-    Http {
-        /// What was given.
-        found: String,
-    },
-    /// A page that others could read.
-    #[error(
-        "expected TLS and a token with `--http {found}`, which other machines can reach; give --tls-cert, --tls-key, --tls-ca \
-         and --token-file, or write --insecure (for a run with `--launch external`); or keep it on this machine with `--http \
-         127.0.0.1:7188`, and forward that port with `ssh -L 7188:127.0.0.1:7188 HOST`"
-    )]
-    HttpExposed {
-        /// The address.
-        found: ListenAddress,
-    },
-    /// Nothing to serve a page with.
-    #[error("--show serves a page; leave `--http off` out")]
-    ShowWithoutHttp,
-    /// No steps.
-    #[error("--trace: {0}")]
-    Trace(#[from] StepRangeError),
-    /// No address to check.
-    #[error("expected --check as HOST:PORT or unix:PATH, found `{found}`; write for example `127.0.0.1:7187`")]
-    Check {
-        /// What was given.
-        found: String,
-    },
-    /// One or two of three flags.
-    #[error(transparent)]
-    Tls(#[from] IncompleteFlags),
-    /// An address that others can reach, without TLS.
-    #[error(
-        "expected TLS with `--listen {found}`, which other machines can reach, found none; give --tls-cert, --tls-key and \
-         --tls-ca (`coordinator certificates --out tls --host HOST` makes the files), or write --insecure, where everyone in \
-         the network may read and change what is sent"
-    )]
-    Exposed {
-        /// The address.
-        found: ListenAddress,
-    },
-    /// Neither needs the other.
-    #[error("--insecure is for an address without TLS; leave it out, or --tls-cert, --tls-key and --tls-ca")]
-    InsecureWithTls,
-    /// TLS where there is no network.
-    #[error("--tls-cert, --tls-key and --tls-ca are for --listen HOST:PORT; leave them out with `--listen {found}`")]
-    TlsOnSocket {
-        /// The address.
-        found: ListenAddress,
-    },
-    /// A check by TLS without the files for it.
-    #[error("expected --tls-cert, --tls-key and --tls-ca of a worker with `--check {found}`, found none of them")]
-    CheckWithoutTls {
-        /// The address.
-        found: String,
-    },
-    /// What local workers need not prove.
-    #[error("{flag} is for workers that others start; write `--launch external`, or leave it out")]
-    AccessLocally {
-        /// The flag.
-        flag: &'static str,
-    },
-    /// An address for workers that get theirs by themselves.
-    #[error("--listen is for workers that others start; write `--launch external --listen {found}`, or leave it out")]
-    ListenLocally {
-        /// What was given.
-        found: String,
-    },
-    /// A program for workers that somebody else starts.
-    #[error("--worker-program is for `--launch local`; leave it out")]
-    ProgramExternally,
-    /// What workers compute with that somebody else starts.
-    #[error("{flag} is for local workers; leave it out here, and give it to each `worker`")]
-    BackendExternally {
-        /// The flag.
-        flag: &'static str,
-    },
-    /// No object store.
-    #[error(transparent)]
-    Location(#[from] LocationError),
-    /// Two folders for one run.
-    #[error("--resume goes on in the folder of the run; leave --run-dir out, or name the same folder")]
-    TwoFolders,
-    /// The worker's program is not there.
-    #[error(
-        "expected the program of a worker at {}, found none; build it with `cargo build --release`, or name it with \
-         --worker-program", path.display()
-    )]
-    NoWorkerProgram {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
 }
 
 impl Config {
@@ -420,25 +247,6 @@ impl Wire {
     }
 }
 
-impl ListenAddress {
-    /// Whether other machines can reach it. A name other than `localhost` is taken for one that they can.
-    fn is_beyond_this_machine(&self) -> bool {
-        let Self::Tcp(place) = self else { return false };
-        let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        host != "localhost" && !address.is_ok_and(|address| address.to_canonical().is_loopback())
-    }
-}
-
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => out.write_str(address),
-            Self::Unix(path) => write!(out, "unix:{}", path.display()),
-        }
-    }
-}
-
 impl fmt::Display for CheckpointEvery {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -477,48 +285,6 @@ fn n_workers(given: Option<u32>) -> Result<NonZeroU32, ConfigError> {
     let n_workers = given.unwrap_or(u32::try_from(n_cores().min(4)).unwrap_or(1));
     let checked = NonZeroU32::new(n_workers).filter(|n_workers| n_workers.get() as usize <= WORKERS_MAX);
     checked.ok_or_else(|| range("--workers", format!("from 1 to {WORKERS_MAX}"), n_workers, "4"))
-}
-
-/// What workers have to prove at an address, if it is enough.
-fn access(listen: &ListenAddress, args: AccessArgs, reflection: bool) -> Result<Access, ConfigError> {
-    let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = args;
-    let tls = TlsFiles::of_flags([tls_cert, tls_key, tls_ca])?;
-    let reach = match (listen.is_beyond_this_machine(), &tls, insecure) {
-        (_, Some(_), true) => return Err(ConfigError::InsecureWithTls),
-        (true, None, false) => return Err(ConfigError::Exposed { found: listen.clone() }),
-        (true, None, true) => Reach::OthersInsecurely,
-        (true, Some(_), false) => Reach::Others,
-        (false, _, _) => Reach::ThisMachine,
-    };
-    if tls.is_some() && matches!(listen, ListenAddress::Unix(_)) {
-        return Err(ConfigError::TlsOnSocket { found: listen.clone() });
-    }
-    Ok(Access { tls, token_file, reach, reflection: reflection || reach == Reach::ThisMachine })
-}
-
-/// Local workers are told apart by their user, in a folder that is that user's alone.
-fn check_no_access(args: &AccessArgs) -> Result<(), ConfigError> {
-    let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = args;
-    let flags = [
-        ("--tls-cert", tls_cert.is_some()),
-        ("--tls-key", tls_key.is_some()),
-        ("--tls-ca", tls_ca.is_some()),
-        ("--token-file", token_file.is_some()),
-        ("--insecure", *insecure),
-    ];
-    let given = flags.into_iter().find(|(_, is_given)| *is_given);
-    given.map_or(Ok(()), |(flag, _)| Err(ConfigError::AccessLocally { flag }))
-}
-
-/// The address to check, and the files for TLS, if it is asked for.
-///
-/// # Errors
-/// If the text is no address, or files are missing.
-pub fn check_target(text: &str, access: AccessArgs) -> Result<(ListenAddress, Option<TlsFiles>), ConfigError> {
-    let Some(place) = text.strip_prefix("https://") else { return Ok((check_address(text)?, None)) };
-    let files = TlsFiles::of_flags([access.tls_cert, access.tls_key, access.tls_ca])?;
-    let files = files.ok_or_else(|| ConfigError::CheckWithoutTls { found: text.to_owned() })?;
-    Ok((check_address(place)?, Some(files)))
 }
 
 /// Where the run goes, and what is downloaded there first.
@@ -583,62 +349,6 @@ fn with_threads(backend: BackendArgs, n_workers: NonZeroU32) -> BackendArgs {
     BackendArgs { threads: Some(backend.threads.unwrap_or(share)), ..backend }
 }
 
-fn listen_address(text: &str) -> Result<ListenAddress, ConfigError> {
-    address(text).ok_or_else(|| ConfigError::Listen { found: text.to_owned() })
-}
-
-/// The address to ask with `--check`, also as a worker has it.
-///
-/// # Errors
-/// If it is none.
-pub fn check_address(text: &str) -> Result<ListenAddress, ConfigError> {
-    let place = text.strip_prefix("http://").map_or(text, |rest| rest.strip_suffix('/').unwrap_or(rest));
-    address(place).ok_or_else(|| ConfigError::Check { found: text.to_owned() })
-}
-
-fn health_address(found: String) -> Result<String, ConfigError> {
-    match address(&found) {
-        Some(ListenAddress::Tcp(place)) => Ok(place),
-        Some(ListenAddress::Unix(_)) | None => Err(ConfigError::Health { found }),
-    }
-}
-
-/// Where the page is served: by default on loopback, with local workers.
-///
-/// # Errors
-/// If the text is no address, or others could read there without having to prove anything.
-pub fn http(given: Option<String>, launch: Launch, access: &AccessArgs) -> Result<Http, ConfigError> {
-    let Some(found) = given else {
-        return Ok(if launch == Launch::Local { Http::Default } else { Http::Off });
-    };
-    if found == "off" {
-        return Ok(Http::Off);
-    }
-    let Some(address @ ListenAddress::Tcp(_)) = address(&found) else { return Err(ConfigError::Http { found }) };
-    if !address.is_beyond_this_machine() {
-        return Ok(Http::At(found, HttpReach::ThisMachine));
-    }
-    let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = access.clone();
-    let tls = TlsFiles::of_flags([tls_cert, tls_key, tls_ca])?;
-    let reach = match (tls, token_file) {
-        (Some(tls), Some(token_file)) => HttpReach::Others(tls, token_file),
-        (None, token_file) if insecure => HttpReach::OthersInsecurely(token_file),
-        (Some(_) | None, _) => return Err(ConfigError::HttpExposed { found: address }),
-    };
-    Ok(Http::At(found, reach))
-}
-
-fn address(text: &str) -> Option<ListenAddress> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return (!path.is_empty()).then(|| ListenAddress::Unix(PathBuf::from(path)));
-    }
-    let (host, port) = text.rsplit_once(':')?;
-    // The address of an IPv6 host stands in brackets.
-    let is_host = !host.is_empty() && !host.contains('/') && (!host.contains(':') || host.ends_with(']'));
-    let is_address = is_host && port.parse::<u16>().is_ok();
-    is_address.then(|| ListenAddress::Tcp(text.to_owned()))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use clap::{CommandFactory, FromArgMatches};
@@ -653,7 +363,7 @@ pub(crate) mod tests {
         Config::new(args, tasks.choice(&matches).expect("flags of the task"), WorkerProgram::beside())
     }
 
-    fn config(flags: &str) -> Result<Config, ConfigError> {
+    pub(crate) fn config(flags: &str) -> Result<Config, ConfigError> {
         let program = std::env::current_exe().expect("a test is a program");
         let program = format!("--worker-program={}", program.display());
         let local = if flags.contains("external") { None } else { Some(program.as_str()) };
@@ -691,49 +401,6 @@ pub(crate) mod tests {
         check("--resume a --run-dir b", "name the same folder");
         check("--mirror bucket/prefix", "expected the URL of an object store as --mirror, found `bucket/prefix`");
         check("--resume http://localhost/run", "expected the URL of an object store as --resume");
-    }
-
-    #[test]
-    fn non_local_listen_address_needs_tls_or_insecure() {
-        let tls = "--tls-cert a --tls-key b --tls-ca c";
-        let reach = |flags: &str| {
-            config(&format!("--launch external {flags}")).map(|config| match config.workers {
-                Workers::External { access, .. } => (access.reach, access.reflection),
-                Workers::Local { .. } => panic!("{flags} asks for external workers"),
-            })
-        };
-        for listen in
-            ["", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "unix:socket"]
-        {
-            let flags = if listen.is_empty() { String::new() } else { format!("--listen {listen}") };
-            assert_eq!(reach(&flags), Ok((Reach::ThisMachine, true)), "{listen}");
-            assert_eq!(reach(&format!("{flags} --insecure")), Ok((Reach::ThisMachine, true)), "{listen}");
-        }
-        for listen in
-            ["0.0.0.0:1", "192.168.0.10:1", "[::]:1", "[::ffff:10.0.0.1]:1", "coordinator:1", "localhost.example:1"]
-        {
-            let flags = format!("--listen {listen}");
-            let error = reach(&flags).expect_err(listen).to_string();
-            for way_out in
-                [&format!("`--listen {listen}`"), "--tls-cert, --tls-key and --tls-ca", "or write --insecure"]
-            {
-                assert!(error.contains(way_out), "{error}");
-            }
-            assert_eq!(reach(&format!("{flags} --insecure")), Ok((Reach::OthersInsecurely, false)), "{listen}");
-            assert_eq!(reach(&format!("{flags} {tls}")), Ok((Reach::Others, false)), "{listen}");
-            assert_eq!(reach(&format!("{flags} {tls} --reflection")), Ok((Reach::Others, true)), "{listen}");
-            assert_eq!(reach(&format!("{flags} {tls} --insecure")), Err(ConfigError::InsecureWithTls), "{listen}");
-        }
-    }
-
-    #[test]
-    fn check_flag_accepts_worker_address_forms() {
-        for text in ["localhost:7187", "http://localhost:7187", "http://localhost:7187/"] {
-            assert_eq!(check_address(text), Ok(ListenAddress::Tcp("localhost:7187".to_owned())));
-        }
-        assert_eq!(check_address("unix:a/b"), Ok(ListenAddress::Unix("a/b".into())));
-        assert_eq!(check_address("[::1]:7187"), Ok(ListenAddress::Tcp("[::1]:7187".to_owned())));
-        assert_eq!(check_address("::1:7187"), Err(ConfigError::Check { found: "::1:7187".to_owned() }));
     }
 
     #[test]

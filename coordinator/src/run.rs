@@ -1,125 +1,64 @@
 //! A coordinator's life: begin or resume the run, listen, start workers, train, tell, end.
 
-use std::path::{Path, PathBuf};
+mod conclusion;
+mod local;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use engine::args::{BackendArgs, OpenBackend};
-use engine::data::{DataFile, DataSource, Split, write_files};
+use engine::data::{DataSource, Split};
 use engine::exit;
-use engine::files::{PrivateFolder, WriteError, restrict};
 use engine::recipe::Recipe;
-use engine::report::{LogFormat, Screen, open_run_log};
-use engine::task::{AnyTask, OpenTask, TaskSpec};
+use engine::report::{LogFormat, open_run_log};
+use engine::task::{OpenTask, TaskSpec};
 use events::RunEvent;
-use observe::folder::FolderError;
 use observe::server::Runs;
-use observe::tensorboard::TensorBoardError;
-use observe::trace::TraceError;
 use proto::buffers::Buffers;
 use proto::limits::PARAMS_MAX;
 use proto::shared::Updates;
-use proto::tls::TlsError;
-use proto::token::{Token, TokenError};
+use proto::token::Token;
 use proto::v1::{self, Encoding};
-use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info_span, warn};
+
+use conclusion::{Background, conclude};
+use local::{launch, launcher};
 
 use crate::accept::accept;
 use crate::admission::{Admission, Limits};
 use crate::args::Wire;
-use crate::certificates::CertificatesError;
 use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
-use crate::closing::EndNotice;
-use crate::config::{Config, ConfigError, JournalSteps, Output, Reach, Workers};
+use crate::config::{Config, JournalSteps, Reach, Workers};
 use crate::description::Description;
-use crate::driver::{Driver, Ended, Process, RunContext};
+use crate::driver::{Driver, Process, RunContext};
 use crate::endpoint::Endpoint;
 use crate::error::ClusterError;
 use crate::facts::Facts;
-use crate::health::{CheckError, HealthPort};
-use crate::http::{HttpError, HttpPort, HttpServer};
+use crate::health::HealthPort;
+use crate::http::{HttpPort, HttpServer};
 use crate::input::{INPUTS_MAX, Input};
 use crate::journal::Journal;
-use crate::launch::{LaunchError, Launcher};
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
 use crate::observe::{Entry, History, Observer, View, Watchers};
+use crate::opening::begin_screen;
 use crate::recompute::{Means, Recomputer};
 use crate::saver::Saver;
 use crate::server::Service;
 use crate::shutdown::Signals;
-use crate::start::{ResumeError, RunPlan, Start, rounding};
+use crate::start::{RunPlan, Start, rounding};
 use crate::tls::Tls;
 use crate::training::{AfterStop, AuditSecret, Outcome, Rules, State, Training};
-use crate::trainjob::{Progress, RunEnd, TrainJob};
+use crate::trainjob::{Progress, TrainJob};
 
-/// How long sessions may take to end when the run is over.
-const GRACE: Duration = Duration::from_secs(2);
 /// Connections that wait to be served.
 const CONNECTIONS_WAITING_MAX: usize = 64;
-
-/// The exit code of an error, by the first of its causes that is known.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let code = error.chain().find_map(|cause| {
-        if cause.is::<ConfigError>() || cause.is::<TlsError>() || cause.is::<TokenError>() {
-            return Some(exit::CONFIGURATION);
-        }
-        if let Some(error) = cause.downcast_ref::<CertificatesError>() {
-            return Some(error.exit_code());
-        }
-        if let Some(error) = cause.downcast_ref::<CheckError>() {
-            return Some(match error {
-                CheckError::NotServing(_) => exit::UNAVAILABLE,
-                CheckError::Tls(_) => exit::CONFIGURATION,
-            });
-        }
-        if let Some(error) = cause.downcast_ref::<ResumeError>() {
-            return Some(match error {
-                ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } | ResumeError::OtherLayout { .. } => {
-                    exit::DATA
-                }
-                ResumeError::NoRun
-                | ResumeError::Recipe(_)
-                | ResumeError::OtherWire { .. }
-                | ResumeError::OtherNumerics { .. } => exit::CONFIGURATION,
-                ResumeError::InUse { .. } => exit::CANNOT_WRITE,
-                ResumeError::Diverged { .. } => exit::DIVERGED,
-            });
-        }
-        if let Some(error) = cause.downcast_ref::<HttpError>() {
-            return Some(match error {
-                HttpError::Listen(_) => exit::UNAVAILABLE,
-                HttpError::Tls(_) | HttpError::Token(_) => exit::CONFIGURATION,
-            });
-        }
-        if cause.is::<TensorBoardError>() || cause.is::<TraceError>() {
-            return Some(exit::CANNOT_WRITE);
-        }
-        if cause.is::<FolderError>() {
-            return Some(exit::DATA);
-        }
-        if let Some(LaunchError::Configuration { .. }) = cause.downcast_ref() {
-            return Some(exit::CONFIGURATION);
-        }
-        if let Some(error) = cause.downcast_ref::<MirrorError>() {
-            return Some(error.exit_code());
-        }
-        if let Some(ClusterError::TooManyParams { .. }) = cause.downcast_ref() {
-            return Some(exit::CONFIGURATION);
-        }
-        let is_unavailable = cause.is::<ClusterError>() || cause.is::<LaunchError>();
-        is_unavailable.then_some(exit::UNAVAILABLE)
-    });
-    code.unwrap_or_else(|| exit::code(error))
-}
 
 /// Runs a coordinator to its end, and gives the exit code that says whether the run is over.
 ///
@@ -288,61 +227,6 @@ fn recomputer(
     })
 }
 
-/// What goes on beside the driver.
-struct Background {
-    acceptor: JoinHandle<()>,
-    server: JoinHandle<anyhow::Result<()>>,
-    stopper: JoinHandle<()>,
-    /// Ends the acceptor, the server and the port for probes.
-    shutdown: CancellationToken,
-    launched: Option<JoinHandle<anyhow::Result<()>>>,
-    /// Ends the local workers.
-    local: CancellationToken,
-    trainjob: Option<TrainJob>,
-}
-
-/// Brings to the disk what the run came to, lets the workers go, and closes everything.
-async fn conclude(
-    config: &Config,
-    endpoint: &Endpoint,
-    described: Description,
-    ended: Ended,
-    background: Background,
-    first_step: u64,
-    span: &Span,
-) -> anyhow::Result<Outcome> {
-    let Ended { outcome, training, observer, sessions } = ended;
-    let Background { acceptor, server, stopper, shutdown, launched, local, trainjob } = background;
-    let mut close_task = sessions.close_when_decided(span);
-    if launched.is_some() {
-        close_task.decide(EndNotice::of_local_workers());
-    }
-    local.cancel();
-    let recorder = tokio::task::spawn_blocking(move || observer.finish()).await?;
-    let kept = match launched {
-        Some(keeper) => keeper.await?,
-        None => Ok(()),
-    };
-    // A server that has ended by itself has failed, and the run with it.
-    let (served, server) = if server.is_finished() { (server.await?, None) } else { (Ok(()), Some(server)) };
-    let failed = kept.err().or(served.err()).or_else(|| {
-        let (address, waited) = (endpoint.display_address.clone(), config.join_timeout);
-        (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
-    });
-    let written = described.end(config, endpoint, &outcome, &training, recorder, failed);
-    // While the folder is locked, so that the process that resumes the run posts later than this one.
-    let is_completed = outcome == Outcome::Completed && written.is_ok();
-    post_end(trainjob, if is_completed { RunEnd::Completed } else { RunEnd::Unfinished }).await;
-    let was_complete = outcome == Outcome::Completed && training.state().step == first_step;
-    let n_awaited = if was_complete { config.n_workers.get() as usize } else { 0 };
-    close_task.decide(EndNotice::of(&outcome, written.is_ok()).awaiting(n_awaited));
-    close_task.finish().await?;
-    shutdown.cancel();
-    stopper.abort();
-    let closed = close(acceptor, server).await;
-    written.and(closed).map(|()| outcome)
-}
-
 /// What workers have to prove: read now, so that a file that is not good ends the run before it begins.
 fn open_access(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<(Option<Arc<Tls>>, Option<Token>)> {
     let Workers::External { listen, access } = &config.workers else { return Ok((None, None)) };
@@ -370,13 +254,6 @@ async fn open_health(config: &Config, shutdown: &CancellationToken) -> Result<Op
 fn progress(recipe: &Recipe, task: &dyn OpenTask, state: &State) -> Progress {
     let n_steps = recipe.n_steps(task.n_samples(Split::Train).into());
     Progress::new(task.spec().samples, n_steps, recipe.epochs.get(), state.step)
-}
-
-/// Posts how the run has ended, where anything is posted.
-async fn post_end(trainjob: Option<TrainJob>, end: RunEnd) {
-    let Some(trainjob) = trainjob else { return };
-    // Whatever becomes of it, the run has ended as it has.
-    let _ = tokio::task::spawn_blocking(move || trainjob.finish(end)).await;
 }
 
 /// What every session has to know of the run.
@@ -443,21 +320,6 @@ fn spawn_or_stop(
     tokio::spawn(task.instrument(span.clone()))
 }
 
-/// Waits for the end of what serves, but not for peers that do not close their connections.
-async fn close(acceptor: JoinHandle<()>, server: Option<JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
-    let ends = async {
-        acceptor.await?;
-        match server {
-            Some(server) => server.await?,
-            None => Ok(()),
-        }
-    };
-    timeout(GRACE, ends).await.unwrap_or_else(|_| {
-        warn!("some peers did not close their connections in time");
-        Ok(())
-    })
-}
-
 fn rules(
     config: &Config,
     encoding: Encoding,
@@ -485,105 +347,4 @@ fn rules(
             Workers::External { .. } => AfterStop::ComeBack,
         },
     }
-}
-
-fn launcher(config: &Config, address: String, private: &PrivateFolder, log_format: LogFormat) -> Option<Launcher> {
-    let Workers::Local { program, backend, busy_poll } = &config.workers else { return None };
-    let private = private.path().join("data");
-    let (program, backend) = (program.clone(), backend.clone());
-    Some(Launcher { program, address, data: DataSource::at(&private), backend, busy_poll: *busy_poll, log_format })
-}
-
-/// Puts the data set where local workers can map it, and keeps them running.
-async fn launch(
-    launcher: Launcher,
-    known: Arc<dyn AnyTask>,
-    task: Arc<dyn OpenTask>,
-    source: DataSource,
-    n_workers: u32,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let private = launcher.data.path().to_owned();
-    let shared = move || match &task.files()[..] {
-        // Each worker opens it as this process did.
-        [] => Ok(source),
-        files => shared_folder(&*known, task.fingerprint(), files, private).map(|folder| DataSource::at(&folder)),
-    };
-    let data = tokio::task::spawn_blocking(shared).await??;
-    Ok(Launcher { data, ..launcher }.run(n_workers, shutdown).await?)
-}
-
-/// A folder with the data set as plain files, which processes share by mapping them: the user's cache, or one of this run.
-fn shared_folder(
-    task: &dyn AnyTask,
-    fingerprint: &str,
-    files: &[DataFile<'_>],
-    private: PathBuf,
-) -> Result<PathBuf, WriteError> {
-    let is_whole = |folder: &Path| {
-        let found = task.open(&DataSource::at(folder));
-        found.is_ok_and(|found| found.fingerprint() == fingerprint)
-    };
-    if let Some(folder) = task.shared_folder(fingerprint)
-        && (is_whole(&folder) || write_files(files, &folder).is_ok())
-    {
-        return Ok(folder);
-    }
-    write_files(files, &private)?;
-    restrict(&private)?;
-    Ok(private)
-}
-
-fn begin_screen(
-    config: &Config,
-    start: &Start,
-    is_shared: bool,
-    task: &dyn OpenTask,
-    endpoint: &Endpoint,
-    http: Option<&HttpServer>,
-) -> Screen {
-    let url = http.map(|http| http.url.as_str());
-    let recipe = &start.recipe;
-    let (n_samples, samples) = (task.n_samples(Split::Train), task.spec().samples);
-    let n_steps = recipe.n_steps(n_samples.into());
-    let mut screen = Screen::new(samples, n_steps, recipe.epochs.get(), config.output == Output::Json);
-    let mut lines = vec![recipe.describe(n_samples, samples, task.data_name())];
-    lines.extend(start.initial_text.clone());
-    let wire = match start.wire {
-        Wire::GrpcBf16 => "gradients as bf16",
-        Wire::Auto if is_shared => "gradients as f32, through shared memory on this machine",
-        Wire::Auto | Wire::Grpc => "gradients as f32",
-    };
-    let n_workers = config.n_workers;
-    lines.push(match &config.workers {
-        Workers::Local { backend, .. } => {
-            format!("{n_workers} local workers x {} threads, {wire}", backend.threads.unwrap_or(1))
-        }
-        Workers::External { .. } => {
-            format!(
-                "{n_workers} workers expected, {wire}; start each with: worker --coordinator {}",
-                endpoint.display_address
-            )
-        }
-    });
-    lines.push(format!(
-        "run folder: {}, a checkpoint each {}, {} kept",
-        start.folder.path().display(),
-        config.checkpoint_every,
-        config.n_checkpoints_kept
-    ));
-    if let Some(mirror) = &config.mirror {
-        lines.push(format!("mirror: {mirror}, uploaded to behind the training"));
-    }
-    if let Some(from) = &start.resumed_from {
-        lines.push(format!("resumed at step {} from {}", start.state.step, from.display()));
-        screen.set_position(start.state.step);
-    }
-    lines.extend(url.map(|url| format!("page: {url}")));
-    screen.begin(&lines);
-    screen.json_line(&json!({
-        "event": "begin", "run_dir": start.folder.path().display().to_string(), "address": endpoint.display_address,
-        "step": start.state.step, "n_steps": n_steps, "http": url,
-    }));
-    screen
 }

@@ -459,7 +459,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::tests::checkpoint;
     use crate::config::tests::config_of;
-    use crate::run::exit_code;
+    use crate::exit_code::exit_code;
 
     /// What comes of resuming a run that these revisions have computed: the revisions from then on.
     fn resume(numerics: &[u32], flags: &str) -> anyhow::Result<Vec<u32>> {
