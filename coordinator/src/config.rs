@@ -26,12 +26,15 @@ use access::{access, check_no_access};
 use address::{health_address, listen_address};
 
 use crate::args::{Args, Launch, Wire};
+use crate::invocation::Invocation;
 use crate::location::Location;
 use crate::training::CheckpointEvery;
 
 /// What a coordinator is to do. The recipe is still as it was given, since a resumed run has one already.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What started this program.
+    pub invocation: Invocation,
     /// What is trained, as far as it was said.
     pub task: TaskChoice,
     /// How.
@@ -176,7 +179,12 @@ impl Config {
     ///
     /// # Errors
     /// If a value is out of its range, or values do not go together.
-    pub fn new(args: Args, task: TaskChoice, worker: WorkerProgram) -> Result<Self, ConfigError> {
+    pub fn new(
+        invocation: Invocation,
+        args: Args,
+        task: TaskChoice,
+        worker: WorkerProgram,
+    ) -> Result<Self, ConfigError> {
         let join_timeout = seconds("--join-timeout", args.join_timeout, 0.001, "60")?;
         let heartbeat_min = 2.0 * HEARTBEAT_INTERVAL.as_secs_f64();
         let heartbeat_timeout = seconds("--heartbeat-timeout", args.heartbeat_timeout, heartbeat_min, "2")?;
@@ -210,6 +218,7 @@ impl Config {
             }
         };
         Ok(Self {
+            invocation,
             task,
             recipe: args.recipe,
             shards: args.shards,
@@ -360,7 +369,8 @@ pub(crate) mod tests {
         let tasks = model::task::tasks();
         let matches = tasks.augment(Args::command()).try_get_matches_from(words).expect("flags that are known");
         let args = Args::from_arg_matches(&matches).expect("flags that are known");
-        Config::new(args, tasks.choice(&matches).expect("flags of the task"), WorkerProgram::beside())
+        let invocation = Invocation::new(["coordinator".into()]);
+        Config::new(invocation, args, tasks.choice(&matches).expect("flags of the task"), WorkerProgram::beside())
     }
 
     pub(crate) fn config(flags: &str) -> Result<Config, ConfigError> {

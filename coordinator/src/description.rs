@@ -8,15 +8,14 @@ use engine::task::OpenTask;
 use engine::training::TrainingError;
 use engine::weights::Weights;
 use events::RunEvent;
-use proto::tls::TlsFiles;
 use serde_json::{Value, json};
 
-use crate::args::Wire;
-use crate::config::{Access, Config, Http, JournalSteps, Reach, Workers};
+use crate::config::{Config, JournalSteps, Reach, Workers};
 use crate::ending::Ending;
 use crate::endpoint::Endpoint;
 use crate::mirror::{Mirror, MirrorReport, RunFile};
 use crate::observe::{History, Recorder};
+use crate::resume_command::resume_command;
 use crate::start::Start;
 use crate::training::{Outcome, State, Training};
 
@@ -137,7 +136,7 @@ impl Description {
             "milliseconds_per_step": costs.means(), "mirror": mirrored.as_ref().map(MirrorReport::json),
         }));
         if *outcome == Outcome::Stopped {
-            let command = resume_command(config, endpoint, &folder);
+            let command = resume_command(config, &endpoint.display_address, folder.path());
             screen.tell(&format!("stopped after step {step}; go on with: {command}"));
         }
         let ending_text = Ending {
@@ -152,7 +151,7 @@ impl Description {
             n_classes: classes.len(),
             folder: &folder,
             params_blake3: &hash,
-            show_command: format!("coordinator --show {}", folder.path().display()),
+            show_command: config.invocation.show_command(folder.path()),
         };
         for line in ending_text.lines() {
             screen.tell(&line);
@@ -178,49 +177,4 @@ impl Description {
         let described = folder.write_description(&self.json);
         (described, mirror.map(Mirror::finish))
     }
-}
-
-/// What to type to go on with a run that was stopped: what is trained comes from the checkpoint, and the rest as it was.
-fn resume_command(config: &Config, endpoint: &Endpoint, folder: &RunFolder) -> String {
-    let launch = match &config.workers {
-        Workers::Local { .. } => String::new(),
-        Workers::External { access, .. } => {
-            let listen = endpoint
-                .display_address
-                .strip_prefix("http://")
-                .or_else(|| endpoint.display_address.strip_prefix("https://"));
-            format!(
-                " --launch external --listen {}{}",
-                listen.unwrap_or(&endpoint.display_address),
-                access_flags(access)
-            )
-        }
-    };
-    let data = &config.data.data;
-    let data = if data.is_auto() { String::new() } else { format!(" --data {data}") };
-    let audit = if config.audit > 0.0 { format!(" --audit {}", config.audit) } else { String::new() };
-    let journal = if config.journal == JournalSteps::Yes { " --journal" } else { "" };
-    let wire = if config.wire == Some(Wire::Grpc) { " --wire grpc" } else { "" };
-    let mirror = config.mirror.as_ref().map(|location| format!(" --mirror {location}")).unwrap_or_default();
-    let tensorboard = if config.tensorboard { " --tensorboard" } else { "" };
-    let http = match &config.http {
-        Http::At(address, _) => format!(" --http {address}"),
-        Http::Off if launch.is_empty() => " --http off".to_owned(),
-        Http::Off | Http::Default => String::new(),
-    };
-    let folder = folder.path().display();
-    format!(
-        "coordinator --workers {} --resume {folder}{launch}{data}{audit}{journal}{wire}{mirror}{tensorboard}{http}",
-        config.n_workers
-    )
-}
-
-/// The flags that ask for the same proofs again.
-fn access_flags(access: &Access) -> String {
-    let tls = access.tls.as_ref().map(|TlsFiles { certificate, key, ca }| {
-        format!(" --tls-cert {} --tls-key {} --tls-ca {}", certificate.display(), key.display(), ca.display())
-    });
-    let token = access.token_file.as_ref().map(|path| format!(" --token-file {}", path.display()));
-    let insecure = if access.reach == Reach::OthersInsecurely { " --insecure" } else { "" };
-    format!("{}{}{insecure}", tls.unwrap_or_default(), token.unwrap_or_default())
 }

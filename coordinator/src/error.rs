@@ -27,12 +27,12 @@ pub enum ClusterError {
     },
     /// Nobody came.
     #[error(
-        "expected a worker within {} seconds, none came; start one with `worker --coordinator {address}`, or wait longer \
+        "expected a worker within {} seconds, none came; start one with `{command}`, or wait longer \
          with --join-timeout", waited.as_secs_f64()
     )]
     NobodyCame {
-        /// Where one was waited for.
-        address: String,
+        /// What starts one, as it is typed.
+        command: String,
         /// How long.
         waited: Duration,
     },

@@ -38,10 +38,8 @@ pub fn begin_screen(
             format!("{n_workers} local workers x {} threads, {wire}", backend.threads.unwrap_or(1))
         }
         Workers::External { .. } => {
-            format!(
-                "{n_workers} workers expected, {wire}; start each with: worker --coordinator {}",
-                endpoint.display_address
-            )
+            let command = config.invocation.worker_command(&endpoint.display_address);
+            format!("{n_workers} workers expected, {wire}; start each with: {command}")
         }
     });
     lines.push(format!(

@@ -2,53 +2,49 @@
 
 use std::ffi::OsString;
 use std::num::NonZero;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use clap::{CommandFactory, FromArgMatches};
 use engine::args::AccessArgs;
 use engine::configuration::{exit_if_usage, matches_from};
-use engine::report::{LogFormat, LogGuard, check_output, init_log_with_file, write_stderr_line};
+use engine::exit;
+use engine::report::{LogFormat, LogGuard, check_output, init_log_with_file};
 use engine::say;
 use engine::task::Tasks;
 
 use crate::args::{Args, Command, after_help};
 use crate::certificates;
 use crate::config::{Config, WorkerProgram, check_target};
+use crate::exit_code::exit_code;
 use crate::health::check;
+use crate::invocation::Invocation;
+use crate::run::run;
 use crate::show::show;
-use crate::{exit_code, run};
 
-/// Runs a coordinator for one of the tasks, as the command line says, whose first word is the program's name. Local workers are
-/// the program that `worker` gives.
+/// Runs a coordinator for one of the tasks, as it was invoked with these flags. Local workers are the program that `worker` gives.
 pub fn main(
     tasks: &Tasks,
     worker: impl FnOnce() -> WorkerProgram,
-    command_line: impl IntoIterator<Item = OsString>,
+    invocation: Invocation,
+    flags: impl IntoIterator<Item = OsString>,
 ) -> ExitCode {
     // Dropped last, so that every line is written.
     let mut log = None;
-    match follow(tasks, worker, command_line, &mut log) {
-        Ok(code) => code,
-        Err(error) => {
-            write_stderr_line(&format!("error: {error}"));
-            ExitCode::from(exit_code(&error))
-        }
-    }
+    exit::ended(follow(tasks, worker, invocation, flags, &mut log), exit_code)
 }
 
 fn follow(
     tasks: &Tasks,
     worker: impl FnOnce() -> WorkerProgram,
-    command_line: impl IntoIterator<Item = OsString>,
+    invocation: Invocation,
+    flags: impl IntoIterator<Item = OsString>,
     log: &mut Option<LogGuard>,
 ) -> anyhow::Result<ExitCode> {
-    let line: Vec<OsString> = command_line.into_iter().collect();
-    let name = line.first().map(PathBuf::from).and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
-    let name = name.unwrap_or_default();
-    let help = after_help(&name, &name.replace("coordinator", "worker"), &tasks.example());
+    let name = invocation.name();
+    let help = after_help(&name, &invocation.of_worker().name(), &tasks.example());
     let command = tasks.augment(Args::command()).after_help(help);
+    let line = std::iter::once(name.into()).chain(flags);
     let matches = exit_if_usage(matches_from(command, line))?;
     let args = Args::from_arg_matches(&matches)?;
     let log_format = args.log.log_format;
@@ -71,7 +67,7 @@ fn follow(
     if let Some(address) = &args.check {
         return check_coordinator(address, args.access, args.json);
     }
-    let config = Config::new(args, tasks.choice(&matches)?, worker())?;
+    let config = Config::new(invocation, args, tasks.choice(&matches)?, worker())?;
     // Sessions and the driver wake one another in every step, which on one thread costs nothing, and one session has nothing
     // to do beside itself; workers of this machine want its CPUs too.
     let n_cpus = available_parallelism().map_or(1, NonZero::get);

@@ -14,10 +14,11 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use ::clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use coordinator::Invocation;
 use coordinator::config::WorkerProgram;
 use engine::commands::{EvaluateArgs, TrainArgs};
 use engine::configuration::{exit_if_usage, matches_from};
-use engine::report::{LogFormat, check_output, init_log, write_stderr_line};
+use engine::report::{LogFormat, check_output, init_log};
 use engine::task::Tasks;
 
 /// Flags of a task, by derive.
@@ -53,16 +54,17 @@ pub fn main_of(entries: impl IntoIterator<Item = TaskEntry>) -> ExitCode {
     let mut words = std::env::args_os();
     let program = words.next().unwrap_or_else(|| "telar".into());
     let rest: Vec<OsString> = words.collect();
-    let name = program.to_string_lossy().into_owned();
     // Each of these two reads its own flags, and has its own help.
-    let line = |command: &str| {
-        std::iter::once(OsString::from(format!("{name} {command}")))
-            .chain(rest.iter().skip(1).cloned())
-            .collect::<Vec<_>>()
-    };
+    let flags = || rest.iter().skip(1).cloned();
     match rest.first().and_then(|command| command.to_str()) {
-        Some("coordinator") => coordinator::main(&tasks, WorkerProgram::own, line("coordinator")),
-        Some("worker") => worker::main(&tasks, line("worker")),
+        Some("coordinator") => {
+            let invocation = Invocation::new([program, "coordinator".into()]);
+            coordinator::main(&tasks, WorkerProgram::own, invocation, flags())
+        }
+        Some("worker") => {
+            let name = OsString::from(format!("{} worker", program.to_string_lossy()));
+            worker::main(&tasks, std::iter::once(name).chain(flags()))
+        }
         _ => alone(&tasks, std::iter::once(program).chain(rest)),
     }
 }
@@ -94,10 +96,7 @@ struct Elsewhere {}
 fn alone(tasks: &Tasks, line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let _log = init_log(LogFormat::Text, "warn");
     let ended = follow(tasks, line).and_then(|code| Ok(check_output().map(|()| code)?));
-    ended.unwrap_or_else(|error| {
-        write_stderr_line(&format!("error: {error}"));
-        ExitCode::from(exit::code(&error))
-    })
+    exit::ended(ended, exit::code)
 }
 
 type Ended = Result<ExitCode, engine::commands::CommandError>;

@@ -57,8 +57,8 @@ pub(super) async fn conclude(
     // A server that has ended by itself has failed, and the run with it.
     let (served, server) = if server.is_finished() { (server.await?, None) } else { (Ok(()), Some(server)) };
     let failed = kept.err().or(served.err()).or_else(|| {
-        let (address, waited) = (endpoint.display_address.clone(), config.join_timeout);
-        (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { address, waited }.into())
+        let (command, waited) = (config.invocation.worker_command(&endpoint.display_address), config.join_timeout);
+        (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { command, waited }.into())
     });
     let written = described.end(config, endpoint, &outcome, &training, recorder, failed);
     // While the folder is locked, so that the process that resumes the run posts later than this one.
