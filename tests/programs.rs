@@ -177,9 +177,13 @@ fn run_folder_is_complete_after_end() {
     coordinator.succeed();
     let (_, weights) = read_any(&dir.path("run/model.safetensors")).expect("whole weights");
     let hash = params_blake3(&weights.params);
-    for part in
-        ["weights: run/model.safetensors", &format!("parameters blake3: {hash}"), "run folder: run", "epoch 2/2"]
-    {
+    for part in [
+        "weights         run/model.safetensors",
+        &format!("params blake3   {hash}"),
+        "run folder: run",
+        "epoch 2/2",
+        "page            ",
+    ] {
         assert!(!coordinator.lines(Stream::Out, part).is_empty(), "it did not print `{part}`");
     }
     let text = fs::read_to_string(dir.path("run/run.json")).expect("run.json");

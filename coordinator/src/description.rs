@@ -113,8 +113,8 @@ impl Description {
             "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
         let has_weights = error.is_none() && *step > 0;
-        let trained = Weights::new(task.spec(), params.clone());
-        let has_written = if has_weights { folder.write_weights(&trained) } else { Ok(()) };
+        let trained = has_weights.then(|| Weights::new(task.spec(), params.clone()));
+        let has_written = trained.map_or(Ok(()), |trained| folder.write_weights(&trained));
         watchers.describe(self.json.clone());
         watchers.finish();
         let (described, mirrored) = self.write(&folder, has_weights);
@@ -135,13 +135,11 @@ impl Description {
             "checkpoint": checkpoint.as_ref().map(|path| path.display().to_string()), "faults": training.tally(),
             "milliseconds_per_step": costs.means(), "mirror": mirrored.as_ref().map(MirrorReport::json),
         }));
-        if *outcome == Outcome::Stopped {
-            let command = resume_command(config, &endpoint.display_address, folder.path());
-            screen.tell(&format!("stopped after step {step}; go on with: {command}"));
-        }
-        let ending_text = Ending {
+        let is_stopped = *outcome == Outcome::Stopped;
+        let ending = Ending {
             step: *step,
-            last_epoch: last_epoch.as_ref().filter(|_| *outcome == Outcome::Completed),
+            is_stopped,
+            last_epoch: last_epoch.as_ref(),
             best: *best,
             has_stopped_early,
             costs: &costs,
@@ -151,16 +149,19 @@ impl Description {
             n_classes: classes.len(),
             folder: &folder,
             params_blake3: &hash,
-            show_command: config.invocation.show_command(folder.path()),
         };
-        for line in ending_text.lines() {
-            screen.tell(&line);
+        for (name, text) in ending.rows() {
+            screen.row(name, &text);
         }
         if let Some(MirrorReport { url, step: Some(step), missing, .. }) = &mirrored
             && missing.is_empty()
         {
-            screen.tell(&format!("mirror: {url}, complete up to step {step}"));
+            screen.row("mirror", &format!("{url}, complete up to step {step}"));
         }
+        if is_stopped {
+            screen.command_row("go on with", &resume_command(config, &endpoint.display_address, folder.path()));
+        }
+        screen.command_row("page", &config.invocation.show_command(folder.path()));
         incomplete
     }
 

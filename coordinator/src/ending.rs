@@ -1,11 +1,8 @@
 //! What the coordinator says to people at the end of a run: losses, speed, where a step's time went, what was recovered from,
 //! and the files to look at.
 
-use std::fmt::Write;
-use std::path::Path;
-
 use engine::early_stopping::BestEpoch;
-use engine::report::{RunFolder, best_lines};
+use engine::report::{RunFolder, best_rows};
 use events::{CostTotals, EpochRecord};
 use observe::summary::Faults;
 
@@ -16,7 +13,9 @@ use crate::training::Tally;
 pub struct Ending<'a> {
     /// Updates applied.
     pub step: u64,
-    /// The epoch that was validated last.
+    /// Whether it was stopped before its last step.
+    pub is_stopped: bool,
+    /// The epoch that was validated last, in this process.
     pub last_epoch: Option<&'a EpochRecord>,
     /// The best one.
     pub best: Option<BestEpoch>,
@@ -36,90 +35,55 @@ pub struct Ending<'a> {
     pub folder: &'a RunFolder,
     /// Name of the parameters.
     pub params_blake3: &'a str,
-    /// What shows the run again, as it is typed.
-    pub show_command: String,
 }
 
-/// Characters that a row's name takes.
-const NAME_WIDTH: usize = 16;
-
 impl Ending<'_> {
-    /// The lines, a row each: its name, and what there is to say.
-    pub fn lines(&self) -> Vec<String> {
-        let mut rows: Vec<(&str, String)> = Vec::new();
-        if let Some(record) = self.last_epoch {
-            let EpochRecord { epoch, step, loss, metrics, val_loss, val_metrics, .. } = record;
-            rows.push(("trained", format!("{epoch} epochs, {step} steps")));
+    /// The rows of a table, each with its name, or without one where it belongs to the row before.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
+        let mut rows = Vec::new();
+        if self.is_stopped {
+            rows.push(("stopped", format!("after step {}", self.step)));
+        } else if let Some(EpochRecord { epoch, step, .. }) = self.last_epoch {
+            let epochs = if *epoch == 1 { "epoch" } else { "epochs" };
+            rows.push(("trained", format!("{epoch} {epochs}, {step} steps")));
+        }
+        if let Some(EpochRecord { loss, metrics, val_loss, val_metrics, .. }) = self.last_epoch {
             rows.push(("loss", format!("{loss:.4}, val loss {val_loss:.4}")));
             for ((name, value), (_, val_value)) in metrics.0.iter().zip(&val_metrics.0) {
-                rows.push(("", format!("{} {value:.4}, in validation {val_value:.4}", name.replace('_', " "))));
+                let name = name.replace('_', " ");
+                rows.push(("", format!("{name} {value:.4}, val {name} {val_value:.4}")));
             }
         }
         if let Some(pace) = self.costs.samples_per_second() {
             rows.push(("speed", format!("{pace:.0} {}/s", self.samples)));
         }
         rows.extend(self.costs.describe().map(|text| ("time", text)));
-        rows.push(("recovered from", recovered(&self.faults)));
+        let faults: Vec<String> = self.faults.counted().iter().map(|(count, noun)| format!("{count} {noun}")).collect();
+        rows.push(("recovered from", if faults.is_empty() { "nothing".to_owned() } else { faults.join(", ") }));
         rows.extend(self.tally.describe().into_iter().map(|text| ("", text)));
         if self.n_classes > 1 {
             let text = "workers of several compute classes took part: another run may differ in bits";
             rows.push(("", text.to_owned()));
         }
-        let mut lines: Vec<String> = rows.into_iter().map(|(name, text)| row(name, &text)).collect();
         let last_epoch = self.last_epoch.map(|record| record.epoch);
-        lines.extend(best_lines(self.best, last_epoch, self.has_stopped_early, self.folder));
+        rows.extend(best_rows(self.best, last_epoch, self.has_stopped_early, self.folder));
         if self.step > 0 {
-            lines.push(format!("weights: {}", self.folder.weights_path().display()));
-            lines.push(format!("parameters blake3: {}", self.params_blake3));
+            rows.push(("weights", self.folder.weights_path().display().to_string()));
+            rows.push(("params blake3", self.params_blake3.to_owned()));
         }
-        lines.push(format!("files: {}", self.files().join(", ")));
-        lines.push(format!("page: {}", self.show_command));
-        lines
+        rows.push(("run folder", self.folder.path().display().to_string()));
+        rows.push(("files there", self.files().join(", ")));
+        rows
     }
 
-    fn files(&self) -> Vec<String> {
+    /// What is worth a look in the run folder.
+    fn files(&self) -> Vec<&'static str> {
         let path = |name: &str| self.folder.path().join(name);
-        let is_there = |path: &Path| path.exists() && path.read_dir().is_ok_and(|mut files| files.next().is_some());
-        let names = ["curves.svg", "run.log", "trace.json"].map(path).into_iter().filter(|path| path.is_file());
-        let folders = ["reconstructions", "tensorboard"].map(path).into_iter().filter(|path| is_there(path));
-        names.chain(folders).map(|path| path.display().to_string()).collect()
-    }
-}
-
-fn row(name: &str, text: &str) -> String {
-    let mut line = String::new();
-    let _ = write!(line, "{name:NAME_WIDTH$}{text}");
-    line
-}
-
-/// As people read it: `2 workers that left, 3 late tasks`.
-fn recovered(faults: &Faults) -> String {
-    let Faults { n_left, n_evicted, n_reassigned, n_late, n_resent, n_waits, n_restarts, n_refused: _ } = *faults;
-    let counts = [
-        (n_restarts, "end of the coordinator's process", "ends of the coordinator's process"),
-        (n_left, "worker that left", "workers that left"),
-        (n_evicted, "worker that was evicted", "workers that were evicted"),
-        (n_reassigned, "task that another worker took over", "tasks that other workers took over"),
-        (n_late, "late task", "late tasks"),
-        (n_resent, "replica that was sent again", "replicas that were sent again"),
-        (n_waits, "wait for a worker", "waits for workers"),
-    ];
-    let words = counts.into_iter().filter(|(n, ..)| *n > 0);
-    let words: Vec<String> = words.map(|(n, one, many)| format!("{n} {}", if n == 1 { one } else { many })).collect();
-    if words.is_empty() { "nothing".to_owned() } else { words.join(", ") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn faults_are_counted_in_words() {
-        assert_eq!(recovered(&Faults::default()), "nothing");
-        let faults = Faults { n_left: 1, n_reassigned: 2, n_restarts: 1, ..Faults::default() };
-        assert_eq!(
-            recovered(&faults),
-            "1 end of the coordinator's process, 1 worker that left, 2 tasks that other workers took over"
-        );
+        let is_there = |name: &str| match name.strip_suffix('/') {
+            Some(folder) => path(folder).read_dir().is_ok_and(|mut files| files.next().is_some()),
+            None => path(name).is_file(),
+        };
+        let names = ["curves.svg", "run.log", "trace.json", "reconstructions/", "tensorboard/"];
+        names.into_iter().filter(|name| is_there(name)).collect()
     }
 }

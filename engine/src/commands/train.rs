@@ -15,7 +15,7 @@ use crate::data::Split;
 use crate::exit;
 use crate::params::params_blake3;
 use crate::recipe::{Recipe, RecipeArgs};
-use crate::report::{RunFolder, Screen, best_json, best_lines};
+use crate::report::{RunFolder, Screen, best_json, best_rows};
 use crate::task::{OpenTask, TaskChoice};
 use crate::training::{self, Continuation, ProgressEvent, Trained, TrainingError, initial_weights};
 
@@ -133,11 +133,11 @@ fn tell_end(
     if is_interrupted {
         screen.tell(&format!("stopped by a signal after step {n_steps}; what was trained until then is kept"));
     }
-    for line in best_lines(*best, last_epoch.map(|record| record.epoch), *has_stopped_early, folder) {
-        screen.tell(&line);
+    for (name, text) in best_rows(*best, last_epoch.map(|record| record.epoch), *has_stopped_early, folder) {
+        screen.row(name, &text);
     }
-    screen.tell(&format!("weights: {}", weights.display()));
-    screen.tell(&format!("parameters blake3: {hash}"));
+    screen.row("weights", &weights.display().to_string());
+    screen.row("params blake3", &hash);
 }
 
 fn describe(program: &str, recipe: &Recipe, backend: &OpenBackend, task: &dyn OpenTask) -> Value {

@@ -17,6 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::bar;
 use super::log_limit::LogLimit;
+use super::terminal::{drawing_size, has_colours, wrapped};
 use crate::files::WriteError;
 
 /// What a line of the log looks like.
@@ -72,15 +73,15 @@ pub fn init_log_with_file(format: LogFormat, default_level: &str, run_level: &st
 }
 
 fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogGuard {
-    let (lines, thread) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).finish(BesideBar);
+    let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX);
+    let (lines, thread) = lines.finish(BesideBar { is_text: format == LogFormat::Text });
     LINES.get_or_init(|| lines.clone());
     let filter = |level: &str| EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     // That a line cannot be written would otherwise be written, and panic if it cannot.
     let shown = fmt::layer().with_writer(lines).log_internal_errors(false);
     let is_terminal = std::io::stderr().is_terminal();
-    let has_colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let shown = match format {
-        LogFormat::Text if is_terminal => shown.with_ansi(has_colours).event_format(LevelAndFields).boxed(),
+        LogFormat::Text if is_terminal => shown.with_ansi(has_colours()).event_format(LevelAndFields).boxed(),
         LogFormat::Text => shown.with_ansi(false).with_target(false).without_time().boxed(),
         LogFormat::Json => shown.with_target(false).json().with_current_span(false).with_span_list(true).boxed(),
     };
@@ -197,16 +198,28 @@ pub fn write_stderr_line(line: &str) {
     let line = format!("{line}\n");
     let _ = match LINES.get() {
         Some(lines) => lines.clone().write_all(line.as_bytes()),
-        None => BesideBar.write_all(line.as_bytes()),
+        None => BesideBar { is_text: true }.write_all(line.as_bytes()),
     };
 }
 
 /// Standard error, beside the progress bar. Each event comes as one piece.
-struct BesideBar;
+struct BesideBar {
+    /// Whether lines are for people, and broken where a terminal is too narrow for them.
+    is_text: bool,
+}
+
+/// Columns by which the rest of a line that is broken is indented: as many as a level takes.
+const INDENT: usize = 6;
 
 impl Write for BesideBar {
     fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        bar::beside(|| std::io::stderr().lock().write_all(event))?;
+        let columns = drawing_size().filter(|_| self.is_text).map(|(columns, _)| usize::from(columns));
+        let text = columns.and_then(|columns| {
+            let lines = str::from_utf8(event).ok()?.split('\n');
+            Some(lines.map(|line| wrapped(line, columns, INDENT)).collect::<Vec<_>>().join("\n"))
+        });
+        let bytes = text.as_ref().map_or(event, |text| text.as_bytes());
+        bar::beside(|| std::io::stderr().lock().write_all(bytes))?;
         Ok(event.len())
     }
 

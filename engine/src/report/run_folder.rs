@@ -194,22 +194,23 @@ pub fn best_json(best: Option<BestEpoch>) -> Option<Value> {
     best.map(|BestEpoch { epoch, val_loss }| json!({ "epoch": epoch + 1, "val_loss": val_loss }))
 }
 
-/// What people are told of the best epoch at the end of a run, where `last_epoch` was validated last, counted from 1, if one was.
-pub fn best_lines(
+/// What people are told of the best epoch at the end of a run, as rows of a table, where `last_epoch` was validated last, counted
+/// from 1, if one was.
+pub fn best_rows(
     best: Option<BestEpoch>,
     last_epoch: Option<u32>,
     has_stopped_early: bool,
     folder: &RunFolder,
-) -> Vec<String> {
+) -> Vec<(&'static str, String)> {
     let Some(best) = best.filter(|best| last_epoch != Some(best.epoch + 1)) else { return Vec::new() };
-    let early = format!("stopped early: no lower val loss since epoch {}", best.epoch + 1);
+    let early = ("stopped early", format!("no lower val loss since epoch {}", best.epoch + 1));
     let path = folder.best_weights_path();
     // A run that went on from an older state, or from a mirror, may lack it or have that of another epoch.
     let is_there = WeightsFile::read(&path).is_ok_and(|file| file.epoch() == Some(best.epoch + 1));
     let weights = if is_there {
-        format!("best weights: {} ({best})", path.display())
+        ("best weights", format!("{} ({best})", path.display()))
     } else {
-        format!("best epoch: {best}; its weights are not in {}", path.display())
+        ("best epoch", format!("{best}; its weights are not in {}", path.display()))
     };
     has_stopped_early.then_some(early).into_iter().chain([weights]).collect()
 }
