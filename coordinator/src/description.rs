@@ -11,6 +11,7 @@ use events::RunEvent;
 use serde_json::{Value, json};
 
 use crate::config::{Config, JournalSteps, Reach, Workers};
+use crate::driver::DriverPanicked;
 use crate::ending::Ending;
 use crate::endpoint::Endpoint;
 use crate::mirror::{Mirror, MirrorReport, RunFile};
@@ -90,6 +91,9 @@ impl Description {
         let State { step, params, best, .. } = training.state();
         let has_stopped_early = training.has_stopped_early();
         let hash = params_blake3(params);
+        // A driver that panicked may have left them in the middle of an update.
+        let has_panicked = failed.as_ref().is_some_and(anyhow::Error::is::<DriverPanicked>);
+        let known_hash = (!has_panicked).then_some(&hash);
         let classes = training.compute_classes();
         let diverged = match outcome {
             Outcome::Diverged { step, epoch, what } => {
@@ -109,7 +113,7 @@ impl Description {
         self.json["compute_classes"] = json!(classes);
         self.json["result"] = json!({
             "outcome": outcome.to_string(), "step": step, "stopped_early": has_stopped_early, "last_epoch": last_epoch,
-            "best_epoch": best_json(*best), "params_blake3": hash,
+            "best_epoch": best_json(*best), "params_blake3": known_hash,
             "faults": training.tally(), "milliseconds_per_step": costs.means(), "error": error.as_ref().map(ToString::to_string),
         });
         let has_weights = error.is_none() && *step > 0;

@@ -4,8 +4,12 @@
 //! thread would have to be woken.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use engine::params::params_blake3;
@@ -431,7 +435,7 @@ pub struct Process {
 #[derive(Debug)]
 pub struct Ended {
     /// How the run ended.
-    pub outcome: Outcome,
+    pub outcome: Result<Outcome, DriverPanicked>,
     /// The core as it was then.
     pub training: Training,
     /// Who watched.
@@ -440,9 +444,23 @@ pub struct Ended {
     pub sessions: OpenSessions,
 }
 
+/// The driver has panicked, which only a fault of the program can bring about.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the coordinator found a fault in itself and ended the run: {0}; --resume goes on from the newest checkpoint, and if it happens \
+     again, please report it with run.log"
+)]
+pub struct DriverPanicked(String);
+
 impl Driver<Process> {
-    /// Runs until the core wishes to finish.
+    /// Runs until the core wishes to finish. A panic ends the run too, with all that was recorded before.
     pub async fn run(mut self) -> Ended {
+        let outcome = caught(self.run_to_outcome()).await;
+        let Self { training, outboxes, environment: Process { observer, inputs, stop, .. }, .. } = self;
+        Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes, stop) }
+    }
+
+    async fn run_to_outcome(&mut self) -> Outcome {
         // Ends with the run.
         loop {
             match self.go_on() {
@@ -452,13 +470,23 @@ impl Driver<Process> {
                         self.take(input);
                     }
                 }
-                Pause::End(outcome) => {
-                    let Self { training, outboxes, environment: Process { observer, inputs, stop, .. }, .. } = self;
-                    return Ended { outcome, training, observer, sessions: OpenSessions::new(inputs, outboxes, stop) };
-                }
+                Pause::End(outcome) => return outcome,
             }
         }
     }
+}
+
+/// What a future gives, or what it said when it panicked.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, DriverPanicked> {
+    let mut future = pin!(future);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str));
+            Poll::Ready(Err(DriverPanicked(text.unwrap_or("without a message").to_owned())))
+        }
+    })
+    .await
 }
 
 impl Process {

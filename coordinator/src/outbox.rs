@@ -164,7 +164,7 @@ impl Stream for OutboxStream {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proto::v1::{Refusal, State, Update};
     use tokio_stream::StreamExt;
 
@@ -173,7 +173,7 @@ mod tests {
 
     const N_PARAMS: usize = 1 << 20;
 
-    fn open() -> (Outbox, OutboxStream) {
+    pub(crate) fn open() -> (Outbox, OutboxStream) {
         let (sender, stream) = outbox(N_PARAMS);
         let peer = Peer::at(PeerAddress::Unix { process: Some(1), user: 1 });
         (Outbox::new(peer, None, sender, CancellationToken::new()), stream)

@@ -98,6 +98,8 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let started = RunEvent::Started { incarnation: start.incarnation.into(), step: first_step };
     let Start { recipe, wire, state, folder, audit_secret, lock, .. } = start;
     let (inputs, inbox) = mpsc::channel(INPUTS_MAX);
+    #[cfg(test)]
+    tests::let_workers_join(&inputs);
     let backend = BackendArgs { backend: None, device: None, operations: None, threads: None }.open()?;
     let recomputer = recomputer(&recipe, &task, wire.encoding(), &backend, &inputs);
     let stopping = CancellationToken::new();
@@ -346,5 +348,63 @@ fn rules(
             Workers::Local { .. } => AfterStop::End,
             Workers::External { .. } => AfterStop::ComeBack,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::fs;
+
+    use events::RecordedEvent;
+
+    use super::*;
+    use crate::config::tests::config_of;
+    use crate::driver::DriverPanicked;
+    use crate::exit_code::exit_code;
+    use crate::outbox::OutboxStream;
+    use crate::outbox::tests::open;
+    use crate::training::{Profile, WorkerId};
+
+    thread_local! {
+        /// The open sessions of workers that join the runs which this thread begins, if any are to.
+        static SESSIONS: RefCell<Option<Vec<OutboxStream>>> = const { RefCell::new(None) };
+    }
+
+    /// Has two workers join with one number, if any are to join: the core takes that for a fault of the program.
+    pub(super) fn let_workers_join(inputs: &mpsc::Sender<Input>) {
+        SESSIONS.with_borrow_mut(|sessions| {
+            for _ in 0..sessions.as_ref().map_or(0, |_| 2) {
+                let (outbox, stream) = open();
+                inputs.try_send(Input::Joined(WorkerId(1), Profile::default(), outbox)).expect("the channel has room");
+                sessions.get_or_insert_default().push(stream);
+            }
+        });
+    }
+
+    /// The goal: a fault of the program itself ends a run like any other failure.
+    #[test]
+    fn panic_of_driver_is_recorded_as_end_of_run() {
+        SESSIONS.set(Some(Vec::new()));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let run_folder = folder.path().join("run");
+        let run_dir = run_folder.display().to_string();
+        let flags = ["--arch", "denoising", "--data", "synthetic", "--launch", "external", "--listen", "127.0.0.1:0"];
+        let config = config_of(["coordinator", "--json", "--run-dir", &run_dir].into_iter().chain(flags));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let ended = runtime.block_on(run(config.expect("a configuration"), LogFormat::Text));
+        let error = ended.expect_err("the driver panics");
+        assert!(error.is::<DriverPanicked>() && exit_code(&error) == exit::INTERNAL, "{error}");
+        let reason = "a worker's number is given once";
+        assert!(error.to_string().contains(reason), "{error}");
+        let events = fs::read_to_string(run_folder.join("events.jsonl")).expect("events");
+        let last: RecordedEvent = serde_json::from_str(events.lines().last().expect("a line")).expect("an event");
+        let RunEvent::Ended { outcome, step: 0 } = last.event else { panic!("{last:?}") };
+        assert!(outcome.starts_with("failed: ") && outcome.contains(reason), "{outcome}");
+        let description = fs::read(run_folder.join("run.json")).expect("run.json");
+        let description: serde_json::Value = serde_json::from_slice(&description).expect("JSON");
+        assert!(description["result"]["error"].as_str().expect("an error").contains(reason), "{description}");
+        assert!(description["result"]["params_blake3"].is_null(), "{description}");
     }
 }

@@ -43,6 +43,11 @@ pub(super) async fn conclude(
     span: &Span,
 ) -> anyhow::Result<Outcome> {
     let Ended { outcome, training, observer, sessions } = ended;
+    // A driver that has panicked ends the run as one that could not keep what it had trained.
+    let (outcome, panicked) = match outcome {
+        Ok(outcome) => (outcome, None),
+        Err(panicked) => (Outcome::Stopped, Some(panicked.into())),
+    };
     let Background { acceptor, server, stopper, shutdown, launched, local, trainjob } = background;
     let mut close_task = sessions.close_when_decided(span);
     if launched.is_some() {
@@ -56,7 +61,7 @@ pub(super) async fn conclude(
     };
     // A server that has ended by itself has failed, and the run with it.
     let (served, server) = if server.is_finished() { (server.await?, None) } else { (Ok(()), Some(server)) };
-    let failed = kept.err().or(served.err()).or_else(|| {
+    let failed = panicked.or(kept.err()).or(served.err()).or_else(|| {
         let (command, waited) = (config.invocation.worker_command(&endpoint.display_address), config.join_timeout);
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { command, waited }.into())
     });
