@@ -167,7 +167,7 @@ fn run_without_workers_reports_waiting() {
     let flags = format!("--arch denoising {SHORT_RUN} --checkpoint-every 20 --run-dir run");
     let flags = format!("{flags} --launch external --listen unix:socket");
     let coordinator = dir.start("coordinator", dir.command("coordinator", &flags));
-    coordinator.wait_for_line(Stream::Out, "start each with: worker --coordinator unix:socket");
+    coordinator.wait_for_line(Stream::Out, "/worker --coordinator unix:socket");
     let first = dir.worker("first", "unix:socket");
     coordinator.wait_for_checkpoint(20);
     first.kill();
