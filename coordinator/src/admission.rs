@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::bucket::{Bucket, Rate};
+use engine::bucket::{Bucket, BucketRate};
 use proto::limits::WORKERS_MAX;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use crate::training::Identity;
 /// Connections of one identity, of which each can hold one session: more workers than a machine has processors.
 pub const CONNECTIONS_PER_IDENTITY_MAX: usize = 256;
 /// How often one identity may connect: as many workers as it may have, twice, and then as an honest one that tries again.
-const CONNECTS: Rate = Rate { n_max: 512, per_second: 32 };
+const CONNECTS: BucketRate = BucketRate { n_max: 512, per_second: 32 };
 /// Identities that are remembered before those are forgotten that have no connection and had none lately.
 const IDENTITIES_KEPT: usize = 1024;
 /// Connections beyond the workers': health checks, reflection, and peers that have not joined yet.

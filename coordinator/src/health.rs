@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use proto::tls::{Client, Refusal, TlsError, TlsFiles};
+use proto::tls::{Client, TlsError, TlsFiles, TlsRefusal};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -115,8 +115,8 @@ pub async fn check(address: &ListenAddress, tls: Option<TlsFiles>) -> Result<(),
         ListenAddress::Tcp(place) => format!("http://{place}"),
         ListenAddress::Unix(path) => format!("unix:{}", path.display()),
     };
-    let words = |error: &(dyn std::error::Error + 'static)| match (Refusal::of(error), &tls) {
-        (Some(Refusal::OwnCertificate(fault)), Some(tls)) => {
+    let words = |error: &(dyn std::error::Error + 'static)| match (TlsRefusal::of(error), &tls) {
+        (Some(TlsRefusal::OwnCertificate(fault)), Some(tls)) => {
             format!("one that does not accept this certificate: {}", fault.describe(&tls.last_day))
         }
         (Some(refusal), _) => refusal.to_string(),

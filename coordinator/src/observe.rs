@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::bucket::{Bucket, Rate};
+use engine::bucket::{Bucket, BucketRate};
 use engine::files::WriteError;
 use engine::weights::Weights;
 use events::{CostTotals, EpochRecord, RecordedEvent, RunEvent, seconds_since_1970};
@@ -202,9 +202,9 @@ struct EventLimit {
 
 impl EventLimit {
     /// Lines about results and replicas.
-    const RESULTS: Rate = Rate { n_max: 500, per_second: 5 };
+    const RESULTS: BucketRate = BucketRate { n_max: 500, per_second: 5 };
     /// Lines about who takes part.
-    const ROSTER: Rate = Rate { n_max: 1000, per_second: 20 };
+    const ROSTER: BucketRate = BucketRate { n_max: 1000, per_second: 20 };
     /// A page that is open gets each snapshot; the file needs fewer.
     const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(5);
 

@@ -5,7 +5,7 @@ mod shared;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::bucket::{Bucket, Rate};
+use engine::bucket::{Bucket, BucketRate};
 use proto::call::Messages;
 use proto::limits::{
     FIRST_MESSAGE_WAIT_MAX, RESULT_SLOTS, SMALL_MESSAGES_AT_ONCE_MAX, SMALL_MESSAGES_PER_SECOND_MAX, result_bytes_max,
@@ -31,7 +31,8 @@ const FAREWELL_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Results of a worker that wait for the driver: as many as it has slots, and two more.
 const RESULTS_WAITING_MAX: usize = RESULT_SLOTS as usize + 2;
 /// How often a worker may send what carries no result.
-const SMALL_MESSAGES: Rate = Rate { n_max: SMALL_MESSAGES_AT_ONCE_MAX, per_second: SMALL_MESSAGES_PER_SECOND_MAX };
+const SMALL_MESSAGES: BucketRate =
+    BucketRate { n_max: SMALL_MESSAGES_AT_ONCE_MAX, per_second: SMALL_MESSAGES_PER_SECOND_MAX };
 
 /// One worker's stream.
 pub(crate) struct Session {

@@ -45,7 +45,7 @@ pub struct Tls {
 
 /// Why a peer cannot come in.
 #[derive(Debug)]
-pub struct Refusal(String);
+pub struct HandshakeError(String);
 
 impl Tls {
     /// Reads the files.
@@ -60,12 +60,12 @@ impl Tls {
     ///
     /// # Errors
     /// If the peer proves nothing, or does not speak TLS; it has been told.
-    pub async fn handshake(&self, io: TcpStream) -> Result<(TlsConnection, String), Refusal> {
+    pub async fn handshake(&self, io: TcpStream) -> Result<(TlsConnection, String), HandshakeError> {
         let mut first = [0];
-        let n_bytes = io.peek(&mut first).await.map_err(|error| Refusal(error.to_string()))?;
+        let n_bytes = io.peek(&mut first).await.map_err(|error| HandshakeError(error.to_string()))?;
         if n_bytes == 1 && first != [HANDSHAKE_RECORD] {
             turn_away(io, TLS_ONLY).await;
-            return Err(Refusal(
+            return Err(HandshakeError(
                 "expected TLS, found a peer that speaks without; start it with `--coordinator https://…`, --tls-cert, \
                  --tls-key and --tls-ca"
                     .to_owned(),
@@ -76,7 +76,7 @@ impl Tls {
         let stream = match accepting.await {
             Ok(stream) => stream,
             Err((error, io)) => {
-                let refusal = Refusal(reason(&error));
+                let refusal = HandshakeError(reason(&error));
                 turn_away(io, &[]).await;
                 return Err(refusal);
             }
@@ -84,7 +84,7 @@ impl Tls {
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         match certificate.and_then(name) {
             Some(name) => Ok((stream, name)),
-            None => Err(Refusal(
+            None => Err(HandshakeError(
                 "expected a certificate with the name of a host or a common name, found one without; make one with \
                  `coordinator certificates`"
                     .to_owned(),
@@ -147,7 +147,7 @@ pub fn page_config(files: &TlsFiles, credentials: Credentials) -> Result<ServerC
     Ok(config)
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for HandshakeError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.0)
     }

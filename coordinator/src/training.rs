@@ -32,7 +32,7 @@ use engine::shard::ShardResult;
 use engine::sums::Sums;
 use events::RunEvent;
 
-pub use action::{Action, CloseReason, Outcome, Refusal, Work};
+pub use action::{Action, CloseReason, Outcome, ResultRefusal, Work};
 pub use assign::Late;
 pub use audit::AuditSecret;
 pub use event::{BatchDone, Computed, Event, OwnTaskDone, ShardDone};
@@ -649,7 +649,7 @@ impl Training {
     }
 
     /// A result is not used. A worker that has sent too many such in a row is of no use itself.
-    fn refuse(&mut self, now: Duration, worker_id: WorkerId, refusal: Refusal) {
+    fn refuse(&mut self, now: Duration, worker_id: WorkerId, refusal: ResultRefusal) {
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         let is_useless = member.note_refused();
         self.tell(RunEvent::ResultRefused { worker: worker_id.0, reason: refusal.to_string() });

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use events::{EpochRecord, StepRecord};
 use tracing::{Span, info, warn};
 
-pub use progress::{Metric, Progress, RunEnd, TrainerStatus};
+pub use progress::{Progress, RunEnd, TrainerMetric, TrainerStatus};
 pub use server::{PostError, Server, SettingError};
 
 use server::REQUEST_TIMEOUT;

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 /// Tokens, which come back at an even rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
-    rate: Rate,
+    rate: BucketRate,
     n_tokens: f64,
     filled: Instant,
 }
 
 /// How often something may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct BucketRate {
     /// At once, after a pause.
     pub n_max: u32,
     /// Each second from then on.
@@ -21,7 +21,7 @@ pub struct Rate {
 
 impl Bucket {
     /// A full one.
-    pub fn new(rate: Rate, now: Instant) -> Self {
+    pub fn new(rate: BucketRate, now: Instant) -> Self {
         Self { rate, n_tokens: rate.n_max.into(), filled: now }
     }
 
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn tokens_refill_at_rate_up_to_bound() {
         let begun = Instant::now();
-        let mut bucket = Bucket::new(Rate { n_max: 3, per_second: 2 }, begun);
+        let mut bucket = Bucket::new(BucketRate { n_max: 3, per_second: 2 }, begun);
         let mut n_taken = |milliseconds| {
             let now = begun + Duration::from_millis(milliseconds);
             (0..10).filter(|_| bucket.take(now)).count()

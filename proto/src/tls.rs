@@ -22,7 +22,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::token::warn_if_readable_by_others;
 
-pub use client::{Client, OwnFault, Refusal};
+pub use client::{Client, OwnFault, TlsRefusal};
 
 /// Bytes of the largest file: hundreds of certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -21,7 +21,7 @@ use proto::buffers::Buffers;
 use proto::call::{self, Messages, call};
 use proto::limits;
 use proto::shared::{FreeSlot, OpenError, ResultSlots, SlotError, UpdateSlots};
-use proto::tls::{Client, Refusal};
+use proto::tls::{Client, TlsRefusal};
 use proto::token::Token;
 use proto::v1::{CoordinatorMessage, DatasetPiece, Encoding, FetchDatasetRequest, SharedMemory, Update, WorkerMessage};
 use proto::values::{self, ValuesError};
@@ -117,13 +117,15 @@ impl LinkError {
     /// The error of a connection that could not be made, or of a call on it.
     fn of(address: &Address, tls: Option<&Client>, error: &(dyn Error + 'static)) -> Self {
         let address = || address.clone();
-        match (Refusal::of(error), tls) {
-            (Some(Refusal::OwnCertificate(fault)), Some(tls)) => {
+        match (TlsRefusal::of(error), tls) {
+            (Some(TlsRefusal::OwnCertificate(fault)), Some(tls)) => {
                 Self::OwnCertificate { address: address(), reason: fault.describe(&tls.last_day) }
             }
-            (Some(Refusal::OtherCertificate(reason)), _) => Self::CoordinatorCertificate { address: address(), reason },
-            (Some(Refusal::NoTls), _) => Self::NoTls { address: address() },
-            (Some(Refusal::OwnCertificate(_)), None) | (None, _) => Self::Unreachable(innermost(error)),
+            (Some(TlsRefusal::OtherCertificate(reason)), _) => {
+                Self::CoordinatorCertificate { address: address(), reason }
+            }
+            (Some(TlsRefusal::NoTls), _) => Self::NoTls { address: address() },
+            (Some(TlsRefusal::OwnCertificate(_)), None) | (None, _) => Self::Unreachable(innermost(error)),
         }
     }
 }

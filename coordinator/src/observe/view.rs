@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use engine::bucket::{Bucket, Rate};
+use engine::bucket::{Bucket, BucketRate};
 use engine::report::Screen;
 use events::{MirrorEvent, RunEvent, StepEvent};
 use serde_json::json;
@@ -13,7 +13,7 @@ use tracing::{Span, debug, info, warn};
 /// Events that wait to be shown. Where nobody takes them from the screen, more are lost.
 const EVENTS_MAX: usize = 4096;
 /// How often it is shown what workers can bring about as often as they like.
-const LINES: Rate = Rate { n_max: 200, per_second: 2 };
+const LINES: BucketRate = BucketRate { n_max: 200, per_second: 2 };
 /// How long the last events may take, when the run is over.
 const LAST_EVENTS_WAIT_MAX: Duration = Duration::from_secs(1);
 

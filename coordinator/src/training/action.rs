@@ -24,7 +24,7 @@ pub enum Action {
     /// Send a worker more to compute.
     SendWork(WorkerId, Work),
     /// Tell a worker that something it sent was not used.
-    Refuse(WorkerId, Refusal),
+    Refuse(WorkerId, ResultRefusal),
     /// Close a worker's session.
     Close(WorkerId, CloseReason, String),
     /// Compute a task in this process, on the parameters as they are now, and say what comes out.
@@ -75,7 +75,7 @@ pub enum Work {
 
 /// Why something a worker sent was not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum ResultRefusal {
     /// It is of another step.
     #[error("expected results of step {expected}, found one of step {found}")]
     Stale {

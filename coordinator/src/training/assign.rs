@@ -11,7 +11,7 @@ use super::vote::{Answer, Ballot, Vote, VoteOutcome};
 
 /// The tasks of a round, by number.
 #[derive(Debug)]
-pub struct Tasks {
+pub struct RoundTasks {
     slots: Vec<Slot>,
     n_settled: usize,
 }
@@ -100,7 +100,7 @@ struct Candidate<'a> {
     rank: u8,
 }
 
-impl Tasks {
+impl RoundTasks {
     /// A round of so many tasks, none of them dealt.
     pub fn new(n_tasks: u32, is_audited: impl Fn(u32) -> bool) -> Self {
         let slot = |task| Slot {

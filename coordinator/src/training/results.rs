@@ -7,12 +7,12 @@ use engine::sums::{Metric, Sums, impossible_metric};
 use events::RunEvent;
 
 use super::Training;
-use super::action::{Action, CloseReason, Refusal};
+use super::action::{Action, CloseReason, ResultRefusal};
 use super::assign::AnswerStatus;
 use super::event::{Computed, OwnTaskDone};
 use super::roster::{Identity, Profile, WorkerId};
 use super::round::TaskKind;
-use super::size::Size;
+use super::size::ResultSize;
 use super::vote::{Answer, Vote, VoteOutcome, Winner};
 
 /// Vectors of results that were not used, kept for the next update to give back.
@@ -45,9 +45,9 @@ impl Training {
                 self.keep_spent(computed);
                 return self.handle_answered(now, worker_id, task);
             }
-            AnswerStatus::Duplicate => Some(Refusal::Duplicate { step, task }),
-            AnswerStatus::NotDealt => Some(Refusal::NotDealt { step, task }),
-            AnswerStatus::Unknown => Some(Refusal::NoSuchTask { step, task }),
+            AnswerStatus::Duplicate => Some(ResultRefusal::Duplicate { step, task }),
+            AnswerStatus::NotDealt => Some(ResultRefusal::NotDealt { step, task }),
+            AnswerStatus::Unknown => Some(ResultRefusal::NoSuchTask { step, task }),
         };
         if let Some(refusal) = refusal {
             self.keep_spent(computed);
@@ -79,11 +79,11 @@ impl Training {
         };
         round.add_compute(worker_id, compute);
         let size = match &answer {
-            Answer::Finite(result) => Some(Size::new(gradient_norm, &result.sums)),
+            Answer::Finite(result) => Some(ResultSize::new(gradient_norm, &result.sums)),
             Answer::NotFinite(_) => None,
         };
         // A gradient of no images at all is zero.
-        let usual = if expected > 0 { round.usual } else { Size { gradient_norm: 0.0, loss: 0.0 } };
+        let usual = if expected > 0 { round.usual } else { ResultSize { gradient_norm: 0.0, loss: 0.0 } };
         let is_usual = size.is_some_and(|size| size.is_within(&usual));
         if !is_usual {
             round.tasks.suspect(task);
@@ -145,7 +145,7 @@ impl Training {
         let expected = self.state.step;
         let Some(member) = self.roster.member_mut(worker_id) else { return };
         if !member.gives_owed(found) {
-            return self.refuse(now, worker_id, Refusal::Stale { expected, found });
+            return self.refuse(now, worker_id, ResultRefusal::Stale { expected, found });
         }
         if member.is_behind {
             member.answered(expected, now);
@@ -247,7 +247,7 @@ impl Training {
         let sums = result.sums;
         round.settle(task, worker_id, result);
         if let Some((identity, gradient_norm)) = measured {
-            self.note_size(kind, &identity, Size::new(gradient_norm, &sums), sums.n_samples);
+            self.note_size(kind, &identity, ResultSize::new(gradient_norm, &sums), sums.n_samples);
         }
         if by == Winner::Coordinator {
             self.add_class(self.rules.own_class.clone());
@@ -265,7 +265,7 @@ impl Training {
     }
 
     /// Takes note of how large a result is that counts, by a worker of an identity. One of no images says nothing.
-    fn note_size(&mut self, kind: TaskKind, identity: &Identity, size: Size, n_samples: u64) {
+    fn note_size(&mut self, kind: TaskKind, identity: &Identity, size: ResultSize, n_samples: u64) {
         let sizes = match kind {
             TaskKind::Shard => &mut self.shard_sizes,
             TaskKind::Batch => &mut self.batch_sizes,

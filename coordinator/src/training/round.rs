@@ -7,11 +7,11 @@ use engine::shard::ShardResult;
 use engine::sums::Sums;
 
 use super::action::Work;
-use super::assign::Tasks;
+use super::assign::RoundTasks;
 use super::reduce::Reduction;
 use super::roster::{Roster, WorkerId};
 use super::schedule::SchedulePosition;
-use super::size::{Size, Sizes};
+use super::size::{ResultSize, Sizes};
 
 /// Tasks that have to be settled before the run goes on.
 #[derive(Debug)]
@@ -19,13 +19,13 @@ pub struct Round {
     /// What they are.
     pub kind: RoundKind,
     /// Who computes what.
-    pub tasks: Tasks,
+    pub tasks: RoundTasks,
     /// When it began.
     pub begun: Duration,
     /// After how long a task is late.
     pub late_after: Duration,
     /// Up to where a result is usual.
-    pub usual: Size,
+    pub usual: ResultSize,
     /// Whether there is a task that wants another worker, and none for it.
     pub is_short: bool,
     /// When something is late next, or has waited for too long.
@@ -64,16 +64,16 @@ impl Round {
     /// A step, none of whose shards is dealt.
     pub fn of_step(position: SchedulePosition, n_shards: u32, is_audited: impl Fn(u32) -> bool) -> Self {
         let kind = RoundKind::Step { position, reduction: Reduction::new(n_shards), computed: BTreeMap::new() };
-        Self::new(kind, Tasks::new(n_shards, is_audited))
+        Self::new(kind, RoundTasks::new(n_shards, is_audited))
     }
 
     /// A validation, none of whose batches is dealt.
     pub fn of_validation(n_batches: u32, is_audited: impl Fn(u32) -> bool) -> Self {
         let kind = RoundKind::Validation { results: vec![Sums::default(); n_batches as usize] };
-        Self::new(kind, Tasks::new(n_batches, is_audited))
+        Self::new(kind, RoundTasks::new(n_batches, is_audited))
     }
 
-    fn new(kind: RoundKind, tasks: Tasks) -> Self {
+    fn new(kind: RoundKind, tasks: RoundTasks) -> Self {
         let (begun, late_after, deadline) = (Duration::ZERO, Duration::ZERO, None);
         Self { kind, tasks, begun, late_after, usual: Sizes::default().begin_round(), is_short: false, deadline }
     }

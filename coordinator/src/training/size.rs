@@ -14,14 +14,14 @@ const FIRST_LIMIT: f64 = 1e6;
 
 /// How large a result is, for each image that it is of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Size {
+pub struct ResultSize {
     /// Euclidean norm of the gradient.
     pub gradient_norm: f64,
     /// Loss.
     pub loss: f64,
 }
 
-impl Size {
+impl ResultSize {
     /// The size of a result with a gradient of this norm. Where there are no images, there is nothing to be divided.
     #[expect(clippy::cast_precision_loss, reason = "counts of images are far below 2^53")]
     pub fn new(gradient_norm: f64, sums: &Sums) -> Self {
@@ -44,26 +44,26 @@ pub struct Sizes {
 
 impl Sizes {
     /// A round begins; gives what is usual in it.
-    pub fn begin_round(&mut self) -> Size {
+    pub fn begin_round(&mut self) -> ResultSize {
         self.gradient_norms.begin_round();
         self.losses.begin_round();
         self.limit()
     }
 
     /// Takes note of the size of a result that counts, by a worker of an identity.
-    pub fn note(&mut self, identity: &Identity, size: Size) {
+    pub fn note(&mut self, identity: &Identity, size: ResultSize) {
         self.gradient_norms.note(identity, size.gradient_norm);
         self.losses.note(identity, size.loss);
     }
 
     /// Up to where a result is usual: median + 64 · MAD, the median absolute deviation from the median, of the results of the
     /// identity in the middle, for both numbers.
-    fn limit(&self) -> Size {
+    fn limit(&self) -> ResultSize {
         let limit = |recent: &Usual<f64>| {
             let limit = |middle: f64, deviation: f64| middle + N_DEVIATIONS * deviation.max(middle / 8.0);
             recent.limit(limit).unwrap_or(FIRST_LIMIT)
         };
-        Size { gradient_norm: limit(&self.gradient_norms), loss: limit(&self.losses) }
+        ResultSize { gradient_norm: limit(&self.gradient_norms), loss: limit(&self.losses) }
     }
 }
 
@@ -76,11 +76,11 @@ mod tests {
         let check = |norms: &[f64], expected: f64| {
             let (mut sizes, one) = (Sizes::default(), Identity::new("one"));
             for &gradient_norm in norms {
-                sizes.note(&one, Size { gradient_norm, loss: 0.5 });
+                sizes.note(&one, ResultSize { gradient_norm, loss: 0.5 });
             }
             let limit = sizes.limit();
             assert!((limit.gradient_norm - expected).abs() < 1e-9 * expected, "{limit:?}, expected {expected}");
-            let is_within = |gradient_norm| Size { gradient_norm, loss: 0.5 }.is_within(&limit);
+            let is_within = |gradient_norm| ResultSize { gradient_norm, loss: 0.5 }.is_within(&limit);
             assert!(is_within(expected) && !is_within(1.001 * expected) && !is_within(f64::INFINITY));
         };
         check(&[], 1e6);
@@ -98,22 +98,22 @@ mod tests {
             let (mut limit, mut pushed) = (sizes.begin_round(), 2.0);
             for _ in 0..1_000 {
                 for identity in &names[..n_honest] {
-                    sizes.note(identity, Size { gradient_norm: 2.0, loss: 0.5 });
+                    sizes.note(identity, ResultSize { gradient_norm: 2.0, loss: 0.5 });
                 }
                 // As large as goes.
                 for _ in 0..4 {
-                    sizes.note(&names[2], Size { gradient_norm: pushed, loss: 0.5 });
+                    sizes.note(&names[2], ResultSize { gradient_norm: pushed, loss: 0.5 });
                 }
                 limit = sizes.begin_round();
                 pushed = limit.gradient_norm.min(1e30);
             }
             limit
         };
-        assert_eq!(push(2), Size { gradient_norm: 18.0, loss: 4.5 }, "against two others");
+        assert_eq!(push(2), ResultSize { gradient_norm: 18.0, loss: 4.5 }, "against two others");
         let mut sizes = Sizes::default();
         for gradient_norm in [2.0, 18.0, 162.0] {
             for _ in 0..64 {
-                sizes.note(&names[2], Size { gradient_norm, loss: 0.5 });
+                sizes.note(&names[2], ResultSize { gradient_norm, loss: 0.5 });
             }
         }
         assert!(sizes.begin_round().gradient_norm > 100.0, "alone, it moves it");
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn size_is_normalized_per_sample() {
         let sums = |n_samples| Sums { loss_sum: 6.0, n_samples, ..Sums::default() };
-        assert_eq!(Size::new(12.0, &sums(4)), Size { gradient_norm: 3.0, loss: 1.5 });
-        assert_eq!(Size::new(12.0, &sums(0)), Size { gradient_norm: 12.0, loss: 6.0 });
-        let limit = Size { gradient_norm: 3.0, loss: 1.0 };
-        assert!(!Size::new(12.0, &sums(4)).is_within(&limit), "its loss is beyond");
+        assert_eq!(ResultSize::new(12.0, &sums(4)), ResultSize { gradient_norm: 3.0, loss: 1.5 });
+        assert_eq!(ResultSize::new(12.0, &sums(0)), ResultSize { gradient_norm: 12.0, loss: 6.0 });
+        let limit = ResultSize { gradient_norm: 3.0, loss: 1.0 };
+        assert!(!ResultSize::new(12.0, &sums(4)).is_within(&limit), "its loss is beyond");
     }
 }

@@ -35,14 +35,14 @@ pub struct TrainerStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimated_remaining_seconds: Option<u32>,
     /// The newest values.
-    pub metrics: Vec<Metric>,
+    pub metrics: Vec<TrainerMetric>,
     /// When this was so: RFC 3339, in UTC.
     pub last_updated_time: String,
 }
 
 /// A metric.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Metric {
+pub struct TrainerMetric {
     /// Its name.
     pub name: String,
     /// Its value, never empty.
@@ -99,8 +99,8 @@ impl Progress {
     }
 
     /// The metrics that are known, under the names of `steps.jsonl` and `history.jsonl` where they are in these.
-    fn metrics(&self) -> Vec<Metric> {
-        let count = |name: &str, value: u64| Metric { name: name.to_owned(), value: value.to_string() };
+    fn metrics(&self) -> Vec<TrainerMetric> {
+        let count = |name: &str, value: u64| TrainerMetric { name: name.to_owned(), value: value.to_string() };
         let mut metrics = vec![count("current_step", self.step), count("total_steps", self.n_steps)];
         if let Some(record) = &self.last_step {
             metrics.push(count("current_epoch", record.epoch.into()));
@@ -111,7 +111,7 @@ impl Progress {
         let last_epoch = self.last_epoch.iter().flat_map(EpochRecord::figures);
         // A number that is not finite ends the run with an error that says more than a metric.
         let figures = last_step.chain(last_epoch).chain(rate).filter(|(_, value)| value.is_finite());
-        metrics.extend(figures.map(|(name, value)| Metric { name, value: value.to_string() }));
+        metrics.extend(figures.map(|(name, value)| TrainerMetric { name, value: value.to_string() }));
         metrics
     }
 }

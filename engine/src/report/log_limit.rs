@@ -11,10 +11,10 @@ use tracing::{Event, Subscriber, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::bucket::{Bucket, Rate};
+use crate::bucket::{Bucket, BucketRate};
 
 /// Lines of a kind: at once, as when many workers join, and each second from then on.
-const RATE: Rate = Rate { n_max: 100, per_second: 10 };
+const RATE: BucketRate = BucketRate { n_max: 100, per_second: 10 };
 /// A line with one of these fields is about a peer, which can cause it as often as it likes.
 const PEER_FIELDS: [&str; 2] = ["peer", "worker"];
 

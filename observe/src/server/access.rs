@@ -65,33 +65,33 @@ impl Access {
         Ok(Self { token: Some(Token(token.into())), ..self })
     }
 
-    fn check(&self, request: &Request) -> Result<(), Refusal> {
+    fn check(&self, request: &Request) -> Result<(), RequestRefusal> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Refusal::Method);
+            return Err(RequestRefusal::Method);
         }
         let headers = request.headers();
         let length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
         if length || headers.contains_key(header::TRANSFER_ENCODING) {
-            return Err(Refusal::Body);
+            return Err(RequestRefusal::Body);
         }
         // A probe calls a server by its address, has no token, and learns nothing else.
         if matches!(request.uri().path(), "/healthz" | "/readyz") {
             return Ok(());
         }
-        let host = single(headers, &header::HOST).ok_or(Refusal::Host)?;
+        let host = single(headers, &header::HOST).ok_or(RequestRefusal::Host)?;
         let is_called_otherwise = request.uri().authority().is_some_and(|called| called.as_str() != host);
         // The token protects where there is one: a page of another name has no password of this one's in the browser.
         if is_called_otherwise || self.token.is_none() && !self.names.allow(host) {
-            return Err(Refusal::Host);
+            return Err(RequestRefusal::Host);
         }
         if headers.contains_key(header::ORIGIN)
             && !single(headers, &header::ORIGIN).is_some_and(|origin| is_of(origin, host))
         {
-            return Err(Refusal::Origin);
+            return Err(RequestRefusal::Origin);
         }
         match &self.token {
             Some(token) if !single(headers, &header::AUTHORIZATION).is_some_and(|given| token.is_in(given)) => {
-                Err(Refusal::Token)
+                Err(RequestRefusal::Token)
             }
             Some(_) | None => Ok(()),
         }
@@ -160,7 +160,7 @@ fn is_of(origin: &str, host: &str) -> bool {
 
 /// Why a request is not answered.
 #[derive(Clone, Copy, Debug)]
-enum Refusal {
+enum RequestRefusal {
     Method,
     Body,
     Host,
@@ -168,7 +168,7 @@ enum Refusal {
     Token,
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for RequestRefusal {
     fn into_response(self) -> Response {
         let (status, text, header) = match self {
             Self::Method => {

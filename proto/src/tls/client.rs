@@ -34,7 +34,7 @@ impl Client {
 
 /// Why a connection came to nothing that another attempt would not get either.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum TlsRefusal {
     /// The other side does not accept this one's certificate.
     OwnCertificate(OwnFault),
     /// The other side's certificate is not accepted, and why.
@@ -67,7 +67,7 @@ const CERTIFICATE_ALERTS: [AlertDescription; 9] = [
     AlertDescription::DecryptError,
 ];
 
-impl Refusal {
+impl TlsRefusal {
     /// The refusal among the causes of an error, if there is one.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut cause = Some(error);
@@ -121,7 +121,7 @@ impl OwnFault {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for TlsRefusal {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OwnCertificate(fault) => write!(out, "a refusal of the certificate: {fault:?}"),
