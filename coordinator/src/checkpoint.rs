@@ -10,6 +10,7 @@ use engine::early_stopping::BestEpoch;
 use engine::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
 use engine::params::{ParamLayout, little_endian, params_blake3, params_fingerprint};
 use engine::recipe::Recipe;
+use engine::report::RunFolder;
 use engine::sums::{COUNTS_MAX, Sums};
 use proto::limits::{OPTIMIZER_SLOTS_MAX, PARAMS_MAX};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -94,6 +95,14 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is whole, and says what this program does not know.
+    #[error("expected a checkpoint that this program can read, found {reason} in {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is not known.
+        reason: String,
+    },
 }
 
 impl Checksum {
@@ -162,7 +171,7 @@ impl RunFacts {
         let entries = [
             ("format", FORMAT.to_owned()),
             ("run_id", self.run_id.clone()),
-            ("architecture", self.recipe.task.clone()),
+            ("task", self.recipe.task.clone()),
             ("recipe", recipe),
             ("data_fingerprint", self.data_fingerprint.clone()),
             ("layout_fingerprint", self.layout.fingerprint().to_string()),
@@ -380,21 +389,36 @@ pub struct Newest {
     pub path: PathBuf,
     /// What it holds.
     pub checkpoint: Checkpoint,
-    /// Newer ones that are damaged.
+    /// Newer ones that cannot be used.
     pub skipped: Vec<CheckpointError>,
 }
 
 /// No checkpoint to go on from.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "expected a checkpoint to resume from in {}, found {}", folder.display(),
-    if damaged.is_empty() { "none".to_owned() } else { format!("only damaged ones: {}", damaged.join("; ")) }
-)]
+#[error("expected a checkpoint to resume from in {}, found {found}", folder.display())]
 pub struct NoCheckpoint {
     /// Where one was looked for.
     pub folder: PathBuf,
-    /// What is wrong with those that are there.
-    pub damaged: Vec<String>,
+    /// What is there, and what is wrong with it.
+    pub found: String,
+}
+
+impl NoCheckpoint {
+    fn new(folder: &Path, skipped: &[CheckpointError]) -> Self {
+        let reasons = skipped.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let found = if skipped.is_empty() {
+            "none".to_owned()
+        } else if skipped.iter().any(|error| matches!(error, CheckpointError::Unreadable { .. })) {
+            let description = folder.parent().and_then(RunFolder::read_description);
+            let version = description.and_then(|description| Some(description["version"].as_str()?.to_owned()));
+            let advice =
+                version.map_or(String::new(), |version| format!("; resume it with version {version}, which wrote it"));
+            format!("only ones that cannot be used: {reasons}{advice}")
+        } else {
+            format!("only damaged ones: {reasons}")
+        };
+        Self { folder: folder.to_owned(), found }
+    }
 }
 
 impl Checkpoints {
@@ -437,20 +461,23 @@ impl Checkpoints {
         remove_unfinished(&self.folder)
     }
 
-    /// The newest checkpoint that is whole.
+    /// The newest checkpoint that is whole and that can be used: `unreadable` gives the reason why one cannot.
     ///
     /// # Errors
     /// If there is none.
-    pub fn newest(&self) -> Result<Newest, NoCheckpoint> {
+    pub fn newest(&self, unreadable: impl Fn(&Checkpoint) -> Option<String>) -> Result<Newest, NoCheckpoint> {
         let mut skipped = Vec::new();
         for (_, path) in self.by_age() {
-            match Checkpoint::read(&path) {
+            let read = Checkpoint::read(&path).and_then(|checkpoint| match unreadable(&checkpoint) {
+                Some(reason) => Err(CheckpointError::Unreadable { path: path.clone(), reason }),
+                None => Ok(checkpoint),
+            });
+            match read {
                 Ok(checkpoint) => return Ok(Newest { path, checkpoint, skipped }),
                 Err(error) => skipped.push(error),
             }
         }
-        let damaged = skipped.iter().map(ToString::to_string).collect();
-        Err(NoCheckpoint { folder: self.folder.clone(), damaged })
+        Err(NoCheckpoint::new(&self.folder, &skipped))
     }
 
     /// Whether there is no checkpoint at all.
@@ -566,18 +593,41 @@ pub(crate) mod tests {
     fn newest_valid_checkpoint_is_found_and_damaged_are_reported() {
         let folder = folder();
         let mut checkpoints = Checkpoints::of(folder.path(), 9);
-        assert!(checkpoints.newest().expect_err("none").to_string().ends_with("found none"));
+        assert!(checkpoints.newest(|_| None).expect_err("none").to_string().ends_with("found none"));
         let paths = [9, 10, 11, 12].map(|step| checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written"));
         let mut bytes = std::fs::read(&paths[2]).expect("a file");
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         std::fs::write(&paths[2], &bytes).expect("it can be written");
         std::fs::write(&paths[3], &bytes[..middle]).expect("it can be written");
-        let newest = checkpoints.newest().expect("two are whole");
+        let newest = checkpoints.newest(|_| None).expect("two are whole");
         assert_eq!((newest.path, newest.checkpoint.state.step), (paths[1].clone(), 10));
         let reasons: Vec<String> = newest.skipped.iter().map(ToString::to_string).collect();
         assert!(reasons[1].contains("some bits are others"), "{reasons:?}");
         assert!(reasons[0].contains("expected a whole checkpoint, found"), "{reasons:?}");
+    }
+
+    /// The goal: what a newer version wrote last does not keep an older one from what it can read.
+    #[test]
+    fn checkpoint_that_cannot_be_read_is_passed_over() {
+        let folder = folder();
+        let mut checkpoints = Checkpoints::of(folder.path(), 9);
+        for step in [9, 10] {
+            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
+        }
+        let unreadable_from =
+            |step| move |found: &Checkpoint| (found.state.step >= step).then(|| "settings of another kind".to_owned());
+        let newest = checkpoints.newest(unreadable_from(10)).expect("one can be read");
+        assert_eq!(newest.checkpoint.state.step, 9);
+        let reason = newest.skipped[0].to_string();
+        assert!(reason.contains("can read, found settings of another kind in"), "{reason}");
+        let error = |checkpoints: &Checkpoints| checkpoints.newest(unreadable_from(9)).expect_err("none").to_string();
+        let text = error(&checkpoints);
+        assert!(text.contains("only ones that cannot be used: expected a checkpoint"), "{text}");
+        assert!(!text.contains("version"), "{text}");
+        std::fs::write(folder.path().join("run.json"), r#"{"version": "7.1.2"}"#).expect("a file");
+        let text = error(&checkpoints);
+        assert!(text.ends_with("; resume it with version 7.1.2, which wrote it"), "{text}");
     }
 
     #[test]
@@ -687,6 +737,6 @@ pub(crate) mod tests {
         checkpoints.save(&checkpoint(5, 0.0)).expect("it can be written");
         checkpoints.save(&checkpoint(6, 0.0)).expect("it can be written");
         assert_eq!(steps(&checkpoints), [40, 30, 6, 5]);
-        assert_eq!(checkpoints.newest().expect("two are whole").checkpoint.state.step, 6);
+        assert_eq!(checkpoints.newest(|_| None).expect("two are whole").checkpoint.state.step, 6);
     }
 }

@@ -42,7 +42,7 @@ impl Journal {
     pub fn open(run_folder: &Path, facts: RunFacts) -> Result<Self, WriteError> {
         let folder = run_folder.join(FOLDER);
         create_folder(&folder)?;
-        let next = Self::newest(run_folder).map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
+        let next = Self::newest(run_folder, |_| None).map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
         let open = |path: PathBuf| {
             let file = File::options().write(true).create(true).truncate(false).open(&path);
             file.map_err(WriteError::at(&path)).map(|file| JournalFile { path, file: Arc::new(file) })
@@ -84,12 +84,21 @@ impl Journal {
         paths.iter().all(|path| has_bytes(path)) || paths.iter().any(|path| Checkpoint::read(path).is_ok())
     }
 
-    /// The newest state in the journal of the run in a folder, if there is a whole one.
-    pub fn newest(run_folder: &Path) -> Option<(PathBuf, Checkpoint)> {
+    /// The newest state in the journal of the run in a folder, if there is a whole one that can be used: `unreadable` gives the
+    /// reason why one cannot.
+    pub fn newest(
+        run_folder: &Path,
+        unreadable: impl Fn(&Checkpoint) -> Option<String>,
+    ) -> Option<(PathBuf, Checkpoint)> {
         let paths = paths(run_folder);
         let read = |path: &PathBuf| Some((path.clone(), Checkpoint::read(path).ok()?));
         // One of them is not whole where a process has ended while it wrote.
         let newest = paths.iter().filter_map(read).max_by_key(|(_, checkpoint)| checkpoint.age());
+        let reason = newest.as_ref().and_then(|(_, checkpoint)| unreadable(checkpoint));
+        if let Some(reason) = reason {
+            warn!(folder = %run_folder.join(FOLDER).display(), reason, "journal skipped: this program cannot read it");
+            return None;
+        }
         if newest.is_none() && paths.iter().all(|path| has_bytes(path)) {
             warn!(folder = %run_folder.join(FOLDER).display(), "journal skipped: both of its files are damaged");
         }
@@ -124,7 +133,7 @@ mod tests {
     }
 
     fn newest_step(folder: &Path) -> Option<u64> {
-        Journal::newest(folder).map(|(_, checkpoint)| checkpoint.state.step)
+        Journal::newest(folder, |_| None).map(|(_, checkpoint)| checkpoint.state.step)
     }
 
     #[test]
@@ -135,7 +144,7 @@ mod tests {
         for step in 1..6 {
             write(folder, &checkpoint(step, 0.9));
             assert_eq!(newest_step(folder), Some(step));
-            let (path, written) = Journal::newest(folder).expect("a state");
+            let (path, written) = Journal::newest(folder, |_| None).expect("a state");
             assert_eq!(written, checkpoint(step, 0.9));
             let whole = std::fs::read(&path).expect("a file");
             for n_bytes in [0, 1, 1_000, whole.len() / 2, whole.len() - 1] {
@@ -161,6 +170,6 @@ mod tests {
         for state in [checkpoint(3, 0.0), validated.clone()] {
             write(folder.path(), &state);
         }
-        assert_eq!(Journal::newest(folder.path()).expect("a state").1, validated);
+        assert_eq!(Journal::newest(folder.path(), |_| None).expect("a state").1, validated);
     }
 }

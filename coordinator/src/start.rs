@@ -11,7 +11,7 @@ use engine::numerics;
 use engine::params::LayoutFingerprint;
 use engine::recipe::{Recipe, RecipeError};
 use engine::report::RunFolder;
-use engine::task::{AnyTask, OpenTask};
+use engine::task::{AnyTask, OpenTask, TaskError};
 use engine::training::initial_weights;
 use proto::v1::Encoding;
 use rustix::rand::GetRandomFlags;
@@ -186,7 +186,16 @@ impl RunPlan {
     fn resume(config: &Config, folder: Option<&Path>) -> anyhow::Result<Self> {
         let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
-        let (from, checkpoint) = newest_state(&path, config.n_checkpoints_kept).map_err(ResumeError::NoCheckpoint)?;
+        // Settings of another version. What else is wrong with them, or with the flags, is told of the one that is chosen.
+        let unreadable = |checkpoint: &Checkpoint| {
+            let Recipe { task, settings, .. } = &checkpoint.recipe;
+            match config.task.resume(task, settings) {
+                Err(error @ TaskError::Stored { .. }) => Some(error.to_string()),
+                Ok(_) | Err(_) => None,
+            }
+        };
+        let newest = newest_state(&path, config.n_checkpoints_kept, unreadable);
+        let (from, checkpoint) = newest.map_err(ResumeError::NoCheckpoint)?;
         let lock = lock.expect("a folder with a checkpoint is a folder");
         let Recipe { task: name, settings, .. } = &checkpoint.facts.recipe;
         let task = config
@@ -372,10 +381,14 @@ pub(crate) fn can_begin_again(folder: &Path, n_kept: usize) -> bool {
     is_ours && !has_bytes("history.jsonl") && !has("model.safetensors") && !has_state(folder, n_kept)
 }
 
-/// The newest state of a run that is whole, and where it is: a checkpoint, or what the journal has after it.
-fn newest_state(folder: &Path, n_kept: usize) -> Result<(PathBuf, Checkpoint), NoCheckpoint> {
-    let checkpoint = Checkpoints::of(folder, n_kept).newest();
-    let journaled = Journal::newest(folder);
+/// The newest state of a run that is whole and can be read, and where it is: a checkpoint, or what the journal has after it.
+fn newest_state(
+    folder: &Path,
+    n_kept: usize,
+    unreadable: impl Fn(&Checkpoint) -> Option<String>,
+) -> Result<(PathBuf, Checkpoint), NoCheckpoint> {
+    let checkpoint = Checkpoints::of(folder, n_kept).newest(&unreadable);
+    let journaled = Journal::newest(folder, &unreadable);
     match (checkpoint, journaled) {
         (Err(none), None) => Err(none),
         (Err(none), Some(journaled)) => {
@@ -474,6 +487,39 @@ mod tests {
         let config = config_of(flags).expect("a configuration");
         let plan = RunPlan::new(&config)?;
         plan.start(&config, &written.facts.data_fingerprint).map(|start| start.numerics)
+    }
+
+    /// The goal: a program goes on from what it can read, and says who wrote what it cannot.
+    #[test]
+    fn checkpoint_with_settings_of_another_version_is_passed_over() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut checkpoints = Checkpoints::of(folder.path(), 9);
+        let mut newer = checkpoint(10, 0.9);
+        newer.recipe.settings["colour"] = "grey".into();
+        for written in [&checkpoint(5, 0.9), &newer] {
+            checkpoints.save(written).expect("it can be written");
+        }
+        let run = folder.path().display().to_string();
+        let config = config_of(["coordinator", "--launch", "external", "--resume", &run]).expect("a configuration");
+        let plan = RunPlan::new(&config).expect("one can be read");
+        let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
+        assert_eq!(resumed.checkpoint.state.step, 5);
+        drop(plan);
+        // A journal of that version is passed over too.
+        Journal::open(folder.path()).expect("a journal").write(&newer).expect("it can be written");
+        let plan = RunPlan::new(&config).expect("one can be read");
+        let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
+        assert_eq!(resumed.checkpoint.state.step, 5);
+        drop(plan);
+        std::fs::remove_file(folder.path().join("checkpoints/step-00000005.safetensors")).expect("a file");
+        std::fs::write(folder.path().join("run.json"), r#"{"version": "7.1.2"}"#).expect("a file");
+        let error = RunPlan::new(&config).expect_err("none can be read");
+        assert_eq!(exit_code(&error), exit::DATA);
+        let text = error.to_string();
+        assert!(
+            text.contains("unknown field `colour`") && text.ends_with("with version 7.1.2, which wrote it"),
+            "{text}"
+        );
     }
 
     /// The goal: bits of two kinds never come into one run unnoticed.
