@@ -17,6 +17,7 @@ use crate::params::ParamLayout;
 use crate::reduce::average;
 use crate::sampler::{Order, Sampler};
 use crate::spec::{Defaults, TaskSpec};
+use crate::weights::PrefixMapping;
 
 pub use args::RecipeArgs;
 pub use error::RecipeError;
@@ -62,6 +63,9 @@ pub struct Recipe {
     /// Whether only some of them come from there.
     #[serde(default)]
     pub init_partial: bool,
+    /// Which names of the file are others in the network, if only some come from there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub init_map: Vec<PrefixMapping>,
 }
 
 impl Recipe {
@@ -89,6 +93,7 @@ impl Recipe {
             patience: NonZeroU32::new(args.patience.unwrap_or(defaults.patience)),
             init_from: args.init_from,
             init_partial: args.init_partial,
+            init_map: args.init_map,
         }
         .checked()?;
         recipe.check_layout(&spec.layout)?;
@@ -236,7 +241,8 @@ impl Recipe {
     /// Never: a recipe is numbers and words.
     pub fn to_json(&self) -> Vec<u8> {
         // Where a file of weights lies is nobody else's business.
-        serde_json::to_vec(&Self { init_from: None, ..self.clone() }).expect("a recipe is numbers and words")
+        let told = Self { init_from: None, init_map: Vec::new(), ..self.clone() };
+        serde_json::to_vec(&told).expect("a recipe is numbers and words")
     }
 
     /// Turns the sum of a step's gradients into what the optimizer applies: their average, clipped. Whether the average is finite.

@@ -97,7 +97,7 @@ pub fn initial_weights(recipe: &Recipe, task: &dyn AnyTask) -> Result<(Weights, 
         None => Ok((drawn()?, None)),
         Some(path) if recipe.init_partial => {
             let mut weights = drawn()?;
-            let n_copied = WeightsFile::read(path)?.copy_known(&spec.layout, &mut weights.params)?;
+            let n_copied = WeightsFile::read(path)?.copy_known(&spec.layout, &recipe.init_map, &mut weights.params)?;
             let n_tensors = spec.layout.entries().len();
             let others = if n_copied == n_tensors { "" } else { ", others drawn" };
             let text = format!("initial values: {n_copied} of {n_tensors} tensors from {}{others}", path.display());

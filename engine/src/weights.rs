@@ -1,5 +1,7 @@
 //! Parameters as `.safetensors` files in the published names and layouts, both ways.
 
+mod mapping;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +14,10 @@ use serde_json::Value;
 use crate::files::{WriteError, read_bounded, write_whole};
 use crate::params::{ParamEntry, ParamLayout, little_endian, params_blake3};
 use crate::spec::TaskSpec;
+
+pub use mapping::{PrefixMapping, PrefixMappingError};
+
+use mapping::Unmapped;
 
 /// Parameters with the network they belong to.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +35,9 @@ pub struct Weights {
 }
 
 /// The name of the task, in a file's metadata.
-const TASK_KEY: &str = "architecture";
+const TASK_KEY: &str = "task";
+/// Its older name, which is written too, for programs that read it.
+const OLDER_TASK_KEY: &str = "architecture";
 const SETTINGS_KEY: &str = "settings";
 const SETTINGS_HASH_KEY: &str = "settings_blake3";
 const EPOCH_KEY: &str = "epoch";
@@ -86,6 +94,31 @@ pub enum WeightsError {
         expected: String,
         /// The first few names found.
         found: String,
+    },
+    /// A mapping of names changes nothing.
+    #[error("expected {expected} for `--init-map {mapping}`, found {found} in {}; correct the mapping or leave it out", path.display())]
+    UnusedMapping {
+        /// The file.
+        path: PathBuf,
+        /// The mapping.
+        mapping: PrefixMapping,
+        /// What was looked for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// Two tensors of the file have one name in the network.
+    #[error(
+        "expected one tensor for {name}, found {} and {} in {}; leave one of them out by another --init-map", sources[0],
+        sources[1], path.display()
+    )]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// The network's name.
+        name: String,
+        /// The file's.
+        sources: [String; 2],
     },
     /// The file says two things.
     #[error("expected one network, found {tensors} by its tensors and `{metadata}` by its metadata in {}", path.display())]
@@ -177,6 +210,7 @@ impl Weights {
         let mut metadata = HashMap::from([
             ("format".to_owned(), "telar-weights-1".to_owned()),
             (TASK_KEY.to_owned(), self.task.clone()),
+            (OLDER_TASK_KEY.to_owned(), self.task.clone()),
             ("layout_fingerprint".to_owned(), layout.fingerprint().to_string()),
             (HASH_KEY.to_owned(), params_blake3(&self.params)),
         ]);
@@ -249,7 +283,7 @@ impl WeightsFile {
 
     /// The task named by its metadata, if it has any.
     pub fn task(&self) -> Option<&str> {
-        self.metadata.get(TASK_KEY).map(String::as_str)
+        self.metadata.get(TASK_KEY).or_else(|| self.metadata.get(OLDER_TASK_KEY)).map(String::as_str)
     }
 
     /// The task's settings, such as a `T` of the task's own type, if its metadata has them.
@@ -270,17 +304,33 @@ impl WeightsFile {
         self.metadata.get(EPOCH_KEY)?.parse().ok()
     }
 
-    /// Copies the tensors that a layout has too, by their names, over those of `params`, which are in layout order, and says how
-    /// many they are. The file may be of another network, and hold others.
+    /// Copies the tensors that a layout has too, by their names after the mappings, over those of `params`, which are in layout
+    /// order, and says how many they are. The file may be of another network, and hold others.
     ///
     /// # Errors
-    /// If there is none of them, or one has another shape or type, or values that are not finite.
-    pub fn copy_known(&self, layout: &ParamLayout, params: &mut [f32]) -> Result<usize, WeightsError> {
+    /// If there is none of them, a mapping changes nothing, or a tensor has another shape or type, or values that are not finite.
+    pub fn copy_known(
+        &self,
+        layout: &ParamLayout,
+        mappings: &[PrefixMapping],
+        params: &mut [f32],
+    ) -> Result<usize, WeightsError> {
         let (tensors, names) = (self.tensors(), self.names());
+        let known: Vec<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+        let sources = mapping::sources(&names, &known, mappings).map_err(|unmapped| {
+            let path = self.path.clone();
+            match unmapped {
+                Unmapped::Unused { mapping, expected, found } => {
+                    WeightsError::UnusedMapping { path, mapping, expected, found }
+                }
+                Unmapped::Twice { name, sources } => WeightsError::Ambiguous { path, name, sources },
+            }
+        })?;
         let mut n_copied = 0;
-        for entry in layout.entries().iter().filter(|entry| names.contains(&entry.name)) {
+        for entry in layout.entries() {
+            let Some(source) = sources.get(&entry.name) else { continue };
             let mut values = Vec::new();
-            append_tensor(&self.path, entry, &tensors, &mut values)?;
+            append_tensor(&self.path, source, entry, &tensors, &mut values)?;
             params[entry.range()].copy_from_slice(&values);
             n_copied += 1;
         }
@@ -299,12 +349,21 @@ impl WeightsFile {
     /// # Errors
     /// If it is of another task, or as [`WeightsFile::weights`].
     pub fn weights_of(&self, task: &str, layout: &Arc<ParamLayout>) -> Result<Weights, WeightsError> {
+        self.check_task(task)?;
+        self.weights(task, layout)
+    }
+
+    /// Whether its metadata names no other task.
+    ///
+    /// # Errors
+    /// If it does.
+    pub fn check_task(&self, task: &str) -> Result<(), WeightsError> {
         match self.task() {
             Some(found) if found != task => {
                 let (path, expected) = (self.path.clone(), task.to_owned());
                 Err(WeightsError::OtherNetwork { path, expected, found: found.to_owned() })
             }
-            Some(_) | None => self.weights(task, layout),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -321,7 +380,7 @@ impl WeightsFile {
         }
         let mut params = Vec::with_capacity(layout.n_params());
         for entry in layout.entries() {
-            append_tensor(path, entry, &tensors, &mut params)?;
+            append_tensor(path, &entry.name, entry, &tensors, &mut params)?;
         }
         if let Some(expected) = self.metadata.get(HASH_KEY) {
             let found = params_blake3(&params);
@@ -356,24 +415,29 @@ fn first_names(mut names: impl Iterator<Item = String>) -> String {
     format!("{}{}", first.join(", "), if names.next().is_some() { ", …" } else { "" })
 }
 
+/// Appends the values of the file's tensor of this name, which has to be as the network has the entry.
 fn append_tensor(
     path: &Path,
+    name: &str,
     entry: &ParamEntry,
     tensors: &SafeTensors,
     params: &mut Vec<f32>,
 ) -> Result<(), WeightsError> {
-    let expected = || format!("F32 {:?}", entry.shape);
-    let other =
-        |found| WeightsError::Tensor { path: path.to_owned(), name: entry.name.clone(), expected: expected(), found };
-    let tensor = tensors.tensor(&entry.name).map_err(|_| other("no such tensor".to_owned()))?;
+    let shape = format!("F32 {:?}", entry.shape);
+    let other = |found| {
+        let place = if name == entry.name { String::new() } else { format!(" for {}", entry.name) };
+        let expected = format!("{shape}{place}");
+        WeightsError::Tensor { path: path.to_owned(), name: name.to_owned(), expected, found }
+    };
+    let tensor = tensors.tensor(name).map_err(|_| other("no such tensor".to_owned()))?;
     let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-    if found != expected() {
+    if found != shape {
         return Err(other(found));
     }
     for (position, bytes) in tensor.data().as_chunks::<4>().0.iter().enumerate() {
         let value = f32::from_le_bytes(*bytes);
         if !value.is_finite() {
-            return Err(WeightsError::NotFinite { path: path.to_owned(), name: entry.name.clone(), position, value });
+            return Err(WeightsError::NotFinite { path: path.to_owned(), name: name.to_owned(), position, value });
         }
         params.push(value);
     }
@@ -396,12 +460,14 @@ mod tests {
         let weights =
             Weights { task: "pair".to_owned(), settings, layout: encoder_and_decoder, params, epoch: Some(3) };
         let file = WeightsFile::from_bytes(Path::new("w.safetensors"), weights.to_bytes()).expect("a whole file");
-        let copied = |tensors| {
+        let copied_by = |tensors, mappings: &[&str]| {
             let layout = layout(tensors);
             let mut params = vec![0.0; layout.n_params()];
-            let copied = file.copy_known(&layout, &mut params).map_err(|error| error.to_string());
+            let mappings: Vec<PrefixMapping> = mappings.iter().map(|text| text.parse().expect("a mapping")).collect();
+            let copied = file.copy_known(&layout, &mappings, &mut params).map_err(|error| error.to_string());
             copied.map(|n_copied| (n_copied, params))
         };
+        let copied = |tensors| copied_by(tensors, &[]);
         assert_eq!(weights.to_bytes(), weights.to_bytes(), "equal weights give equal files");
         assert_eq!(file.weights_of("pair", &weights.layout).expect("the same network"), weights);
         let found = copied(&[("head.weight", &[2]), ("encoder.weight", &[2, 2])]);
@@ -410,5 +476,27 @@ mod tests {
         assert!(error.contains("expected encoder.weight as F32 [4], found F32 [2, 2]"), "{error}");
         let error = copied(&[("head.weight", &[2])]).expect_err("no tensor of the network");
         assert!(error.contains("tensors head.weight, found only decoder.weight, encoder.weight in w.saf"), "{error}");
+        let elsewhere: &[(&str, &[usize])] = &[("net.encoder.weight", &[2, 2])];
+        let found = copied_by(elsewhere, &["encoder=net.encoder"]);
+        assert_eq!(found, Ok((1, vec![1.0, 2.0, 3.0, 4.0])));
+        let check = |tensors, mapping: &str, part: &str| {
+            let error = copied_by(tensors, &[mapping]).expect_err(part);
+            assert!(error.contains(part), "{error}");
+        };
+        check(
+            elsewhere,
+            "enc=net",
+            "expected tensors below enc for `--init-map enc=net`, found decoder, encoder in w.safetensors; correct",
+        );
+        check(
+            &[("decoder.weight", &[3])],
+            "encoder=decoder",
+            "found decoder.weight and encoder.weight in w.safetensors",
+        );
+        check(
+            &[("net.encoder.weight", &[4])],
+            "encoder=net.encoder",
+            "expected encoder.weight as F32 [4] for net.encoder.weight, found F32 [2, 2]",
+        );
     }
 }

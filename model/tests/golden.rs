@@ -85,6 +85,7 @@ impl Golden {
             patience: None,
             init_from: None,
             init_partial: false,
+            init_map: Vec::new(),
         }
     }
 }

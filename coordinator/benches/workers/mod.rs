@@ -34,6 +34,7 @@ pub fn training(params: Vec<f32>, n_workers: u32) -> Training {
         patience: None,
         init_from: None,
         init_partial: false,
+        init_map: Vec::new(),
     };
     let state = State::new(&recipe, Rounding::None, params);
     let rules = Rules {

@@ -33,6 +33,7 @@ pub(crate) fn recipe(text: &str) -> Recipe {
         patience: None,
         init_from: None,
         init_partial: false,
+        init_map: Vec::new(),
     }
 }
 

@@ -183,5 +183,6 @@ fn draw_recipe(rng: &mut SimRng) -> Recipe {
         patience: None,
         init_from: None,
         init_partial: false,
+        init_map: Vec::new(),
     }
 }

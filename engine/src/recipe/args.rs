@@ -7,6 +7,7 @@ use clap::Args;
 use super::error::RecipeError;
 use crate::optimizer::{Adam, Decay, Optimizer, Rule, RuleName, Sgd};
 use crate::spec::Defaults;
+use crate::weights::PrefixMapping;
 
 /// The flags of a recipe as they were typed. What is left out is as the task has it, or for a run that is resumed as it was.
 #[derive(Args, Clone, Debug, Default)]
@@ -71,6 +72,10 @@ pub struct RecipeArgs {
     /// Take from the file of --init-from the tensors that the network has too, by their names, and draw the others
     #[arg(long, env = "TELAR_INIT_PARTIAL", requires = "init_from")]
     pub init_partial: bool,
+    /// With --init-partial: tensors whose names in the file begin with FROM are those of the network that begin with TO, such as
+    /// encoder=net.encoder; either may be empty. Several with commas, or by giving it several times
+    #[arg(long, env = "TELAR_INIT_MAP", value_name = "FROM=TO", value_delimiter = ',', requires = "init_partial")]
+    pub init_map: Vec<PrefixMapping>,
 }
 
 /// The optimizer that the flags name.
