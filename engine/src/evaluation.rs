@@ -2,14 +2,23 @@
 
 use crate::data::Split;
 use crate::sampler::n_batches;
-use crate::sums::Sums;
+use crate::sums::{ImpossibleCount, Sums, check_counts};
 use crate::task::{Evaluator, OpenTask};
 
 /// Sums over a whole split. Those of all its batches, added in this order, are these in every bit, whoever computes which.
-pub fn evaluate(task: &dyn OpenTask, evaluator: &dyn Evaluator, split: Split) -> Sums {
+///
+/// # Errors
+/// If the task's counts of a batch are impossible.
+pub fn evaluate(task: &dyn OpenTask, evaluator: &dyn Evaluator, split: Split) -> Result<Sums, ImpossibleCount> {
+    let spec = task.spec();
     let mut total = Sums::default();
-    for batch in 0..n_batches(task.n_samples(split), task.spec().evaluation_batch) {
-        total.add(evaluator.evaluate_batch(split, batch));
+    for batch in 0..n_batches(task.n_samples(split), spec.evaluation_batch) {
+        let sums = evaluator.evaluate_batch(split, batch);
+        check_counts(spec.metrics, &sums, || match split {
+            Split::Valid => format!("validation batch {batch}"),
+            Split::Train | Split::Test => format!("{split} batch {batch}"),
+        })?;
+        total.add(sums);
     }
-    total
+    Ok(total)
 }

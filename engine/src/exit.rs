@@ -38,7 +38,11 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(if matches!(error, BackendError::NoDevice { .. }) { UNAVAILABLE } else { CONFIGURATION });
     }
     if let Some(error) = cause.downcast_ref::<TrainingError>() {
-        return Some(if matches!(error, TrainingError::Write(_)) { CANNOT_WRITE } else { DIVERGED });
+        return Some(match error {
+            TrainingError::Diverged { .. } => DIVERGED,
+            TrainingError::Count(_) => INTERNAL,
+            TrainingError::Write(_) => CANNOT_WRITE,
+        });
     }
     if let Some(TaskError::Data { source, .. }) = cause.downcast_ref() {
         return Some(source.exit_code());

@@ -45,7 +45,7 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
     const NAME: &'static str;
     /// What it is, in a few words, for `--help`.
     const ABOUT: &'static str = "";
-    /// Figures beside the loss; the first [`Loss::counts`] belong to them, in this order.
+    /// Figures beside the loss; the first [`Loss::counts`] belong to those that have one, in this order.
     const METRICS: &'static [Metric] = &[];
     /// What a sample is called in messages and files, in the plural: `images` gives `images_per_second`.
     const SAMPLES: &'static str = "samples";

@@ -17,7 +17,7 @@ use events::{EpochRecord, StepRecord};
 
 use crate::report::{epoch_record, step_record};
 use crate::shard::ShardResult;
-use crate::sums::Sums;
+use crate::sums::{ImpossibleCount, Sums, check_counts};
 use crate::task::{AnyTask, Evaluator, OpenTask};
 use crate::weights::{Weights, WeightsError, WeightsFile};
 
@@ -69,6 +69,9 @@ pub enum TrainingError {
         /// The learning rate, before any schedule.
         learning_rate: f32,
     },
+    /// The task counts what cannot be, for which a coordinator evicts each of its workers.
+    #[error("{0}; the task's `loss` counts wrongly")]
+    Count(#[from] ImpossibleCount),
     /// What listens could not write.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -153,6 +156,7 @@ pub fn train(
                 let sums = replica.shard_result(key, samples, &mut gradient_sum);
                 let result = ShardResult { gradient_sum, sums };
                 check_finite(&result, key, recipe)?;
+                check_counts(spec.metrics, &sums, || format!("shard {shard}"))?;
                 results.push(result);
             }
             let total = reduce(&mut results);
@@ -180,7 +184,7 @@ pub fn train(
         let seconds_training = epoch_begun.elapsed();
         let weights = Weights::new(spec, replica.params().to_vec());
         let evaluator = Arc::clone(task).evaluator(&weights.params, device);
-        let validation = evaluate(&**task, &*evaluator, Split::Valid);
+        let validation = evaluate(&**task, &*evaluator, Split::Valid)?;
         if !validation.loss_sum.is_finite() {
             return Err(diverged(n_steps, epoch, "validation loss".to_owned(), recipe));
         }

@@ -11,7 +11,7 @@ use coordinator::training::{
 };
 use engine::recipe::{Recipe, RecipeArgs};
 use engine::shard::ShardResult;
-use engine::sums::{Metric, Sums, Whole};
+use engine::sums::{Metric, Sums};
 use model::arch::Architecture;
 use model::data::PLAIN_NAMES;
 use model::task::{book_task, tasks};
@@ -100,7 +100,7 @@ impl Run {
             n_train: 16,
             n_valid: 4,
             evaluation_batch: 500,
-            metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
+            metrics: const { &[Metric::share_of_parts("rounded_accuracy", 784)] },
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Steps(1),
             heartbeat_timeout: Duration::from_secs(2),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use engine::sums::{Metric, Sums, impossible_metric};
+use engine::sums::{self, Metric, Sums};
 use events::RunEvent;
 
 use super::Training;
@@ -319,10 +319,5 @@ fn check_counts(sums: &Sums, metrics: &[Metric], expected: u64, task: impl Fn() 
     if sums.n_samples != expected {
         return Err(format!("expected {expected} samples in {}, found {}", task(), sums.n_samples));
     }
-    match impossible_metric(metrics, sums) {
-        None => Ok(()),
-        Some((name, count, whole)) => {
-            Err(format!("expected a count of at most {whole} for {name} in {}, found {count}", task()))
-        }
-    }
+    sums::check_counts(metrics, sums, task).map_err(|impossible| impossible.to_string())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use engine::optimizer::{LrSchedule, Optimizer};
 use engine::recipe::Recipe;
 use engine::shard::ShardResult;
-use engine::sums::{Metric, Sums, Whole, counts};
+use engine::sums::{Metric, Sums, counts};
 
 use super::*;
 
@@ -59,7 +59,7 @@ impl Run {
             n_train: 10,
             n_valid: 501,
             evaluation_batch: 500,
-            metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
+            metrics: const { &[Metric::share_of_parts("rounded_accuracy", 784)] },
             rounding: Rounding::None,
             checkpoint_every: CheckpointEvery::Epoch,
             heartbeat_timeout: SILENCE_MAX,

@@ -7,7 +7,7 @@ use coordinator::config::{HashSteps, JournalSteps};
 use coordinator::training::{AfterStop, AuditSecret, CheckpointEvery, Rounding, Rules, State};
 use engine::optimizer::{Adam, Decay, LrSchedule, Optimizer, Rule};
 use engine::recipe::Recipe;
-use engine::sums::{Metric, Whole};
+use engine::sums::Metric;
 
 use super::network::Network;
 use super::sim_rng::SimRng;
@@ -70,7 +70,7 @@ impl Plan {
             n_train: recipe.batch_size.get() * rng.count(1..=8) - rng.count(0..=recipe.batch_size.get() - 1),
             n_valid: rng.count(1..=1501),
             evaluation_batch: 500,
-            metrics: &[Metric { name: "rounded_accuracy", of: Whole::Samples(784) }],
+            metrics: const { &[Metric::share_of_parts("rounded_accuracy", 784)] },
             rounding,
             checkpoint_every: match rng.number(0..=5) {
                 0 | 1 => CheckpointEvery::Epoch,

@@ -14,7 +14,7 @@ use crate::params::{LayoutError, ParamLayout, load, view, with_initial_values};
 use crate::random::{ShardKey, lock_generator};
 use crate::sampler::{batch_samples, n_batches};
 use crate::spec::TaskSpec;
-use crate::sums::{COUNTS_MAX, Sums, Whole};
+use crate::sums::{COUNTS_MAX, Sums};
 
 /// A task whose settings are complete.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub(super) fn erase<T: Task>(task: T) -> Result<Arc<Erased<T>>, TaskError> {
         assert!(T::METRICS.len() <= COUNTS_MAX, "a task has at most eight metrics");
         let mut position = 0;
         while position < T::METRICS.len() {
-            if let Whole::Count(count) = T::METRICS[position].of {
+            if let Some(count) = T::METRICS[position].whole_position() {
                 assert!(count < COUNTS_MAX, "a task has at most eight counts");
             }
             position += 1;

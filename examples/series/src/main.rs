@@ -21,6 +21,8 @@ const N_SENSORS: u16 = 28;
 const N_STEPS: std::ops::RangeInclusive<u16> = 12..=60;
 /// A reading that is off by less counts as close. Readings are from 0 to 1.
 const CLOSE: f32 = 0.05;
+/// How far a reading is off in the mean. None is off by more than 1.
+const ABSOLUTE_ERROR: Metric = Metric::mean_of_count("absolute_error", 2, 1.0);
 
 fn main() -> ExitCode {
     telar::main(Series::default())
@@ -89,7 +91,7 @@ struct Series {}
 impl Task for Series {
     const NAME: &'static str = "series";
     const ABOUT: &'static str = "The recurrent autoencoder on time series of 12 to 60 steps";
-    const METRICS: &'static [Metric] = &[Metric::share_of_count("close", 1)];
+    const METRICS: &'static [Metric] = &[Metric::share_of_count("close", 2), ABSOLUTE_ERROR];
     const SAMPLES: &'static str = "series";
     type Network = Network;
     type Data = Waves;
@@ -112,15 +114,17 @@ impl Task for Series {
         for series in &batch {
             by_length.entry(series.len()).or_default().extend(series);
         }
-        let (mut loss, mut n_close) = (Tensor::<1>::zeros([1], context.device()), 0);
+        let (mut loss, mut n_close, mut absolute) = (Tensor::<1>::zeros([1], context.device()), 0, 0);
         for (length, values) in by_length {
             let (n_series, n_sensors) = (values.len() / length, usize::from(N_SENSORS));
             let series = TensorData::new(values, [n_series, length / n_sensors, n_sensors]);
             let series = Tensor::<3>::from_data(series, context.device());
             let errors = sigmoid(network.logits(series.clone())) - series;
-            n_close += errors.clone().abs().lower_elem(CLOSE).int().sum().into_data().iter::<u64>().sum::<u64>();
+            let distances = errors.clone().abs().into_data();
+            n_close += distances.iter::<f32>().map(|distance| u64::from(distance < CLOSE)).sum::<u64>();
+            absolute += ABSOLUTE_ERROR.count(distances.iter::<f32>());
             loss = loss + errors.powi_scalar(2).sum().div_scalar(u32::try_from(length).expect("at most 60 steps"));
         }
-        Loss::sum(loss).counts([n_close, batch.iter().map(|series| series.len() as u64).sum()])
+        Loss::sum(loss).counts([n_close, absolute, batch.iter().map(|series| series.len() as u64).sum()])
     }
 }
