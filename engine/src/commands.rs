@@ -3,7 +3,7 @@
 mod evaluate;
 mod train;
 
-pub use evaluate::{EvaluateArgs, evaluate, report_evaluation};
+pub use evaluate::{EvaluateArgs, TrainedArgs, evaluate, report_evaluation};
 pub use train::{TrainArgs, train};
 
 /// Why a command ended before its time.

@@ -13,7 +13,7 @@ use super::erased::{erase, read};
 use super::{AnyTask, BoxError, Task};
 use crate::data::DataError;
 use crate::params::LayoutError;
-use crate::spec::Defaults;
+use crate::spec::{Defaults, TaskSpec};
 
 /// A task that cannot be trained.
 #[derive(Debug, thiserror::Error)]
@@ -328,6 +328,17 @@ fn shown_flag(arg: &Arg) -> String {
     arg.get_long().map_or_else(|| arg.get_id().to_string(), |long| format!("--{long}"))
 }
 
+/// A setting as it is typed.
+fn shown_setting(arg: &Arg, value: &Value) -> String {
+    let flag = shown_flag(arg);
+    match value {
+        Value::Null | Value::Bool(false) => format!("no {flag}"),
+        Value::Bool(true) => flag,
+        Value::String(text) => format!("{flag} {text}"),
+        other => format!("{flag} {other}"),
+    }
+}
+
 /// What a command line says of the task: perhaps which, and some of its settings.
 #[derive(Clone, Debug)]
 pub struct TaskChoice {
@@ -372,15 +383,9 @@ impl TaskChoice {
         // As it would be stored, where numbers may have lost a digit.
         let wished = self.tasks.build(name, &wished)?;
         for arg in said {
-            let (key, flag) = (arg.get_id().as_str(), shown_flag(arg));
+            let key = arg.get_id().as_str();
             if wished.spec().settings[key] != settings[key] {
-                let words = |value: &Value| match value {
-                    Value::Null | Value::Bool(false) => format!("no {flag}"),
-                    Value::Bool(true) => flag.clone(),
-                    Value::String(text) => format!("{flag} {text}"),
-                    other => format!("{flag} {other}"),
-                };
-                return Ok(Err([words(&settings[key]), words(&found[key])]));
+                return Ok(Err([&settings[key], &found[key]].map(|value| shown_setting(arg, value))));
             }
         }
         self.tasks.build(name, settings).map(Ok)
@@ -400,6 +405,14 @@ impl TaskChoice {
             // That the file is of another task is told when it is read.
             Some(_) | None => self.build(),
         }
+    }
+
+    /// A task's settings as they are typed; empty if none is.
+    pub fn flags_of(&self, spec: &TaskSpec) -> String {
+        let args = self.tasks.entries.iter().filter(|entry| entry.name == spec.name).flat_map(|entry| &entry.args);
+        let settings = args.map(|arg| (arg, &spec.settings[arg.get_id().as_str()]));
+        let typed = settings.filter(|(_, value)| !value.is_null() && *value != false);
+        typed.map(|(arg, value)| shown_setting(arg, value)).collect::<Vec<_>>().join(" ")
     }
 
     /// The flags of a task that are given, all settings as the flags alone make them, and the stored settings with those that are

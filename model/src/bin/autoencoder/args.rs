@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use engine::args::{BackendArgs, DataArgs};
-use engine::commands::TrainArgs;
+use engine::commands::{EvaluateArgs, TrainArgs, TrainedArgs};
 use engine::data::Split;
 use model::arch::Architecture;
 use model::layers::Noise;
@@ -50,15 +49,6 @@ pub struct SummaryArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Args, Debug)]
-pub struct EvaluateArgs {
-    /// Images to look at
-    #[arg(long, value_enum, default_value_t = Split::Test)]
-    pub split: Split,
-    #[command(flatten)]
-    pub trained: TrainedArgs,
 }
 
 #[derive(Args, Debug)]
@@ -113,21 +103,6 @@ pub struct CodesArgs {
     pub perplexity: f64,
     #[command(flatten)]
     pub trained: TrainedArgs,
-}
-
-/// What every use of trained weights needs.
-#[derive(Args, Debug)]
-pub struct TrainedArgs {
-    /// Trained weights (.safetensors)
-    #[arg(long, value_name = "FILE")]
-    pub weights: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub data: DataArgs,
-    #[command(flatten)]
-    pub backend: BackendArgs,
 }
 
 #[derive(Args, Debug)]

@@ -14,7 +14,7 @@ use crate::args::{CodesArgs, CodesFile, CodesFormat, CodesMethod};
 use crate::trained::Opened;
 
 pub fn draw(args: &CodesArgs) -> anyhow::Result<()> {
-    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let Opened { architecture, weights, device, data } = Opened::new(&args.trained)?;
     let n_images = data.len(args.split).min(args.images as usize);
     let values = Trained::new(architecture, &weights, &device).encode_first(&data, args.split, n_images);
     let n_values = values.len() / n_images; // every split has an image

@@ -7,7 +7,7 @@ use npyz::WriterBuilder;
 use serde_json::json;
 
 use engine::backend::ComputeDevice;
-use engine::commands::report_evaluation;
+use engine::commands::{EvaluateArgs, TrainedArgs, report_evaluation};
 use engine::data::Dataset;
 use engine::files::write_whole;
 use engine::say;
@@ -20,7 +20,7 @@ use model::task::{task_on, with_exit_code};
 use model::trained::Trained;
 use model::weights::read_any;
 
-use crate::args::{EncodeArgs, EvaluateArgs, ReconstructArgs, TrainedArgs};
+use crate::args::{EncodeArgs, ReconstructArgs};
 
 /// Weights, the device for them, and images to use them on.
 pub struct Opened {
@@ -30,24 +30,23 @@ pub struct Opened {
     pub data: Garments,
 }
 
-impl TrainedArgs {
-    pub fn open(&self) -> anyhow::Result<Opened> {
-        let (architecture, weights) = read_any(&self.weights)?;
-        let device = self.backend.open()?.device;
-        let data = open(&DataChoice::from(&self.data.data), &mut DownloadBar::default());
-        Ok(Opened { architecture, weights, device, data: data.map_err(with_exit_code)? })
+impl Opened {
+    pub fn new(args: &TrainedArgs) -> anyhow::Result<Self> {
+        let (architecture, weights) = read_any(&args.weights)?;
+        let device = args.backend.open()?.device;
+        let data = open(&DataChoice::from(&args.data.data), &mut DownloadBar::default());
+        Ok(Self { architecture, weights, device, data: data.map_err(with_exit_code)? })
     }
 }
 
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
-    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let Opened { architecture, weights, device, data } = Opened::new(&args.trained)?;
     let task = task_on(architecture, None, Arc::new(data))?;
-    report_evaluation(&task, &weights, &device, args.split, args.trained.json);
-    Ok(())
+    Ok(report_evaluation(&task, &weights, &device, args.split, args.trained.json)?)
 }
 
 pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
-    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let Opened { architecture, weights, device, data } = Opened::new(&args.trained)?;
     let noise = args.noise.unwrap_or(architecture.book_noise());
     let trained = Trained::new(architecture, &weights, &device);
     let png = split_picture(&trained, &data, args.split, args.images, noise, args.seed);
@@ -65,7 +64,7 @@ pub fn reconstruct(args: &ReconstructArgs) -> anyhow::Result<()> {
 }
 
 pub fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
-    let Opened { architecture, weights, device, data } = args.trained.open()?;
+    let Opened { architecture, weights, device, data } = Opened::new(&args.trained)?;
     let codes = Trained::new(architecture, &weights, &device).encode_split(&data, args.split);
     let labels = data.labels(args.split);
     let n_code = codes.len() / labels.len();
