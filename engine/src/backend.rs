@@ -167,6 +167,16 @@ impl ComputeDevice {
     }
 }
 
+/// The usual device of the first backend that the program is built with, without autodiff: the CPU, unless that has none.
+///
+/// # Panics
+/// As [`reference_device`].
+impl Default for ComputeDevice {
+    fn default() -> Self {
+        reference_device()
+    }
+}
+
 impl Deref for ComputeDevice {
     type Target = Device;
 

@@ -1,5 +1,6 @@
 //! Which exit code an error gives. The codes themselves are in `exit_codes`, which the files that have the errors may know.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use crate::data::DataError;
 use crate::files::WriteError;
 use crate::recipe::RecipeError;
 use crate::report::write_stderr_line;
-use crate::task::TaskError;
+use crate::task::{BoxError, TaskError};
 use crate::training::{InitialWeightsError, TrainingError};
 use crate::weights::WeightsError;
 
@@ -25,12 +26,35 @@ pub fn ended<E: Display>(ended: Result<ExitCode, E>, code: impl FnOnce(&E) -> u8
     })
 }
 
-/// The exit code of an error, by the first of its causes that is known.
-pub fn code(error: &anyhow::Error) -> u8 {
-    error.chain().find_map(code_of_cause).unwrap_or(INTERNAL)
+/// An error with the exit code of the program that it ends, such as [`CONFIGURATION`] for flags that cannot be followed.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct ExitError {
+    exit_code: u8,
+    source: BoxError,
 }
 
-fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+impl ExitError {
+    /// The error, or the text of one.
+    pub fn new(exit_code: u8, source: impl Into<BoxError>) -> Self {
+        Self { exit_code, source: source.into() }
+    }
+}
+
+/// The exit code of an error, by the first of its causes that is known.
+pub fn code(error: &anyhow::Error) -> u8 {
+    code_of(error.as_ref()).unwrap_or(INTERNAL)
+}
+
+/// The exit code of an error, if it or one of its causes is known.
+pub fn code_of(error: &(dyn Error + 'static)) -> Option<u8> {
+    std::iter::successors(Some(error), |cause| (*cause).source()).find_map(code_of_cause)
+}
+
+fn code_of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
+    if let Some(ExitError { exit_code, .. }) = cause.downcast_ref() {
+        return Some(*exit_code);
+    }
     if let Some(error) = cause.downcast_ref::<DataError>() {
         return Some(error.exit_code());
     }

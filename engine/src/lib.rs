@@ -25,5 +25,6 @@ pub mod shard;
 mod spec;
 pub mod sums;
 pub mod task;
+pub mod testing;
 pub mod training;
 pub mod weights;

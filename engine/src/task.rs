@@ -202,7 +202,7 @@ impl Loss {
     ///
     /// # Panics
     /// If there are more than [`COUNTS_MAX`](crate::sums::COUNTS_MAX) counts.
-    pub(crate) fn sums(&self, n_samples: usize) -> Sums {
+    pub fn sums(&self, n_samples: usize) -> Sums {
         Sums { loss_sum: self.sum, counts: counts(&self.counts), n_samples: n_samples as u64 }
     }
 

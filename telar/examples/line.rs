@@ -69,3 +69,28 @@ impl Task for Fit {
 fn main() -> ExitCode {
     telar::main(Fit::default())
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::Initializer;
+    use telar::testing;
+
+    use super::*;
+
+    #[test]
+    fn loss_is_sum_of_squared_errors() {
+        let device = ComputeDevice::default();
+        let zeros = LinearConfig::new(1, 1).with_initializer(Initializer::Zeros);
+        let network = Net { linear: zeros.init(&device) };
+        let context = testing::evaluation_context(&device, 2);
+        let sums = Fit::default().loss(&network, vec![0.0, 1.0], &context).sums(2);
+        assert!((sums.loss_sum - 5.0).abs() < 1e-6, "y is -1 and 2, and the network says 0: {sums:?}");
+    }
+
+    #[test]
+    fn task_keeps_the_rules() -> Result<(), BoxError> {
+        let task = Fit::default();
+        let data = task.data(&DataSource::default())?;
+        testing::check(task, data)
+    }
+}

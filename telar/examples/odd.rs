@@ -2,25 +2,53 @@
 //! parameter that takes no part, integer labels, dropout, batches of unequal length, and a network that is partly frozen. Trained
 //! by `telar/tests/programs.rs`.
 
+use std::f32::consts::LOG2_E;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::{Module, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::activation::relu;
+use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Int, Tensor, TensorData};
+use telar::exit::ExitError;
 use telar::rand_chacha::rand_core::Rng;
 use telar::{
-    Batch, BoxError, ComputeDevice, Context, DataSource, Dataset, Defaults, Fingerprint, Loss, Metric, RuleName, Split,
-    Task, TaskEntry, clap, serde,
+    Batch, BoxError, ComputeDevice, Context, DataSource, Dataset, Defaults, Fingerprint, Loss, Metric, Program,
+    RuleName, Split, Task, clap, serde,
 };
 
 const N_WORDS: usize = 17;
 const N_FEATURES: usize = 12;
+/// What a word costs, at most 32 bits.
+const BITS: Metric = Metric::mean_of_count("bits", 2, 32.0);
 
 fn main() -> ExitCode {
     let moody = Moody { moody: true };
-    telar::main_of([TaskEntry::new(Words::default()), TaskEntry::new(moody), TaskEntry::new(Broken::default())])
+    let program = Program::new().task(Words::default()).task(moody).task(Broken::default());
+    program.command("end", end).main()
+}
+
+/// End with an error
+#[derive(Debug, clap::Args)]
+struct EndArgs {
+    /// Exit code to end with, if it is to be one
+    #[arg(long)]
+    code: Option<u8>,
+    /// File that is read as weights before
+    #[arg(long)]
+    weights: Option<PathBuf>,
+}
+
+fn end(args: EndArgs) -> Result<(), BoxError> {
+    if let Some(weights) = args.weights {
+        telar::load_trained::<Words>(&weights, &ComputeDevice::default())?;
+        return Ok(());
+    }
+    match args.code {
+        Some(code) => Err(ExitError::new(code, "expected nothing, found a code").into()),
+        None => Err("expected a code, found none".into()),
+    }
 }
 
 /// Sentences of one to seven words, each followed by the word that is the sum of the two before it.
@@ -125,7 +153,8 @@ struct Words {
 
 impl Task for Words {
     const NAME: &'static str = "words";
-    const METRICS: &'static [Metric] = &[Metric::share_of_count("word_accuracy", 1)];
+    const METRICS: &'static [Metric] =
+        &[Metric::share_of_count("word_accuracy", 2), Metric::of_loss("perplexity", f64::exp), BITS];
     const SAMPLES: &'static str = "sentences";
     const EVALUATION_BATCH: u32 = 10;
     type Network = Net;
@@ -182,10 +211,12 @@ impl Task for Words {
         let logits = network.forward(pairs);
         let is_right = logits.clone().argmax(1).reshape([n_pairs]).equal(next.clone());
         let n_right = is_right.int().sum().into_data().iter::<u64>().sum();
+        let bits = log_softmax(logits.clone(), 1).gather(1, next.clone().unsqueeze_dim(1)).mul_scalar(-LOG2_E);
+        let bits = BITS.count(bits.into_data().iter::<f32>());
         let words = CrossEntropyLossConfig::new().init(device).forward(logits.clone(), next);
         // And none of the logits is to be large.
         let size = logits.powi_scalar(2).mean().mul_scalar(0.01);
-        Loss::mean(words + size, context.n_samples()).counts([n_right, n_pairs as u64])
+        Loss::mean(words + size, context.n_samples()).counts([n_right, bits, n_pairs as u64])
     }
 }
 
@@ -221,7 +252,7 @@ impl Task for Moody {
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[serde(crate = "telar::serde")]
 struct Broken {
-    /// What it does: nan, sizes or shared
+    /// What it does: nan, sizes, shared or counts
     #[arg(long)]
     how: Option<String>,
 }
@@ -234,6 +265,7 @@ struct Twins {
 
 impl Task for Broken {
     const NAME: &'static str = "broken";
+    const METRICS: &'static [Metric] = &[Metric::share_of_samples("accuracy")];
     type Network = Twins;
     type Data = Sentences;
 
@@ -255,6 +287,7 @@ impl Task for Broken {
         let x = Tensor::<2>::ones([1, 1], context.device());
         let y = network.one.forward(x.clone()) + network.other.forward(x);
         let scale = if self.how.as_deref() == Some("nan") { f32::NAN } else { 1.0 };
-        Loss::sum(y.sum() * scale)
+        let n_right = if self.how.as_deref() == Some("counts") { context.n_samples() + 1 } else { 0 };
+        Loss::sum(y.sum() * scale).counts([n_right as u64])
     }
 }

@@ -1,81 +1,24 @@
 //! Programs of tasks that the engine does not know, as their users run them: many processes, the same bits.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use tempfile::TempDir;
+use testdir::{TestDir, last_json, wait_until};
 
-/// Nothing that is waited for takes longer.
-const WAIT_MAX: Duration = Duration::from_mins(2);
-
-/// The program of several tasks in `examples/odd.rs`.
-fn program(folder: &Path, line: &str) -> Command {
+/// A program in `examples/`.
+fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("a test is a program");
-    let built = tests.parent().and_then(Path::parent).expect("the folder of what is built").join("examples/odd");
-    let mut command = Command::new(built);
-    command.args(line.split_whitespace()).current_dir(folder);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TELAR_")) {
-        command.env_remove(name);
-    }
-    command
+    tests.ancestors().nth(2).expect("the folder of what is built").join("examples").join(name)
 }
 
-struct TestDir(TempDir);
-
-impl TestDir {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn run(&self, line: &str) -> Output {
-        program(self.0.path(), line).output().expect("the program starts")
-    }
-
-    /// The last line of JSON of a run that ends well.
-    fn end(&self, line: &str) -> serde_json::Value {
-        let output = self.run(&format!("{line} --json"));
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "`{line}`: {out}{err}");
-        serde_json::from_str(out.lines().last().expect("a line")).expect("JSON")
-    }
-
-    /// What a run that fails says.
-    fn fail(&self, line: &str, exit_code: i32, part: &str) {
-        let output = self.run(line);
-        let err = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(exit_code), "`{line}`: {err}");
-        assert!(err.contains(part), "`{line}` does not say `{part}`: {err}");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < WAIT_MAX, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A process that is killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// For the program of several tasks in `examples/odd.rs`.
+fn test_dir() -> TestDir {
+    TestDir::new(example("odd"))
 }
 
 /// The goal: any network, any data: whatever a task has, workers of any number give the bits of one process.
 #[test]
 fn custom_task_has_same_bits_with_any_worker_count() {
-    let dir = TestDir::new();
+    let dir = test_dir();
     let flags = "--task words --rate 0.3 --noise 0.5 --shards 6 --clip-norm 0.8 --lr-schedule cosine --warmup-steps 3";
     let alone = dir.end(&format!("train {flags} --run-dir alone"));
     let other = dir.end(&format!("train {flags} --run-dir other --noise 0.25").replace("--noise 0.5 ", ""));
@@ -85,10 +28,24 @@ fn custom_task_has_same_bits_with_any_worker_count() {
         assert_eq!(cluster["params_blake3"], alone["params_blake3"], "{n_workers} workers");
         assert_eq!(cluster["last_epoch"]["val_loss"], alone["last_epoch"]["val_loss"]);
         assert!(cluster["last_epoch"]["val_word_accuracy"].as_f64().expect("the task's metric") > 0.0);
+        for figure in ["bits", "perplexity", "val_bits", "val_perplexity"] {
+            assert_eq!(cluster["last_epoch"][figure], alone["last_epoch"][figure], "{figure}, {n_workers} workers");
+        }
         assert!(cluster["last_epoch"]["sentences_per_second"].is_number());
     }
+    // Means and functions of the loss are figures as shares are: 17 words cost about 4 bits each.
+    let figure = |name: &str| alone["last_epoch"][name].as_f64().expect(name);
+    assert!((1.0..6.0).contains(&figure("val_bits")), "{alone}");
+    assert_eq!(figure("val_perplexity").to_bits(), figure("val_loss").exp().to_bits());
+    let history = &dir.lines("run-5/history.jsonl")[1];
+    assert_eq!(
+        (&history["bits"], &history["val_bits"]),
+        (&alone["last_epoch"]["bits"], &alone["last_epoch"]["val_bits"])
+    );
     let evaluated = dir.end("evaluate --task words --split valid --weights alone/model.safetensors");
     assert_eq!(evaluated["loss"], alone["last_epoch"]["val_loss"]);
+    assert_eq!(evaluated["bits"], alone["last_epoch"]["val_bits"]);
+    assert_eq!((evaluated["task"].as_str(), evaluated["architecture"].as_str()), (Some("words"), Some("words")));
     // The weights know their task and its settings.
     let evaluated = dir.end("evaluate --split valid --weights alone/model.safetensors");
     assert_eq!(evaluated["loss"], alone["last_epoch"]["val_loss"]);
@@ -110,17 +67,13 @@ fn custom_task_has_same_bits_with_any_worker_count() {
 /// The goal: a worker of another machine that is killed in the middle costs nothing but its work.
 #[test]
 fn killed_worker_changes_no_bits() {
-    let dir = TestDir::new();
+    let dir = test_dir();
     let flags = "--task words --shards 4 --epochs 60 --hash-steps";
     let alone = dir.end(&format!("train {flags} --run-dir alone"));
     let listen = "--launch external --listen unix:socket --workers 2 --run-dir run --json";
-    let mut coordinator = program(dir.0.path(), &format!("coordinator {flags} {listen}"));
-    let mut coordinator = Killed(coordinator.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a start"));
+    let mut coordinator = dir.start(&format!("coordinator {flags} {listen}"));
     wait_until("the socket", || dir.path("socket").exists());
-    let worker = || {
-        let mut worker = program(dir.0.path(), "worker --coordinator unix:socket --threads 1");
-        Killed(worker.stderr(Stdio::null()).spawn().expect("a start"))
-    };
+    let worker = || dir.start("worker --coordinator unix:socket --threads 1");
     let (first, mut second) = (worker(), worker());
     let n_steps = || std::fs::read_to_string(dir.path("run/steps.jsonl")).map_or(0, |text| text.lines().count());
     wait_until("some steps", || n_steps() > 30);
@@ -129,14 +82,14 @@ fn killed_worker_changes_no_bits() {
     assert!(second.0.wait().expect("it ends").success());
     let mut out = String::new();
     std::io::Read::read_to_string(coordinator.0.stdout.as_mut().expect("a pipe"), &mut out).expect("text");
-    let end: serde_json::Value = serde_json::from_str(out.lines().last().expect("a line")).expect("JSON");
+    let end = last_json(&out);
     assert_eq!((end["step"].as_u64(), &end["params_blake3"]), (Some(60 * 8), &alone["params_blake3"]));
 }
 
 /// The goal: a run ends when it no longer improves, after the same step for any number of workers, and its best weights are kept.
 #[test]
 fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
-    let dir = TestDir::new();
+    let dir = test_dir();
     let flags = "--task words --shards 3 --epochs 60 --learning-rate 0.1 --patience 3";
     let alone = dir.end(&format!("train {flags} --run-dir alone"));
     let (best, last) = (&alone["best_epoch"], alone["last_epoch"]["epoch"].as_u64().expect("an epoch"));
@@ -178,7 +131,7 @@ fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
 /// The goal: what a task does wrong gets a sentence.
 #[test]
 fn task_fault_is_reported_with_reason() {
-    let dir = TestDir::new();
+    let dir = test_dir();
     dir.fail("coordinator --workers 2", 64, "expected --task words, moody or broken, found none");
     dir.fail("train --task words --rate 1", 64, "expected --rate from 0 to below 1, found 1");
     dir.fail("train --task moody --rate 0.5", 64, "--rate is not a flag of the task moody");
@@ -188,6 +141,12 @@ fn task_fault_is_reported_with_reason() {
     dir.fail("train --task broken --how nan", 74, "the loss of shard 0 is not finite");
     dir.fail("coordinator --task broken --how nan --workers 2", 74, "the run diverged: at step 1");
     dir.fail("coordinator --task broken --how sizes --workers 2", 64, "expected the parameter layout");
+    let counts = "expected a count of at most 32 for accuracy in shard 0, found 33";
+    dir.fail("train --task broken --how counts", 70, counts);
+    let output =
+        dir.run("coordinator --task broken --how counts --shards 1 --workers 1 --run-dir counts --join-timeout 1");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains(counts), "{err}");
     // Data that depends on who gathers it: each of two votes, and the coordinator's, is another one.
     let output = dir.run("coordinator --task moody --workers 2 --shards 4 --epochs 1 --audit 1 --run-dir moody");
     let err = String::from_utf8_lossy(&output.stderr);
@@ -197,17 +156,93 @@ fn task_fault_is_reported_with_reason() {
 /// The goal: a worker's program without the task of the run says which it has and which it lacks.
 #[test]
 fn worker_without_task_of_run_exits_with_reason() {
-    let dir = TestDir::new();
+    let dir = test_dir();
     let flags = "--task words --launch external --listen unix:socket --run-dir run";
-    let mut coordinator = program(dir.0.path(), &format!("coordinator {flags}"));
-    let _coordinator = Killed(coordinator.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a start"));
+    let _coordinator = dir.start(&format!("coordinator {flags}"));
     wait_until("the socket", || dir.path("socket").exists());
-    let tests = std::env::current_exe().expect("a test is a program");
-    let built = tests.parent().and_then(Path::parent).expect("the folder of what is built").join("examples/line");
-    let mut worker = Command::new(built);
-    worker.args(["worker", "--coordinator", "unix:socket"]).current_dir(dir.0.path());
+    let mut worker = dir.command_of(&example("line"), "worker --coordinator unix:socket");
     let output = worker.output().expect("a start");
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{err}");
     assert!(err.contains("expected the task fit, which this program knows, found the task `words`"), "{err}");
+}
+
+/// The goal: a program's own command is as those that all programs have.
+#[test]
+fn own_command_shares_help_errors_and_exit_codes() {
+    let dir = test_dir();
+    let help = dir.output("--help");
+    assert!(help.contains("end          End with an error") && help.contains("train        Train in this"), "{help}");
+    assert!(dir.output("end --help").contains("--code <CODE>"));
+    dir.fail("end", 65, "error: expected a code, found none");
+    dir.fail("end --code 64", 64, "error: expected nothing, found a code");
+    dir.fail("end --code", 2, "a value is required for '--code <CODE>'");
+    dir.fail("end --weights nowhere", 65, "error: cannot read nowhere");
+    dir.fail("other", 2, "unrecognized subcommand 'other'");
+    dir.end("train --task words --max-steps 1 --run-dir words");
+    assert_eq!(dir.output("end --weights words/model.safetensors"), "");
+    dir.end("train --task moody --max-steps 1 --run-dir moody");
+    dir.fail("end --weights moody/model.safetensors", 65, "expected weights of words, found weights of moody");
+}
+
+/// The goal: the documentation shows tests that run.
+#[test]
+fn documentation_shows_tests_of_example() {
+    let read = |path: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        std::fs::read_to_string(path).expect("a file of the project")
+    };
+    let example = read("examples/line.rs");
+    let (_, tests) = example.split_once("#[cfg(test)]").expect("the example has tests");
+    assert!(read("../docs/your-own-network.md").contains(tests), "docs/your-own-network.md shows examples/line.rs");
+}
+
+/// The goal: what a new network takes from a file is said in full, or the run does not begin.
+#[test]
+fn initial_values_are_taken_by_mapped_names() {
+    let dir = test_dir();
+    dir.end("train --task words --max-steps 3 --run-dir words");
+    let init = "--task broken --max-steps 1 --init-from words/model.safetensors --init-partial --init-map";
+    let shapes = "expected frozen.weight as F32 [1, 1] for one.weight, found F32 [12, 12]";
+    dir.fail(&format!("train {init} frozen=one"), 65, shapes);
+    dir.fail(
+        &format!("train {init} froze=one"),
+        65,
+        "expected tensors below froze for `--init-map froze=one`, found embedding",
+    );
+    dir.fail(&format!("train {init} frozen=one.linear"), 65, "to include one.linear.bias for");
+    dir.fail(&format!("train {init} frozen"), 2, "expected FROM=TO");
+    dir.fail("train --task broken --init-map a=b", 2, "--init-partial");
+    // Tensors that change their names, and change them back, with steps that are too small to change a value.
+    let twins = dir.end("train --task broken --max-steps 1 --run-dir twins");
+    let swap = |from: &str, to: &str| {
+        let init = format!("--init-from {from}/model.safetensors --init-partial --init-map one=other,other=one");
+        format!("train --task broken --max-steps 1 --learning-rate 1e-30 {init} --run-dir {to}")
+    };
+    let swapped = dir.end(&swap("twins", "swapped"));
+    assert_ne!(swapped["params_blake3"], twins["params_blake3"]);
+    assert_eq!(dir.json("swapped/run.json")["recipe"]["init_map"], serde_json::json!(["one=other", "other=one"]));
+    assert_eq!(dir.end(&swap("swapped", "again"))["params_blake3"], twins["params_blake3"]);
+    let out = dir.output(&swap("swapped", "more"));
+    assert!(out.contains("initial values: 4 of 4 tensors from swapped/model.safetensors\n"), "{out}");
+}
+
+/// The goal: weights of a network of another size are explained by the flags that make it.
+#[test]
+fn evaluation_of_other_network_names_flags() {
+    let dir = test_dir();
+    // A file that says nothing of its task, with one tensor.
+    let header = r#"{"out.bias":{"dtype":"F32","shape":[17],"data_offsets":[0,68]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 68]].concat();
+    std::fs::write(dir.path("other.safetensors"), file).expect("a file");
+    dir.fail(
+        "evaluate --task words --weights other.safetensors --noise 0.5",
+        65,
+        "expected embedding.weight as F32 [17, 12], found no such tensor in other.safetensors; expected the weights of the network \
+         of --rate 0.25 --noise 0.5: give the flags that they were trained with",
+    );
+    // Without flags there is nothing to give.
+    let output = dir.command_of(&example("line"), "evaluate --weights other.safetensors").output().expect("a start");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(err.contains("expected out.bias as no tensor of fit, found it") && !err.contains("flags"), "{err}");
 }

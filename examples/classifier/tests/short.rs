@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use testdir::TestDir;
 
 const SIDE: usize = 28;
 const N_CLASSES: usize = 10;
@@ -20,58 +19,26 @@ const N_TEST_IMAGES: usize = 200;
 const RECIPE: &str = "--data garments --labels 100 --batch-size 20 --shards 4";
 
 /// A folder with a data set, in which the program runs.
-struct Workspace(TempDir);
-
-impl Workspace {
-    fn new() -> Self {
-        let workspace = Self(tempfile::tempdir().expect("a temporary folder"));
-        let folder = workspace.path("garments");
-        fs::create_dir(&folder).expect("the folder can be written");
-        for (name, n_images) in [("train", N_TRAINING_IMAGES), ("t10k", N_TEST_IMAGES)] {
-            let shape = [n_images, SIDE, SIDE];
-            write_idx(
-                &folder.join(format!("{name}-images-idx3-ubyte.gz")),
-                &shape,
-                &(0..n_images).flat_map(image).collect::<Vec<u8>>(),
-            );
-            let labels: Vec<u8> =
-                (0..n_images).map(|position| u8::try_from(position % N_CLASSES).expect("below 10")).collect();
-            write_idx(&folder.join(format!("{name}-labels-idx1-ubyte.gz")), &shape[..1], &labels);
-        }
-        workspace
+fn workspace() -> TestDir {
+    let workspace = TestDir::new(env!("CARGO_BIN_EXE_classifier"));
+    let folder = workspace.path("garments");
+    fs::create_dir(&folder).expect("the folder can be written");
+    for (name, n_images) in [("train", N_TRAINING_IMAGES), ("t10k", N_TEST_IMAGES)] {
+        let shape = [n_images, SIDE, SIDE];
+        write_idx(
+            &folder.join(format!("{name}-images-idx3-ubyte.gz")),
+            &shape,
+            &(0..n_images).flat_map(image).collect::<Vec<u8>>(),
+        );
+        let labels: Vec<u8> =
+            (0..n_images).map(|position| u8::try_from(position % N_CLASSES).expect("below 10")).collect();
+        write_idx(&folder.join(format!("{name}-labels-idx1-ubyte.gz")), &shape[..1], &labels);
     }
+    workspace
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, line: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_classifier"));
-        command.args(line.split_whitespace()).current_dir(self.0.path());
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TELAR_")) {
-            command.env_remove(name);
-        }
-        command.output().expect("the program starts")
-    }
-
-    /// The last line of a command that succeeds.
-    fn succeed(&self, line: &str) -> Value {
-        let output = self.run(&format!("{line} --json"));
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "`{line}`: {out}{err}");
-        serde_json::from_str(out.lines().last().expect("a line")).expect("JSON")
-    }
-
-    fn fail(&self, line: &str, exit_code: i32, part: &str) {
-        let output = self.run(line);
-        let err = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(exit_code), "`{line}`: {err}");
-        assert!(err.contains(part), "`{line}` does not say `{part}`: {err}");
-    }
-
-    fn tensors(&self, name: &str) -> BTreeMap<String, Tensor> {
-        read_safetensors(&fs::read(self.path(name)).expect("the weights"))
-    }
+fn tensors(workspace: &TestDir, name: &str) -> BTreeMap<String, Tensor> {
+    read_safetensors(&fs::read(workspace.path(name)).expect("the weights"))
 }
 
 /// Noise, and in it a bright square of 7x7.
@@ -126,15 +93,15 @@ fn safetensors(tensors: &BTreeMap<String, Tensor>) -> Vec<u8> {
 
 #[test]
 fn training_on_two_workers_gives_parameters_of_one_process() {
-    let workspace = Workspace::new();
+    let workspace = workspace();
     let recipe = format!("{RECIPE} --epochs 8 --seed 3 --subset 1");
-    let alone = workspace.succeed(&format!("train {recipe} --run-dir alone"));
-    let cluster = workspace.succeed(&format!("coordinator {recipe} --workers 2 --run-dir cluster"));
+    let alone = workspace.end(&format!("train {recipe} --run-dir alone"));
+    let cluster = workspace.end(&format!("coordinator {recipe} --workers 2 --run-dir cluster"));
     assert_eq!(cluster["params_blake3"], alone["params_blake3"]);
-    let other = workspace.succeed(&format!("train {recipe} --run-dir other").replace("--subset 1", "--subset 2"));
+    let other = workspace.end(&format!("train {recipe} --run-dir other").replace("--subset 1", "--subset 2"));
     assert_ne!(other["params_blake3"], alone["params_blake3"], "other images have labels");
 
-    let test = workspace.succeed("evaluate --data garments --weights alone/best.safetensors");
+    let test = workspace.end("evaluate --data garments --weights alone/best.safetensors");
     assert_eq!(test["n_samples"], N_TEST_IMAGES);
     let accuracy = test["accuracy"].as_f64().expect("a number");
     assert!(accuracy > 0.8, "expected far more than 0.1, found {accuracy}");
@@ -142,10 +109,10 @@ fn training_on_two_workers_gives_parameters_of_one_process() {
 
 #[test]
 fn frozen_encoder_keeps_weights_of_other_network() {
-    let workspace = Workspace::new();
-    workspace.succeed(&format!("train {RECIPE} --max-steps 3 --run-dir before"));
+    let workspace = workspace();
+    workspace.end(&format!("train {RECIPE} --max-steps 3 --run-dir before"));
     // The weights of an autoencoder: the same encoder, no head, and a decoder.
-    let mut autoencoder = workspace.tensors("before/model.safetensors");
+    let mut autoencoder = tensors(&workspace, "before/model.safetensors");
     autoencoder.retain(|name, _| name.starts_with("encoder."));
     assert_eq!(autoencoder["encoder.conv3.weight"].0, json!([64, 32, 3, 3]));
     autoencoder.insert("decoder.deconv3.bias".to_owned(), (json!([1]), vec![0; 4]));
@@ -153,8 +120,8 @@ fn frozen_encoder_keeps_weights_of_other_network() {
 
     let train = |flags: &str, folder: &str| {
         let init = "--seed 5 --init-from autoencoder.safetensors --init-partial";
-        workspace.succeed(&format!("train {RECIPE} {init} --run-dir {folder} {flags}"));
-        workspace.tensors(&format!("{folder}/model.safetensors"))
+        workspace.end(&format!("train {RECIPE} {init} --run-dir {folder} {flags}"));
+        tensors(&workspace, &format!("{folder}/model.safetensors"))
     };
     let [first, last] =
         [1, 10].map(|n_steps| train(&format!("--freeze --max-steps {n_steps}"), &format!("frozen-{n_steps}")));
@@ -168,21 +135,21 @@ fn frozen_encoder_keeps_weights_of_other_network() {
             assert!(tensor != &first[name], "{name} is trained");
         }
     }
-    let evaluated = workspace.succeed("evaluate --data garments --weights frozen-10/model.safetensors");
+    let evaluated = workspace.end("evaluate --data garments --weights frozen-10/model.safetensors");
     assert!(evaluated["loss"].is_number());
 }
 
 /// Random features: of use to tell what training the encoder adds.
 #[test]
 fn frozen_encoder_without_file_is_trained_on() {
-    let workspace = Workspace::new();
-    let end = workspace.succeed(&format!("train {RECIPE} --freeze --epochs 3 --run-dir frozen"));
+    let workspace = workspace();
+    let end = workspace.end(&format!("train {RECIPE} --freeze --epochs 3 --run-dir frozen"));
     assert!(end["last_epoch"]["val_accuracy"].as_f64().expect("a number") > 0.2);
 }
 
 #[test]
 fn mistake_gets_sentence() {
-    let workspace = Workspace::new();
+    let workspace = workspace();
     let labels = |found: &str| format!("expected --labels as a multiple of 10 from 10 to 50000, found {found}");
     workspace.fail("train --data garments --labels 0", 64, &labels("0"));
     workspace.fail("train --data garments --labels 55", 64, &labels("55"));

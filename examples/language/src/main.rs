@@ -10,18 +10,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use telar::{
-    Batch, BoxError, ComputeDevice, Context, DataFile, DataSource, Decay, Defaults, Loss, LrSchedule, Metric, RuleName,
-    Task, clap, serde,
+    Batch, BoxError, ComputeDevice, Context, DataFile, DataSource, Decay, Defaults, Loss, LrSchedule, Metric, Program,
+    RuleName, Task, clap, serde,
 };
 
 use crate::data::Paragraphs;
 use crate::network::Transformer;
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("sample") => sample::main(),
-        _ => telar::main(Language::default()),
-    }
+    Program::new().task(Language::default()).command("sample", sample::sample).main()
 }
 
 /// The settings. Each field is a flag, is stored in checkpoints, and is sent to workers.
@@ -48,7 +45,9 @@ struct Language {
 impl Task for Language {
     const NAME: &'static str = "language";
     const ABOUT: &'static str = "Predict the next byte of a paragraph";
-    const METRICS: &'static [Metric] = &[Metric::share_of_count("token_accuracy", 1)];
+    /// The loss is in bits; like the loss, the perplexity of a token is that of the mean paragraph.
+    const METRICS: &'static [Metric] =
+        &[Metric::share_of_count("token_accuracy", 1), Metric::of_loss("perplexity", f64::exp2)];
     const SAMPLES: &'static str = "paragraphs";
     const EVALUATION_BATCH: u32 = 64;
     const DATA_HELP: &'static str = "Text file, or folder with .txt and .md files and files without an extension";
@@ -112,5 +111,22 @@ impl Task for Language {
     fn loss(&self, network: &Transformer, batch: Batch<Self>, context: &Context<'_>) -> Loss {
         let scores = network.score(&batch, context.device());
         Loss::sum(scores.bits.sum()).counts([scores.n_right, scores.n_tokens])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn task_keeps_the_rules() -> Result<(), BoxError> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("text");
+        let lines =
+            (0..20).map(|number| format!("a line of text that is number {number}, {}\n\n", "x ".repeat(number)));
+        std::fs::write(&path, lines.collect::<String>())?;
+        let task = Language { layers: 1, width: 16, heads: 2, context: 64, dropout: 0.1 };
+        let data = task.data(&DataSource::at(&path))?;
+        telar::testing::check(task, data)
     }
 }

@@ -1,27 +1,22 @@
 //! The command `sample`: prints text that trained weights generate.
 
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::Arc;
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use telar::clap::{self, Parser};
-use telar::params::{ParamLayout, load};
+use telar::exit::{self, ExitError};
 use telar::rand_chacha::ChaCha8Rng;
 use telar::rand_chacha::rand_core::{Rng, SeedableRng};
-use telar::{BoxError, Task, WeightsFile, exit};
+use telar::{BoxError, ComputeDevice, clap};
 
 use crate::Language;
 use crate::data::BOUNDARY;
 use crate::network::Transformer;
 
 /// Print text that trained weights generate
-#[derive(Parser, Debug)]
-#[command(name = "language sample")]
-struct SampleArgs {
+#[derive(clap::Args, Debug)]
+pub struct SampleArgs {
     /// Trained weights (.safetensors)
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
@@ -40,35 +35,19 @@ struct SampleArgs {
 }
 
 /// The command `sample`.
-pub fn main() -> ExitCode {
-    // The first two words are the program and the command.
-    let flags = std::env::args_os().skip(2);
-    let args = SampleArgs::parse_from(std::iter::once(OsString::from("language sample")).chain(flags));
-    sample(args).map_or_else(
-        |error| {
-            eprintln!("error: {error}");
-            ExitCode::from(exit::DATA)
-        },
-        |()| ExitCode::SUCCESS,
-    )
-}
-
-fn sample(args: SampleArgs) -> Result<(), BoxError> {
-    let file = WeightsFile::read(&args.weights)?;
-    let settings: Language = file.settings()?.ok_or("expected weights that `language` has trained")?;
-    let settings = settings.checked()?;
+pub fn sample(args: SampleArgs) -> Result<(), BoxError> {
+    let device = ComputeDevice::default();
+    let (settings, network) = telar::load_trained::<Language>(&args.weights, &device)?;
+    let refused = |text| ExitError::new(exit::CONFIGURATION, text);
     if args.prompt.len() >= settings.context {
         let (found, context) = (args.prompt.len(), settings.context);
-        return Err(format!("expected --prompt with fewer bytes than --context {context}, found {found}").into());
+        return Err(
+            refused(format!("expected --prompt with fewer bytes than --context {context}, found {found}")).into()
+        );
     }
     if !(0.01..=100.0).contains(&args.temperature) {
-        return Err(format!("expected --temperature from 0.01 to 100, found {}", args.temperature).into());
+        return Err(refused(format!("expected --temperature from 0.01 to 100, found {}", args.temperature)).into());
     }
-    let device = Device::default();
-    let network = Transformer::new(&settings, &device);
-    let layout = Arc::new(ParamLayout::of(&network)?);
-    let weights = file.weights_of(Language::NAME, &layout)?;
-    let network = load(network, &weights.params, &device);
 
     let mut random = ChaCha8Rng::seed_from_u64(args.seed);
     let mut out = std::io::stdout().lock();
