@@ -11,6 +11,10 @@ ci:
 lint:
     .ci/run lint
 
+# The documentation, which has no warning
+doc:
+    .ci/run doc
+
 # All tests on the default backend
 test:
     .ci/run test

@@ -113,7 +113,7 @@ impl RunFolder {
         write_whole(&self.path.join("run.json"), &json)
     }
 
-    /// Adds a step: a [`StepRecord`](super::StepRecord), or one with more fields.
+    /// Adds a step: a [`StepRecord`](events::StepRecord), or one with more fields.
     ///
     /// # Errors
     /// If it cannot be written.

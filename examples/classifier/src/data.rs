@@ -56,9 +56,9 @@ pub struct Selection {
 
 /// Images, and their classes.
 pub struct LabelledImages {
-    /// [images, 28, 28], from 0 to 1.
+    /// `[images, 28, 28]`, from 0 to 1.
     pub pixels: Vec<f32>,
-    /// [images], each below 10.
+    /// `[images]`, each below 10.
     pub labels: Vec<i64>,
 }
 

@@ -79,7 +79,7 @@ pub trait FusedOperations: Backend {
     fn fused_loss(logits: FloatTensor<Self>, targets: FloatTensor<Self>, sums: SumsCell) -> FloatTensor<Self>;
 }
 
-/// `act(x Wᵀ + b)`: x [batch, in], W [out, in], b [out] → [batch, out].
+/// `act(x Wᵀ + b)`: `x [batch, in]`, `W [out, in]`, `b [out]` → `[batch, out]`.
 pub fn dense(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>, activation: Activation) -> Tensor<2> {
     let [x, weight, bias] = [x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()];
     Tensor::from_dispatch(Dispatch::fused_dense(x, weight, bias, activation))
@@ -93,14 +93,14 @@ pub fn lstm(x: Tensor<3>, [weight_ih, weight_hh]: [Tensor<2>; 2], bias: Tensor<1
     Tensor::from_dispatch(Dispatch::fused_lstm(x, weight_ih, weight_hh, bias, mode))
 }
 
-/// 3x3 convolution, *same* padding, bias, SELU and 2x2 max pooling: x [batch, height, width, in], W [out, in, 3, 3],
-/// b [out] → [batch, height / 2, width / 2, out].
+/// 3x3 convolution, *same* padding, bias, SELU and 2x2 max pooling: `x [batch, height, width, in]`, `W [out, in, 3, 3]`,
+/// `b [out]` → `[batch, height / 2, width / 2, out]`.
 pub fn conv_pooled(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::fused_conv_pooled(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch()))
 }
 
-/// 3x3 transposed convolution, stride 2, bias and activation: x [batch, n, m, in], W [in, out, 3, 3], b [out] →
-/// [batch, 2n, 2m, out], or one row and column more for [`Crop::Valid`].
+/// 3x3 transposed convolution, stride 2, bias and activation: `x [batch, n, m, in]`, `W [in, out, 3, 3]`, `b [out]` →
+/// `[batch, 2n, 2m, out]`, or one row and column more for [`Crop::Valid`].
 pub fn conv_transposed(
     x: Tensor<4>,
     weight: Tensor<4>,
