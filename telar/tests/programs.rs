@@ -143,8 +143,7 @@ fn task_fault_is_reported_with_reason() {
     dir.fail("coordinator --task broken --how sizes --workers 2", 64, "expected the parameter layout");
     let counts = "expected a count of at most 32 for accuracy in shard 0, found 33";
     dir.fail("train --task broken --how counts", 70, counts);
-    let output =
-        dir.run("coordinator --task broken --how counts --shards 1 --workers 1 --run-dir counts --join-timeout 1");
+    let output = dir.run("coordinator --task broken --how counts --shards 1 --workers 1 --run-dir counts");
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(err.contains(counts), "{err}");
     // Data that depends on who gathers it: each of two votes, and the coordinator's, is another one.

@@ -184,7 +184,7 @@ mod tests {
         check(&["module.net.w"], &["net.w"], &["module="], &[("net.w", "module.net.w")]);
         // The longer prefix holds, in whichever order they are given.
         for mappings in [["a=x", "a.b=y"], ["a.b=y", "a=x"]] {
-            check(&["a.b.w", "a.c.w"], &["x.c.w", "y.w"], &mappings, &[("x.c.w", "a.c.w"), ("y.w", "a.b.w")]);
+            check(&["a.b.w", "a.c.w"], &["x.b.w", "x.c.w", "y.w"], &mappings, &[("x.c.w", "a.c.w"), ("y.w", "a.b.w")]);
         }
         // One source for two places, and two that change places.
         check(
