@@ -121,12 +121,12 @@ fn has_bytes(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::checkpoint::tests::checkpoint;
 
     /// Writes a state as a coordinator does that was started anew.
-    fn write(folder: &Path, Checkpoint { facts, state }: &Checkpoint) {
+    pub(crate) fn write(folder: &Path, Checkpoint { facts, state }: &Checkpoint) {
         let mut journal = Journal::open(folder, facts.clone()).expect("the folder can be written");
         let parts = journal.parts_of(state);
         journal.write(&parts).expect("a file");

@@ -127,10 +127,8 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
     let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept).with_damaged_known();
     let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());
     let pending_checkpoints = saver.pending_checkpoints();
-    let journal = match config.journal {
-        JournalSteps::Yes => Some(Journal::open(history.folder.path(), run_facts)?),
-        JournalSteps::No => None,
-    };
+    let is_journaled = config.journal == JournalSteps::Yes;
+    let journal = is_journaled.then(|| Journal::open(history.folder.path(), run_facts)).transpose()?;
     let trainjob = TrainJob::start(progress(&recipe, &*task, &state), &span);
     watchers.latest = trainjob.as_ref().map(TrainJob::latest);
     let training = Training::new(

@@ -188,7 +188,7 @@ impl RunPlan {
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         // Settings of another version. What else is wrong with them, or with the flags, is told of the one that is chosen.
         let unreadable = |checkpoint: &Checkpoint| {
-            let Recipe { task, settings, .. } = &checkpoint.recipe;
+            let Recipe { task, settings, .. } = &checkpoint.facts.recipe;
             match config.task.resume(task, settings) {
                 Err(error @ TaskError::Stored { .. }) => Some(error.to_string()),
                 Ok(_) | Err(_) => None,
@@ -495,7 +495,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut checkpoints = Checkpoints::of(folder.path(), 9);
         let mut newer = checkpoint(10, 0.9);
-        newer.recipe.settings["colour"] = "grey".into();
+        newer.facts.recipe.settings["colour"] = "grey".into();
         for written in [&checkpoint(5, 0.9), &newer] {
             checkpoints.save(written).expect("it can be written");
         }
@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(resumed.checkpoint.state.step, 5);
         drop(plan);
         // A journal of that version is passed over too.
-        Journal::open(folder.path()).expect("a journal").write(&newer).expect("it can be written");
+        crate::journal::tests::write(folder.path(), &newer);
         let plan = RunPlan::new(&config).expect("one can be read");
         let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
         assert_eq!(resumed.checkpoint.state.step, 5);
