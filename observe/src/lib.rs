@@ -10,6 +10,7 @@ pub mod page;
 pub mod series;
 pub mod server;
 pub mod settings;
+mod spans;
 pub mod summary;
 pub mod tensorboard;
 mod text;
