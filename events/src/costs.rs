@@ -10,6 +10,10 @@ use serde_json::Value;
 use crate::step::StepRecord;
 
 /// The parts of a step's time, as the coordinator sees them. Decoding goes on beside the driver, while it waits.
+///
+/// With `--journal`, `journal`, `encode` and `send` are those of the update before, which are at the beginning of the step's time:
+/// an update is encoded and sent when it is in the journal, and it is written there after its step's line. Those of an epoch's last
+/// update are in no step, as is what a validation costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepCosts {
     /// The longest that a worker computed.

@@ -68,30 +68,35 @@ impl StepSpans {
 }
 
 /// The coordinator waits until the last result is there. Its own work is known by length alone, and is drawn after that in the
-/// order in which it is done; decoding is done while it waits, and is drawn at the end of that.
+/// order in which it is done; decoding is done while it waits, and is drawn at the end of that. Where there is a journal, the step
+/// begins with the update before: it is written to the journal, encoded and sent.
 fn phases(begun: Duration, last_task: Option<TaskTimes>, costs: StepCosts) -> [PhaseSpan; 7] {
     let StepCosts { compute: _, wait, decode, reduce, update, encode, send, journal } = costs;
     let waited = last_task.map_or(begun + wait, |task| task.arrived);
     let durations = [wait, decode, reduce, update, encode, send, journal];
-    let mut at = waited;
-    let mut after = |duration: Duration| {
-        let start = at;
-        at += duration;
-        start..at
+    let after = if journal.is_zero() {
+        consecutive(waited, [reduce, update, encode, send, journal])
+    } else {
+        // The last three are those of the update before, with which the step begins: see `StepCosts`.
+        let [reduce, update] = consecutive(waited, [reduce, update]);
+        let [journal, encode, send] = consecutive(begun, [journal, encode, send]);
+        [reduce, update, encode, send, journal]
     };
-    let spans = [
-        begun..waited,
-        waited.saturating_sub(decode).max(begun)..waited,
-        after(reduce),
-        after(update),
-        after(encode),
-        after(send),
-        after(journal),
-    ];
+    let before = [begun..waited, waited.saturating_sub(decode).max(begun)..waited];
+    let spans = before.into_iter().chain(after);
     let mut phases = PHASES.into_iter().zip(spans).zip(durations);
     std::array::from_fn(|_| {
         let ((name, span), duration) = phases.next().expect("as many as there are names");
         PhaseSpan { name, span, duration }
+    })
+}
+
+/// Spans one after the other.
+fn consecutive<const N: usize>(mut at: Duration, durations: [Duration; N]) -> [Range<Duration>; N] {
+    durations.map(|duration| {
+        let start = at;
+        at += duration;
+        start..at
     })
 }
 
@@ -123,4 +128,40 @@ fn end_of(event: &StepEvent) -> Duration {
 /// From milliseconds; 0 where they are none.
 pub fn milliseconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value / 1e3).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use events::{Figures, StepRecord};
+
+    use super::*;
+
+    /// The goal: what the journal holds up is drawn where it is held up.
+    #[test]
+    fn journaled_update_is_drawn_at_the_beginning_of_the_next_step() {
+        let record = StepRecord {
+            step: 2,
+            epoch: 1,
+            loss: 0.5,
+            metrics: Figures::default(),
+            n_samples: 32,
+            milliseconds: 10.0,
+            params_blake3: None,
+        };
+        let [begun, wait, update, encode, send, journal] = [100, 8, 2, 1, 2, 3].map(Duration::from_millis);
+        let costs = StepCosts { wait, update, encode, send, journal, ..StepCosts::default() };
+        let spans_of = |costs: StepCosts| {
+            let record = record.clone();
+            let event = StepEvent { record, workers: vec![1], n_active: 1, costs, begun, tasks: Vec::new() };
+            let spans = StepSpans::new(&event).phases.map(|phase| (phase.name, phase.span));
+            BTreeMap::from(spans.map(|(name, span)| (name, (span.start.as_millis(), span.end.as_millis()))))
+        };
+        let spans = spans_of(costs);
+        assert_eq!((spans["wait"], spans["update"]), ((100, 108), (108, 110)));
+        assert_eq!((spans["journal"], spans["encode"], spans["send"]), ((100, 103), (103, 104), (104, 106)));
+        let spans = spans_of(StepCosts { journal: Duration::ZERO, ..costs });
+        assert_eq!((spans["update"], spans["encode"], spans["send"]), ((108, 110), (110, 111), (111, 113)));
+    }
 }
