@@ -7,7 +7,7 @@ _default:
 ci:
     .ci/run
 
-# Format, lints, and the types of the CUDA backend
+# Format, lints, and the types of the CUDA backend and of OTLP
 lint:
     .ci/run lint
 
@@ -66,6 +66,10 @@ step:
 # The pictures of the page in docs/
 page:
     python3 bench/page.py
+
+# What a collector of OpenTelemetry gets, with the feature `otlp`
+otlp:
+    .ci/run otlp
 
 # What it costs a step that the run is watched
 watching:

@@ -11,12 +11,14 @@ use events::{RecordedEvent, RunEvent, seconds_since_1970};
 use observe::chart::curves_svg;
 use observe::folder::FolderReader;
 use observe::metrics::{Metrics, RunInfo};
+use observe::otlp::Otlp;
 use observe::server::{RunHandle, Runs};
 use observe::settings::settings_of;
 use observe::summary::Summary;
 use observe::tensorboard::TensorBoard;
 use observe::trace::Trace;
 use serde_json::Value;
+use tokio::task::block_in_place;
 use tracing::warn;
 
 use crate::config::Config;
@@ -37,6 +39,8 @@ pub struct Watchers {
     pub tensorboard: Option<TensorBoard>,
     /// The trace of some steps, if one was asked for.
     pub trace: Option<Trace>,
+    /// The export of all steps as traces, if the environment names a collector.
+    pub otlp: Option<Otlp>,
     /// What is posted to Kubeflow Trainer, if anything is.
     pub latest: Option<Arc<Latest>>,
     /// Where the picture of the curves goes.
@@ -65,13 +69,15 @@ impl Watchers {
         run.replace(known);
         run.describe(description.clone());
         let now = seconds_since_1970();
-        let metrics = Arc::new(Metrics::new(RunInfo {
+        let info = RunInfo {
             task: start.recipe.task.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             run_id: start.run_id.clone(),
             n_workers_expected: config.n_workers.get() as usize,
             process_started: now,
-        }));
+        };
+        let otlp = Otlp::from_env(&info);
+        let metrics = Arc::new(Metrics::new(info));
         let host = host_name().unwrap_or_else(|| "localhost".to_owned());
         let mut tensorboard = None;
         if config.tensorboard {
@@ -86,6 +92,7 @@ impl Watchers {
             metrics,
             tensorboard,
             trace,
+            otlp,
             latest: None,
             curves: folder.join("curves.svg"),
             curves_written: None,
@@ -114,6 +121,9 @@ impl Watchers {
         {
             warn!(%error, "no trace; the run goes on");
             self.trace = None;
+        }
+        if let Some(otlp) = &mut self.otlp {
+            otlp.apply(recorded);
         }
         let is_due = self.curves_written.is_none_or(|written| written.elapsed() >= CURVES_INTERVAL);
         match recorded.event {
@@ -150,6 +160,9 @@ impl Watchers {
             && let Err(error) = tensorboard.flush()
         {
             warn!(%error, "the end of TensorBoard's files is missing");
+        }
+        if let Some(otlp) = &mut self.otlp {
+            block_in_place(|| otlp.finish());
         }
     }
 
