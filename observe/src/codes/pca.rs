@@ -54,10 +54,21 @@ pub(super) fn centered(codes: Codes) -> Vec<f64> {
 
 /// Sums of products of centred values, [values, values]: the covariance but for a factor, which shares do not depend on.
 fn covariance(centered: &[f64], n_values: usize) -> Vec<f64> {
+    // So few rows stay in the first cache while all codes pass.
+    const N_ROWS: usize = 4;
     let mut covariance = vec![0.0; n_values * n_values];
-    for code in centered.chunks_exact(n_values) {
-        for (row, &left) in covariance.chunks_exact_mut(n_values).zip(code) {
-            row.iter_mut().zip(code).for_each(|(sum, &right)| *sum += left * right);
+    for (block, rows) in covariance.chunks_mut(N_ROWS * n_values).enumerate() {
+        // What is left of the diagonal is the same as what is right of it.
+        let first = block * N_ROWS;
+        for code in centered.chunks_exact(n_values) {
+            for (row, &left) in rows.chunks_exact_mut(n_values).zip(&code[first..]) {
+                add_scaled(&mut row[first..], &code[first..], left);
+            }
+        }
+    }
+    for i in 0..n_values {
+        for j in 0..i {
+            covariance[i * n_values + j] = covariance[j * n_values + i];
         }
     }
     covariance
@@ -70,7 +81,9 @@ fn dominant(matrix: &[f64], n_values: usize, eigenvalue_min: f64) -> (Vec<f64>, 
     let mut eigenvalue = 0.0;
     normalize(&mut direction);
     for _ in 0..ITERATIONS_MAX {
-        let mut next: Vec<f64> = matrix.chunks_exact(n_values).map(|row| dot(row, &direction)).collect();
+        // The matrix is symmetric, so that rows can be added up, which takes vector instructions.
+        let mut next = vec![0.0; n_values];
+        matrix.chunks_exact(n_values).zip(&direction).for_each(|(row, &scale)| add_scaled(&mut next, row, scale));
         eigenvalue = normalize(&mut next);
         if eigenvalue <= eigenvalue_min {
             return (vec![0.0; n_values], 0.0);
@@ -104,6 +117,10 @@ fn normalize(vector: &mut [f64]) -> f64 {
         }
     }
     length
+}
+
+fn add_scaled(sums: &mut [f64], values: &[f64], scale: f64) {
+    sums.iter_mut().zip(values).for_each(|(sum, &value)| *sum += scale * value);
 }
 
 fn dot(left: &[f64], right: &[f64]) -> f64 {
