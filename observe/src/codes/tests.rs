@@ -158,11 +158,32 @@ fn map_names_axes_and_describes_method() {
     assert!(single.points.iter().all(|point| point[1].abs() <= 0.5));
 }
 
+/// The goal: from one epoch to the next the points can be followed.
+#[test]
+fn aligned_map_keeps_signs_of_earlier_one() {
+    let (values, _) = clusters(50, 6, 3);
+    let map = |values: &[f32], n_values| CodeMap::new(codes(values, n_values), Method::Pca).expect("enough codes");
+    let earlier = map(&values, 6);
+    for axes in [[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]] {
+        let mut turned = earlier.clone();
+        turned.points.iter_mut().for_each(|point| *point = [axes[0] * point[0], axes[1] * point[1]]);
+        turned.align(&earlier);
+        assert_eq!(turned, earlier, "{axes:?}");
+    }
+    // Other samples, and values that mean something by themselves.
+    let negative: Vec<f32> = values.iter().map(|value| -value).collect();
+    let (mut fewer, mut single) = (map(&negative[..60], 6), map(&negative, 1));
+    let (before, before_single) = (fewer.clone(), single.clone());
+    fewer.align(&earlier);
+    single.align(&map(&values, 1));
+    assert_eq!((fewer, single), (before, before_single));
+}
+
 #[test]
 fn scatter_has_fixed_size_text_and_a_color_per_label() {
     let points: Vec<[f64; 2]> = (0..100).map(|i| spread(i).map(|place| 10.0 * place)).collect();
     let numbers: Vec<u8> = (0..100).map(|i| [0, 1, 3][i % 3]).collect();
-    let names = ["T-shirt/top", "Trouser", "Pullover", "Dress <&>"];
+    let names = ["T-shirt/top", "Trouser\u{0}\u{FFFF}\t", "Pullover", "Dress <&>"];
     let labels = Some(Labels { numbers: &numbers, names: &names });
     let scatter = Scatter { title: "codes & more", axes: ["across", "up"], points: &points, labels };
     let svg = scatter.svg();
@@ -181,6 +202,8 @@ fn scatter_has_fixed_size_text_and_a_color_per_label() {
     for color in [[0x1f, 0x77, 0xb4], [0xff, 0x7f, 0x0e], [0xd6, 0x27, 0x28]] {
         assert!(picture.pixels().any(|pixel| *pixel == Rgb(color)), "{color:?} is missing");
     }
+    let compact = image::load_from_memory_with_format(&scatter.compact_png(), ImageFormat::Png).expect("a PNG");
+    assert_eq!((compact.width(), compact.height()), (960, 768)); // 1.5 * 640, 1.5 * 512
     let is_dark = |x, y| picture.get_pixel(x, y).0.iter().all(|&value| value < 100);
     let n_dark = (0..WIDTH).flat_map(|x| (0..40).map(move |y| (x, y))).filter(|&(x, y)| is_dark(x, y)).count();
     assert!(n_dark > 100, "the title is drawn: {n_dark} dark pixels");
