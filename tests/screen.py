@@ -175,7 +175,7 @@ class Screen(Folder):
         self.assertRegex(rows["recovered from"], r"^1 worker left")
         self.assertTrue((self.folder / rows["weights"]).is_file(), rows)
         self.assertEqual(rows["run folder"], "run")
-        self.assertEqual(rows["files there"], "curves.svg, run.log, reconstructions/")
+        self.assertEqual(rows["files there"], "curves.svg, run.log, codes/, reconstructions/")
         self.assertEqual(rows["page"], f"{COORDINATOR} --show run")
 
     def check_wide(self, columns):
@@ -243,6 +243,7 @@ class Screen(Folder):
             terminal.tmux("resize-window", "-x", columns, "-y", ROWS)
             # Twice, so that one was drawn that knew the width.
             step = terminal.wait_for_bar(terminal.wait_for_bar(step))
+            # tmux tells a program of its new width a quarter of a second later.
             terminal.columns = columns
             terminal.keep(f"resized-{columns}")
             self.assertLessEqual(len(terminal.rows()[-1]), columns)

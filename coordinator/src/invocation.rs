@@ -84,6 +84,8 @@ mod tests {
         };
         check("runs/denoising-001", "'./my tool' coordinator --show runs/denoising-001");
         check("my runs/1", "'./my tool' coordinator --show 'my runs/1'");
-        check("it's $HOME", r#"'./my tool' coordinator --show "it's \$HOME""#);
+        let words = ["./it's", "coordinator", "--show", r#"a "b" $HOME\c"#];
+        let command = invocation(&words[..2]).show_command(Path::new(words[3]));
+        assert_eq!(shlex::split(&command).expect("words"), words);
     }
 }

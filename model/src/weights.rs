@@ -117,10 +117,10 @@ mod tests {
     #[test]
     fn tensors_that_contradict_metadata_are_refused() {
         let whole = weights(Architecture::Recurrent).to_bytes();
-        let place =
-            whole.windows(11).position(|bytes| bytes == b"\"recurrent\"").expect("the metadata names the network");
+        let named: &[u8] = b"\"task\":\"recurrent\"";
+        let place = whole.windows(named.len()).position(|bytes| bytes == named).expect("the metadata names the task");
         let mut changed = whole;
-        changed[place + 1..place + 10].copy_from_slice(b"denoising");
+        changed[place..place + named.len()].copy_from_slice(b"\"task\":\"denoising\"");
         check(&changed, "found recurrent by its tensors and `denoising` by its metadata");
     }
 

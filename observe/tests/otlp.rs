@@ -81,7 +81,9 @@ fn run_in_own_process() {
     let mut otlp = Otlp::from_env(&run).expect("an endpoint is set");
     let steps: Vec<RecordedEvent> = (1..=n_steps).map(made_up_step).collect();
     let begun = Instant::now();
-    steps.iter().for_each(|step| otlp.apply(step));
+    for step in &steps {
+        otlp.apply(step);
+    }
     let applied = begun.elapsed();
     let begun = Instant::now();
     otlp.finish();
@@ -170,10 +172,15 @@ fn number(span: &Span, name: &str) -> i64 {
     }
 }
 
-/// Microseconds from the beginning of a step to the beginning and the end of a span.
-fn microseconds(span: &Span, step: i64) -> (f64, f64) {
+/// Microseconds from the beginning of a step to the beginning and the end of a span, to the nearest 5: a second since 1970 is a number
+/// of double precision, to some 0.2 µs.
+fn microseconds(span: &Span, step: i64) -> (u64, u64) {
     let begun = Duration::from_secs(STARTED) + STEP * (u32::try_from(step).expect("few steps") - 1);
-    let from_begin = |time: u64| (Duration::from_nanos(time).as_secs_f64() - begun.as_secs_f64()) * 1e6;
+    let from_begin = |time: u64| {
+        // Half of the 5 is added, so that what is early by the rounding is not below 0.
+        let duration = Duration::from_nanos(time) + Duration::from_nanos(2500);
+        u64::try_from(duration.checked_sub(begun).expect("not before the step").as_micros()).expect("short") / 5 * 5
+    };
     (from_begin(span.start_time_unix_nano), from_begin(span.end_time_unix_nano))
 }
 
@@ -214,8 +221,7 @@ fn check_trace(spans: &[Span]) -> i64 {
         if span.name == "compute" {
             assert_eq!(number(parent(span).expect("a shard"), "telar.shard"), number(span, "telar.shard"));
         }
-        // A second since 1970 has some 0.2 µs as a number of double precision.
-        found.insert((name, (start / 5.0).round() as i64 * 5, (end / 5.0).round() as i64 * 5));
+        found.insert((name, start, end));
     }
     let expected = [
         ("step", 0, 10_250),

@@ -38,13 +38,13 @@ pub(super) fn access(listen: &ListenAddress, args: AccessArgs, reflection: bool)
     let tls = TlsFiles::of_flags([tls_cert, tls_key, tls_ca])?;
     let reach = match (listen.is_beyond_this_machine(), &tls, insecure) {
         (_, Some(_), true) => return Err(ConfigError::InsecureWithTls),
-        (true, None, false) => return Err(ConfigError::Exposed { found: listen.clone() }),
+        (true, None, false) => return Err(ConfigError::Exposed { found: listen.to_string() }),
         (true, None, true) => Reach::OthersInsecurely,
         (true, Some(_), false) => Reach::Others,
         (false, _, _) => Reach::ThisMachine,
     };
     if tls.is_some() && matches!(listen, ListenAddress::Unix(_)) {
-        return Err(ConfigError::TlsOnSocket { found: listen.clone() });
+        return Err(ConfigError::TlsOnSocket { found: listen.to_string() });
     }
     Ok(Access { tls, token_file, reach, reflection: reflection || reach == Reach::ThisMachine })
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use observe::trace::StepRangeError;
 use proto::tls::IncompleteFlags;
 
-use super::address::ListenAddress;
 use crate::location::LocationError;
 
 /// A setting that cannot be followed.
@@ -57,7 +56,7 @@ pub enum ConfigError {
     )]
     HttpExposed {
         /// The address.
-        found: ListenAddress,
+        found: String,
     },
     /// Nothing to serve a page with.
     #[error("--show serves a page; leave `--http off` out")]
@@ -82,7 +81,7 @@ pub enum ConfigError {
     )]
     Exposed {
         /// The address.
-        found: ListenAddress,
+        found: String,
     },
     /// Neither needs the other.
     #[error("--insecure is for an address without TLS; leave it out, or --tls-cert, --tls-key and --tls-ca")]
@@ -91,7 +90,7 @@ pub enum ConfigError {
     #[error("--tls-cert, --tls-key and --tls-ca are for --listen HOST:PORT; leave them out with `--listen {found}`")]
     TlsOnSocket {
         /// The address.
-        found: ListenAddress,
+        found: String,
     },
     /// A check by TLS without the files for it.
     #[error("expected --tls-cert, --tls-key and --tls-ca of a worker with `--check {found}`, found none of them")]

@@ -51,7 +51,7 @@ pub fn http(given: Option<String>, launch: Launch, access: &AccessArgs) -> Resul
     let reach = match (tls, token_file) {
         (Some(tls), Some(token_file)) => HttpReach::Others(tls, token_file),
         (None, token_file) if insecure => HttpReach::OthersInsecurely(token_file),
-        (Some(_) | None, _) => return Err(ConfigError::HttpExposed { found: address }),
+        (Some(_) | None, _) => return Err(ConfigError::HttpExposed { found: address.to_string() }),
     };
     Ok(Http::At(found, reach))
 }
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn page_beyond_this_machine_needs_tls_and_token_or_insecure() {
         let found = "0.0.0.0:1";
-        let exposed = || Err(ConfigError::HttpExposed { found: ListenAddress::Tcp(found.to_owned()) });
+        let exposed = || Err(ConfigError::HttpExposed { found: found.to_owned() });
         let at = |reach| Ok(Http::At(found.to_owned(), reach));
         let (token, insecure) = (Some(PathBuf::from("token")), true);
         let [tls_cert, tls_key, tls_ca] = ["a", "b", "c"].map(|name| Some(PathBuf::from(name)));

@@ -37,21 +37,20 @@ pub fn draw_target() -> ProgressDrawTarget {
     ProgressDrawTarget::term_like_with_hz(Box::new(BarTerminal::default()), DRAWN_PER_SECOND)
 }
 
-/// Standard error as a terminal on which the bar may be broken in two, where it becomes narrower, and overwritten, where keys are
-/// echoed. So the cursor waits at the bar's beginning, and all from there on is cleared before the next one is drawn.
+/// Standard error as a terminal that may become narrower with a bar on it, and on which keys are echoed. The bar has one row: what
+/// does not fit is cut by the terminal, whose width may not be known yet. The cursor waits at its beginning, where it stays if the
+/// terminal breaks the row in two, and all from there on is cleared before the next one is drawn.
 #[derive(Debug, Default)]
 struct BarTerminal(Mutex<String>);
+
+/// Has the terminal cut what is too long for a row, and not go on in the next one.
+const CUT_ROWS: &str = "\x1b[?7l";
+/// Has it go on in the next row again.
+const BREAK_ROWS: &str = "\x1b[?7h";
 
 impl BarTerminal {
     fn push(&self, text: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
-    }
-
-    fn push_move(&self, n: usize, direction: char) {
-        // A sequence that moves the cursor by 0 would move it by 1.
-        if n > 0 {
-            self.push(&format!("\x1b[{n}{direction}"));
-        }
     }
 }
 
@@ -64,28 +63,26 @@ impl TermLike for BarTerminal {
         drawing_size().map_or(24, |(_, rows)| rows)
     }
 
-    fn move_cursor_up(&self, n: usize) -> Result<()> {
-        self.push_move(n, 'A');
+    // There is one row, however many the bar would take.
+
+    fn move_cursor_up(&self, _n: usize) -> Result<()> {
         Ok(())
     }
 
-    fn move_cursor_down(&self, n: usize) -> Result<()> {
-        self.push_move(n, 'B');
+    fn move_cursor_down(&self, _n: usize) -> Result<()> {
         Ok(())
     }
 
-    fn move_cursor_right(&self, n: usize) -> Result<()> {
-        self.push_move(n, 'C');
+    fn move_cursor_right(&self, _n: usize) -> Result<()> {
         Ok(())
     }
 
-    fn move_cursor_left(&self, n: usize) -> Result<()> {
-        self.push_move(n, 'D');
+    fn move_cursor_left(&self, _n: usize) -> Result<()> {
         Ok(())
     }
 
     fn write_line(&self, line: &str) -> Result<()> {
-        self.push(&format!("{line}\n"));
+        self.push(line);
         Ok(())
     }
 
@@ -100,8 +97,7 @@ impl TermLike for BarTerminal {
     }
 
     fn flush(&self) -> Result<()> {
-        let mut out = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        out.push('\r');
-        stderr().lock().write_all(out.as_bytes())
+        let row = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        stderr().lock().write_all(format!("{CUT_ROWS}{row}\r{BREAK_ROWS}").as_bytes())
     }
 }

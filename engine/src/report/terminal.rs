@@ -25,14 +25,14 @@ pub fn drawing_size() -> Option<(u16, u16)> {
 }
 
 /// A line as lines of at most so many columns, broken at spaces, of which all but the first are indented. A word that is longer
-/// stays whole, so that a path or an address can be copied. Colours take no columns.
+/// stays whole, where it is, so that a path or an address can be copied. Colours take no columns.
 pub fn wrapped(line: &str, columns: usize, indent: usize) -> String {
     let mut out = String::with_capacity(line.len());
     let mut position = 0; // columns of the current line that are taken
     for (number, word) in line.split(' ').enumerate() {
         let n_columns = n_columns(word);
         let start = if number == 0 { 0 } else { position + 1 };
-        if start > indent && n_columns > 0 && start + n_columns > columns {
+        if start > indent && n_columns > 0 && start + n_columns > columns && indent + n_columns <= columns {
             out.truncate(out.trim_end_matches(' ').len());
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', indent));
@@ -72,10 +72,10 @@ mod tests {
         check("one two three four", 7, 2, "one two\n  three\n  four");
         check("name    text of a row", 16, 8, "name    text of\n        a row");
         check("größe grün", 10, 2, "größe grün");
-        check("\x1b[33m WARN\x1b[0m of two", 8, 6, "\x1b[33m WARN\x1b[0m of\n      two");
+        check("\x1b[33m WARN\x1b[0m of two", 10, 6, "\x1b[33m WARN\x1b[0m of\n      two");
         // Words that are longer than a line.
         check("weights  runs/long/path", 12, 9, "weights  runs/long/path");
-        check("see runs/long/path now", 8, 2, "see\n  runs/long/path\n  now");
+        check("see runs/long/path now", 8, 2, "see runs/long/path\n  now");
         check("runs/long/path", 8, 2, "runs/long/path");
     }
 }
