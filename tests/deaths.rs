@@ -68,8 +68,10 @@ fn check_nothing_skipped(coordinator: &Process) {
 
 /// Files of a run's folder that were not finished, and have stayed.
 fn unfinished(run: &Path) -> Vec<String> {
-    let folders = [run.to_owned(), run.join("checkpoints"), run.join("reconstructions")];
-    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).expect("a folder"));
+    let folders = [run.to_owned(), run.join("checkpoints"), run.join("reconstructions"), run.join("codes")];
+    // There is no folder of pictures before the first one.
+    let entries =
+        folders.iter().filter(|folder| folder.exists()).flat_map(|folder| fs::read_dir(folder).expect("a folder"));
     let names = entries.map(|entry| entry.expect("a file").file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with(".telar-")).collect()
 }

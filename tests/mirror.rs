@@ -38,7 +38,7 @@ fn coordinator(dir: &TestDir, bucket: &Bucket, flags: &str) -> Process {
 /// The mirrored files of a run folder.
 fn run_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
-    for below in ["", "checkpoints", "reconstructions"] {
+    for below in ["", "checkpoints", "reconstructions", "codes"] {
         for entry in fs::read_dir(folder.join(below)).expect("a folder of the run") {
             let path = entry.expect("an entry").path();
             let name = path.strip_prefix(folder).expect("it is below").to_str().expect("text").to_owned();

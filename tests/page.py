@@ -49,7 +49,7 @@ CURVES = "() => [...document.querySelectorAll('#curves .chart')].map(chart => ch
 ROSTER = """() => [...document.querySelectorAll('#workers tbody tr')].map(row =>
     ({worker: row.cells[0].textContent, state: row.cells[1].textContent, process: +row.cells[3].textContent,
       shards: +row.cells[7].textContent.replace(/[^0-9]/g, ''), hasLeft: row.classList.contains('is-gone')}))"""
-HAPPENINGS = """() => [...document.querySelectorAll('#faults .happenings li')].map(line =>
+EVENTS = """() => [...document.querySelectorAll('#faults .events li')].map(line =>
     [line.querySelector('.kind').textContent, line.querySelector('.what').textContent])"""
 PICTURES = "() => [...document.querySelectorAll('#pictures img')].map(image => [image.getAttribute('src'), image.alt])"
 # 0 for one that could not be loaded.
@@ -192,7 +192,7 @@ class LookedAt:
         def is_shown():
             row = next(row for row in self.get(ROSTER) if row["worker"] == worker)
             lane = self.get(LANE, worker)
-            newest_first = self.get(HAPPENINGS)
+            newest_first = self.get(EVENTS)
             places = [place for place, (_, what) in enumerate(newest_first) if what.startswith(f"worker {worker} left")]
             if len(places) != 1 or newest_first[places[0]][0] != "fault":
                 return False
@@ -247,13 +247,13 @@ class Running(unittest.TestCase):
         worker, killed = kill_worker(looked_at)
         shown = looked_at.wait_for_news_of(worker)
         print(f"from SIGKILL of a worker to the page: {shown - killed:.2f} s", file=sys.stderr)
-        happenings = looked_at.get(HAPPENINGS)
+        events = looked_at.get(EVENTS)
         step = looked_at.get(STEP)
         self.assertEqual(looked_at.errors, [])
         # A reload breaks off the events of the former page, which Chromium reports.
         looked_at.page.reload()
         self.assertEqual([error for error in looked_at.errors if not error.endswith("/events: net::ERR_ABORTED")], [])
-        self.assertEqual(looked_at.get(HAPPENINGS)[-len(happenings):], happenings)
+        self.assertEqual(looked_at.get(EVENTS)[-len(events):], events)
         self.assertGreaterEqual(looked_at.get(STEP), step)
         self.assertTrue(looked_at.get(LANE, worker)["hasMark"])
         begins = looked_at.get(CURVES_BEGIN)
@@ -316,14 +316,14 @@ class Restarted(unittest.TestCase):
         looked_at.wait_for(lambda: looked_at.get(CONNECTION), "a word on the connection")
         self.assertEqual(looked_at.get(BADGE), "stopped")
         self.assertEqual(looked_at.get(CONNECTION), "the run has ended, and its program is gone")
-        step, curves, n_happenings = looked_at.get(STEP), looked_at.get(CURVES), len(looked_at.get(HAPPENINGS))
+        step, curves, n_events = looked_at.get(STEP), looked_at.get(CURVES), len(looked_at.get(EVENTS))
         self.assertTrue(step > 0 and curves)
 
         arguments = ("--resume", "run", "--http", address, "--run-dir", None)
         second = train(self, folder, *arguments)
         looked_at.wait_for(lambda: looked_at.get(BADGE) == "running" and looked_at.get(STEP) > step, "more steps")
         self.assertEqual(looked_at.get(CONNECTION), "")
-        self.assertGreater(len(looked_at.get(HAPPENINGS)), n_happenings)
+        self.assertGreater(len(looked_at.get(EVENTS)), n_events)
         for begin in looked_at.get(CURVES_BEGIN):
             self.assertLess(begin, 0.03)
 
@@ -349,7 +349,7 @@ class Finished(unittest.TestCase):
         looked_at.wait_for(lambda: looked_at.get(BADGE) == "completed", "the end of the run")
         run.wait()
         # What the page has at the end, from a program that is gone.
-        cls.live = [looked_at.get(function) for function in (CURVES, HAPPENINGS, PICTURES, STEP)]
+        cls.live = [looked_at.get(function) for function in (CURVES, EVENTS, PICTURES, STEP)]
         looked_at.wait_for(lambda: looked_at.get("() => [...document.images].every(image => image.complete)"), "pictures")
         cls.live_widths = looked_at.get(WIDTHS_OF_PICTURES)
 
@@ -358,19 +358,19 @@ class Finished(unittest.TestCase):
 
     def test_folder_shows_what_the_live_page_showed(self):
         looked_at = LookedAt(self, self.show("run"))
-        shown = [looked_at.get(function) for function in (CURVES, HAPPENINGS, PICTURES, STEP)]
-        for name, live, found in zip(("curves", "happenings", "pictures", "step"), self.live, shown):
+        shown = [looked_at.get(function) for function in (CURVES, EVENTS, PICTURES, STEP)]
+        for name, live, found in zip(("curves", "events", "pictures", "step"), self.live, shown):
             with self.subTest(name):
                 self.assertTrue(found)
                 self.assertEqual(found, live)
         self.assertEqual(looked_at.get(BADGE), "completed")
-        faults = [what for kind, what in looked_at.get(HAPPENINGS) if kind == "fault"]
+        faults = [what for kind, what in looked_at.get(EVENTS) if kind == "fault"]
         self.assertTrue(any(what.startswith(f"worker {self.victim} left") for what in faults), faults)
         self.assertTrue(all(looked_at.get(WIDTHS_OF_PICTURES)))
         self.assertEqual(looked_at.errors, [])
 
     def test_last_picture_is_still_loaded_by_the_live_page(self):
-        self.assertEqual(len(self.live_widths), 2)
+        self.assertEqual(len(self.live_widths), 4)
         self.assertTrue(all(self.live_widths), self.live_widths)
 
     def test_two_folders_are_compared(self):

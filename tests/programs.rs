@@ -193,9 +193,13 @@ fn run_folder_is_complete_after_end() {
     assert_eq!(result["params_blake3"], hash);
     assert_eq!((&description["workers"], &description["recipe"]["shards"]), (&2.into(), &4.into()));
     assert_eq!(description["compute_classes"].as_array().map(Vec::len), Some(1));
-    for name in
-        ["reconstructions/epoch-01.png", "reconstructions/epoch-02.png", "checkpoints/step-00000276.safetensors"]
-    {
+    for name in [
+        "reconstructions/epoch-01.png",
+        "reconstructions/epoch-02.png",
+        "codes/epoch-01.png",
+        "codes/epoch-02.png",
+        "checkpoints/step-00000276.safetensors",
+    ] {
         assert!(Path::new(&dir.path("run")).join(name).is_file(), "no {name}");
     }
 }

@@ -8,6 +8,7 @@ Needs tensorboard and pillow from PyPI in the environment of this Python. TELAR_
 """
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -17,10 +18,17 @@ import unittest
 from pathlib import Path
 
 try:
+    import numpy
     from PIL import Image
     from tensorboard import context
     from tensorboard.backend.event_processing import data_provider, event_accumulator, plugin_event_multiplexer
+    from google.protobuf import text_format
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.projector import projector_plugin
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
     from tensorboard.util import tensor_util
+    from werkzeug.test import EnvironBuilder
+    from werkzeug.wrappers import Response
 except ImportError as error:
     sys.exit(f"expected the module {error.name}, found none in {sys.executable}: install tensorboard and pillow from PyPI")
 
@@ -74,11 +82,19 @@ class TensorBoard(unittest.TestCase):
             self.assertEqual(image.encoded_image_string, self.png)
             self.assertEqual(Image.open(io.BytesIO(image.encoded_image_string)).size, (28, 14))
 
-    def plugin_data(self):
+    def plugin_data(self, logdir=None):
+        logdir = str(logdir or self.folder)
         multiplexer = plugin_event_multiplexer.EventMultiplexer()
-        multiplexer.AddRunsFromDirectory(str(self.folder))
+        multiplexer.AddRunsFromDirectory(logdir)
         multiplexer.Reload()
-        return data_provider.MultiplexerDataProvider(multiplexer, str(self.folder))
+        return data_provider.MultiplexerDataProvider(multiplexer, logdir)
+
+    def ask(self, plugin, route, **arguments):
+        """What the plugin answers a browser."""
+        environment = EnvironBuilder(path=route, query_string=arguments).get_environ()
+        answer = Response.from_app(plugin.get_plugin_apps()[route], environment)
+        self.assertEqual(answer.status_code, 200, answer.get_data())
+        return answer.get_data()
 
     def test_settings_are_a_table_for_the_text_plugin(self):
         self.assertEqual(self.train.PluginTagToContent("text"), {"settings": b""})
@@ -94,8 +110,32 @@ class TensorBoard(unittest.TestCase):
         self.assertEqual(set(scalars), {"train", "validation"})
         self.assertIn("loss", scalars["train"])
         self.assertIn("loss", scalars["validation"])
-        self.assertEqual(list(provider.list_blob_sequences(ctx, plugin_name="images", **ask)["validation"]), ["reconstructions"])
+        self.assertEqual(list(provider.list_blob_sequences(ctx, plugin_name="images", **ask)["validation"]), ["reconstructions", "codes"])
         self.assertEqual(list(provider.list_tensors(ctx, plugin_name="text", **ask)["train"]), ["settings"])
+
+    def test_each_picture_has_a_tag(self):
+        self.assertEqual(self.validation.Tags()["images"], ["reconstructions", "codes"])
+        self.assertEqual([image.step for image in self.validation.Images("codes")], [8])
+
+    def test_projector_has_the_newest_codes_with_their_labels(self):
+        config = text_format.Parse((self.folder / "validation" / "projector_config.pbtxt").read_text(), ProjectorConfig())
+        [embedding] = config.embeddings
+        self.assertEqual(embedding.tensor_name, "codes")
+        labels = (self.folder / "validation" / embedding.metadata_path).read_text().splitlines()
+        self.assertEqual(labels, ["T-shirt/top", "Ankle boot", "Ankle boot", "a b"])
+
+        # As the plugin itself reads them, wherever TensorBoard is pointed: at the run folder's `tensorboard`, or at all runs.
+        for logdir, run in ((self.folder, "validation"), (self.folder.parent, "tensorboard/validation")):
+            with self.subTest(run):
+                context_of_all = base_plugin.TBContext(logdir=str(logdir), data_provider=self.plugin_data(logdir))
+                plugin = projector_plugin.ProjectorPlugin(context_of_all)
+                self.assertEqual(json.loads(self.ask(plugin, "/runs")), [run])
+                [told] = json.loads(self.ask(plugin, "/info", run=run))["embeddings"]
+                self.assertEqual(told["tensorShape"], [len(labels), 3])
+                answer = self.ask(plugin, "/tensor", run=run, name="codes")
+                values = numpy.frombuffer(answer, dtype="float32").reshape(len(labels), -1)
+                numpy.testing.assert_array_equal(values.ravel(), numpy.float32(0.1) * numpy.arange(12, dtype="float32"))
+                self.assertEqual(self.ask(plugin, "/metadata", run=run, name="codes").decode().splitlines(), labels)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 use engine::early_stopping::BestEpoch;
 use engine::report::{RunFolder, best_rows};
-use events::{CostTotals, EpochRecord};
+use events::{CostTotals, EpochRecord, PictureName};
 use observe::summary::Faults;
 
 use crate::training::Tally;
@@ -77,13 +77,15 @@ impl Ending<'_> {
     }
 
     /// What is worth a look in the run folder.
-    fn files(&self) -> Vec<&'static str> {
+    fn files(&self) -> Vec<String> {
         let path = |name: &str| self.folder.path().join(name);
-        let is_there = |name: &str| match name.strip_suffix('/') {
+        let is_there = |name: &String| match name.strip_suffix('/') {
             Some(folder) => path(folder).read_dir().is_ok_and(|mut files| files.next().is_some()),
             None => path(name).is_file(),
         };
-        let names = ["curves.svg", "run.log", "trace.json", "reconstructions/", "tensorboard/"];
-        names.into_iter().filter(|name| is_there(name)).collect()
+        let pictures = PictureName::all_in(self.folder.path()).unwrap_or_default();
+        let folders = pictures.iter().map(PictureName::as_str).chain(["tensorboard"]).map(|name| format!("{name}/"));
+        let files = ["curves.svg", "run.log", "trace.json"].map(str::to_owned);
+        files.into_iter().chain(folders).filter(is_there).collect()
     }
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use events::{EpochRecord, MirrorEvent};
+use events::{EpochRecord, MirrorEvent, PictureFile, PictureName};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -214,12 +214,12 @@ impl MirrorHandle {
         });
     }
 
-    /// An epoch's weights and lines, and its picture, if it has one, are on the disk.
-    pub fn epoch_written(&self, record: &EpochRecord, has_picture: bool) {
-        let picture = has_picture.then_some(RunFile::Picture(record.epoch));
+    /// An epoch's weights, lines and pictures are on the disk.
+    pub fn epoch_written(&self, record: &EpochRecord, pictures: &[PictureFile]) {
+        let pictures = pictures.iter().copied().map(RunFile::Picture);
         let best = record.is_best.then_some(RunFile::BestWeights);
         self.change(|state| {
-            for file in picture.into_iter().chain(best).chain([RunFile::Weights, RunFile::History, RunFile::Steps]) {
+            for file in pictures.chain(best).chain([RunFile::Weights, RunFile::History, RunFile::Steps]) {
                 state.pending.add(file);
             }
         });
@@ -317,10 +317,12 @@ impl State {
                 self.pending.add(file);
             }
         }
-        for entry in std::fs::read_dir(run.folder.join("reconstructions")).into_iter().flatten().flatten() {
-            let path = format!("reconstructions/{}", entry.file_name().to_string_lossy());
-            if let Some(file) = RunFile::parse(&path) {
-                self.pending.add(file);
+        for name in PictureName::all_in(&run.folder).unwrap_or_default() {
+            for entry in std::fs::read_dir(run.folder.join(name.as_str())).into_iter().flatten().flatten() {
+                let file = PictureFile::of(name.as_str(), &entry.file_name().to_string_lossy());
+                if let Some(file) = file.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+                    self.pending.add(RunFile::Picture(file));
+                }
             }
         }
         let checkpoints = Checkpoints::of(&run.folder, run.n_checkpoints_kept).by_age();
@@ -405,12 +407,17 @@ mod tests {
     }
 
     #[test]
-    fn damaged_checkpoint_is_not_uploaded() {
+    fn all_pictures_and_whole_checkpoints_are_uploaded() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut checkpoints = Checkpoints::of(folder.path(), 9);
         let whole = crate::checkpoint::tests::checkpoint(3, 0.0);
         let bytes = std::fs::read(checkpoints.save(&whole).expect("it can be written")).expect("a file");
         std::fs::write(folder.path().join("checkpoints/step-00000004.safetensors"), &bytes[..999]).expect("a file");
+        for name in ["codes/epoch-01.png", "maps/epoch-02.png", "maps/other.png", "tensorboard/epoch-01.png"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, "").expect("a file");
+        }
         let mut state = state();
         let run = MirroredRun {
             folder: folder.path().to_owned(),
@@ -422,7 +429,15 @@ mod tests {
         };
         state.add_all(&run);
         let found = paths(&state);
-        assert_eq!(found, ["history.jsonl", "steps.jsonl", "checkpoints/step-00000003.safetensors", "events.jsonl"]);
+        let expected = [
+            "codes/epoch-01.png",
+            "maps/epoch-02.png",
+            "history.jsonl",
+            "steps.jsonl",
+            "checkpoints/step-00000003.safetensors",
+            "events.jsonl",
+        ];
+        assert_eq!(found, expected);
         assert_eq!(state.lag.newest_local(), Some(3));
     }
 }

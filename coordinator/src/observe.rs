@@ -2,6 +2,7 @@
 //! screen and the log come after them, on another, and may miss something where nobody reads them; what is posted to
 //! Kubeflow Trainer leaves on a third. None can slow a step.
 
+mod code_space;
 mod history;
 mod view;
 mod watchers;
@@ -17,7 +18,8 @@ use events::{CostTotals, EpochRecord, RecordedEvent, RunEvent, seconds_since_197
 use tokio::task::block_in_place;
 use tracing::Span;
 
-pub use history::History;
+pub use code_space::CodeSpace;
+pub use history::{EpochPictures, History};
 pub use view::{View, ViewHandle};
 pub use watchers::Watchers;
 
@@ -159,11 +161,9 @@ impl Recorder {
                 self.watchers.apply(&recorded);
                 self.view.show(recorded.event);
                 let written = self.history.add_epoch(&record, &weights);
-                if let Ok(Some(picture)) = &written {
-                    self.watchers.add_picture(record.epoch, record.step, picture);
-                }
+                let written = written.map(|pictures| self.watchers.add_pictures(&record, &pictures));
                 self.last_epoch = Some(record);
-                written.map(drop)
+                written
             }
             Entry::Checkpoint(offer) => {
                 // A run that goes on from it has all its lines up to there.

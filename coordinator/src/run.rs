@@ -46,7 +46,7 @@ use crate::http::{HttpPort, HttpServer};
 use crate::input::{INPUTS_MAX, Input};
 use crate::journal::Journal;
 use crate::mirror::{self, Mirror, MirrorError, MirrorPlan, MirroredRun};
-use crate::observe::{Entry, History, Observer, View, Watchers};
+use crate::observe::{CodeSpace, Entry, History, Observer, View, Watchers};
 use crate::opening::begin_screen;
 use crate::recompute::{Means, Recomputer};
 use crate::saver::Saver;
@@ -123,6 +123,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         device: backend.device.clone(),
         recipe: recipe.clone(),
         mirror: mirror.clone(),
+        code_space: CodeSpace::default(),
     };
     let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept).with_damaged_known();
     let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());

@@ -12,7 +12,5 @@ mod terminal;
 pub use log::{LogFormat, LogGuard, init_log, init_log_with_file, open_run_log, write_run_log_line, write_stderr_line};
 pub use output::{check_output, print_line};
 pub use records::{epoch_record, step_record};
-pub use run_folder::{
-    DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder, best_json, best_rows, picture_name, picture_number,
-};
+pub use run_folder::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder, best_json, best_rows};
 pub use screen::Screen;

@@ -4,6 +4,7 @@
 mod any;
 mod autodiff;
 mod erased;
+mod pictures;
 mod registry;
 
 use std::error::Error;
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 pub use crate::spec::{Defaults, TaskSpec};
 pub use any::{AnyTask, Evaluator, OpenTask, Replica};
 pub use autodiff::gradient_of;
+pub use pictures::{CODE_VALUES_MAX, CODES_MAX, Codes, CodesError, NamedPicture, Picture, PictureError};
 pub use registry::{TaskChoice, TaskEntry, TaskError, Tasks};
 
 use crate::backend::ComputeDevice;
@@ -150,8 +152,15 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
         autodiff::without_gradients(self, network, batch, context)
     }
 
-    /// A picture (PNG) that shows people how far the network is, made after each epoch.
-    fn picture(&self, _network: &Self::Network, _data: &Self::Data, _context: &Context<'_>) -> Option<Vec<u8>> {
+    /// Pictures that show people how far the network is, made after each epoch: up to eight, each of another name. One that cannot
+    /// be shown is left out with a warning in the log.
+    fn pictures(&self, _network: &Self::Network, _data: &Self::Data, _context: &Context<'_>) -> Vec<Picture> {
+        Vec::new()
+    }
+
+    /// The codes of some samples, for a task whose network makes any; the coordinator draws them after each epoch. A thousand
+    /// validation samples are enough to see how they lie.
+    fn codes(&self, _network: &Self::Network, _data: &Self::Data, _context: &Context<'_>) -> Option<Codes> {
         None
     }
 }
@@ -233,7 +242,7 @@ impl<'a> Context<'a> {
         Self { device, seed: 0, key, is_training: false, n_samples }
     }
 
-    /// For a picture.
+    /// For pictures and codes.
     pub(crate) fn picture(device: &'a ComputeDevice, seed: u64) -> Self {
         Self { seed, ..Self::evaluation(device, Split::Valid, 0, 0) }
     }

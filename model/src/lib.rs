@@ -3,6 +3,7 @@
 
 pub mod arch;
 mod arithmetic;
+pub mod codes;
 pub mod data;
 pub mod gradients;
 pub mod images;

@@ -13,11 +13,12 @@ use engine::exit;
 use engine::random::Stream;
 use engine::sums::{Metric, Sums};
 use engine::task::{
-    AnyTask, BoxError, Context, Defaults, Loss, OpenTask, Task, TaskEntry, TaskError, Tasks, open_with,
+    AnyTask, BoxError, Codes, Context, Defaults, Loss, OpenTask, Picture, Task, TaskEntry, TaskError, Tasks, open_with,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Architecture, N_PIXELS, Network};
+use crate::codes::split_codes;
 use crate::data::{Batch, DataChoice, DataError, DownloadBar, FetchError, Garments, PLAIN_NAMES, open, open_own};
 use crate::gradients::{evaluate, plain_loss, shard_result};
 use crate::layers::Noise;
@@ -26,6 +27,8 @@ use crate::trained::Trained;
 
 /// Images of the picture that is made after each epoch.
 const N_PICTURED: u32 = 5;
+/// Images whose codes are drawn after each epoch.
+const N_CODES: usize = 1_000;
 
 /// Names an architecture by a type.
 pub trait ArchitectureMarker: Clone + Debug + Send + Sync + 'static {
@@ -195,9 +198,14 @@ impl<W: ArchitectureMarker> Task for Autoencoder<W> {
         evaluate(network, batch.images, context.device())
     }
 
-    fn picture(&self, network: &Network, data: &Arc<Garments>, context: &Context<'_>) -> Option<Vec<u8>> {
+    fn pictures(&self, network: &Network, data: &Arc<Garments>, context: &Context<'_>) -> Vec<Picture> {
         let trained = Trained::of(network, context.device());
-        Some(split_picture(&trained, data, Split::Valid, N_PICTURED, self.noise(), context.seed()))
+        let png = split_picture(&trained, data, Split::Valid, N_PICTURED, self.noise(), context.seed());
+        vec![Picture::new("reconstructions", png)]
+    }
+
+    fn codes(&self, network: &Network, data: &Arc<Garments>, context: &Context<'_>) -> Option<Codes> {
+        Some(split_codes(&Trained::of(network, context.device()), data, Split::Valid, N_CODES))
     }
 }
 

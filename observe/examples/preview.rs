@@ -7,7 +7,9 @@ use std::f64::consts::TAU;
 use std::fs;
 use std::path::Path;
 
+use events::{PictureFile, PictureName};
 use observe::chart::curves_svg;
+use observe::codes::{Labels, Scatter};
 use observe::page::{asset, comparison, document};
 
 fn main() -> std::io::Result<()> {
@@ -30,13 +32,33 @@ fn main() -> std::io::Result<()> {
         fs::write(folder.join(format!("{name}.html")), document(summary, samples::NOW, &others))?;
         fs::write(folder.join(format!("{name}.svg")), curves_svg(summary))?;
         let pictures = folder.join("runs").join(&summary.name).join("pictures");
-        fs::create_dir_all(&pictures)?;
-        for (epoch, file) in &summary.pictures {
-            fs::write(pictures.join(file), picture(*epoch))?;
+        for (&name, epochs) in &summary.pictures {
+            fs::create_dir_all(pictures.join(name.as_str()))?;
+            for &epoch in epochs {
+                let file = PictureFile { name, epoch };
+                let bytes = if name == PictureName::CODES { code_space(epoch) } else { picture(epoch) };
+                fs::write(pictures.join(file.path()), bytes)?;
+            }
         }
     }
     let compared = [samples::running(), samples::single_process(), samples::failed(), samples::language()];
     fs::write(folder.join("compare.html"), comparison(&compared))
+}
+
+/// Codes in three clusters that part from epoch to epoch.
+fn code_space(epoch: u32) -> Vec<u8> {
+    let labels: Vec<u8> = (0..600_u16).map(|sample| u8::try_from(sample % 3).expect("three labels")).collect();
+    let points: Vec<[f64; 2]> = (0..600_u16)
+        .map(|sample| {
+            let (angle, radius) = (f64::from(sample) * 2.4, (f64::from(sample) / 600.0).sqrt());
+            let center = f64::from(sample % 3) * TAU / 3.0;
+            let distance = 0.4 * f64::from(epoch);
+            [distance * center.cos() + radius * angle.cos(), distance * center.sin() + radius * angle.sin()]
+        })
+        .collect();
+    let labels = Some(Labels { numbers: &labels, names: &["Trouser", "Sneaker", "Bag"] });
+    let title = &format!("Codes of 600 samples after epoch {epoch}");
+    Scatter { title, axes: ["component 1", "component 2"], points: &points, labels }.compact_png()
 }
 
 /// A bitmap, since that needs no library; browsers show it under any name.

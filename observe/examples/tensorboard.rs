@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use events::{Figures, RecordedEvent, RunEvent, StepCosts, StepEvent, StepRecord};
+use events::{Figures, PictureName, RecordedEvent, RunEvent, StepCosts, StepEvent, StepRecord};
+use observe::codes::{Codes, Labels};
 use observe::tensorboard::TensorBoard;
 
 const TIME: f64 = 1_790_000_000.0;
@@ -15,6 +16,7 @@ fn main() -> Result<()> {
     let folder = arguments.next().context("expected a folder")?;
     let png = std::fs::read(arguments.next().context("expected a picture")?)?;
 
+    let reconstructions = PictureName::new("reconstructions")?;
     let mut board = TensorBoard::create(&folder, "node", TIME)?;
     board.add_settings(&[("arch".to_owned(), "denoising".to_owned()), ("bar".to_owned(), "a|b".to_owned())])?;
     apply(&mut board, 0.0, RunEvent::Started { incarnation: 1, step: 0 })?;
@@ -22,7 +24,7 @@ fn main() -> Result<()> {
         apply(&mut board, f64::from(step), made_up_step(step, 0.5))?;
         if step % 2 == 0 {
             apply(&mut board, f64::from(step), validation(step, 0.5)?)?;
-            board.add_picture(step.into(), &png)?;
+            board.add_picture(step.into(), reconstructions, &png)?;
         }
     }
     // Killed after step 6, with a checkpoint of step 4.
@@ -34,7 +36,13 @@ fn main() -> Result<()> {
         apply(&mut board, 10.0 + f64::from(step), made_up_step(step, 0.25))?;
     }
     apply(&mut board, 20.0, validation(8, 0.25)?)?;
-    board.add_picture(8, &png)?;
+    board.add_picture(8, reconstructions, &png)?;
+    board.add_picture(8, PictureName::CODES, &png)?;
+    // Four codes of three values; of the labels one has a tab in it.
+    let values: Vec<f32> = (0..12_u8).map(|value| 0.1 * f32::from(value)).collect();
+    let labels = Labels { numbers: &[0, 1, 1, 2], names: &["T-shirt/top", "Ankle boot", "a\tb"] };
+    board.add_codes(Codes::new(&values[..9], 3)?, None)?;
+    board.add_codes(Codes::new(&values, 3)?, Some(labels))?;
     apply(&mut board, 20.0, RunEvent::Ended { outcome: "completed".to_owned(), step: 8 })
 }
 

@@ -54,7 +54,7 @@ impl<'a> Codes<'a> {
     }
 
     /// Each code in turn.
-    fn rows(&self) -> std::slice::ChunksExact<'a, f32> {
+    pub(crate) fn rows(&self) -> std::slice::ChunksExact<'a, f32> {
         self.values.chunks_exact(self.n_values)
     }
 }
@@ -80,6 +80,8 @@ pub struct CodeMap {
     pub axes: [String; 2],
     /// How the points were made, in a phrase, such as `PCA, 2 components hold 38 % of the variance`.
     pub description: String,
+    /// Whether an axis means the same the other way around.
+    is_turnable: bool,
 }
 
 impl CodeMap {
@@ -93,6 +95,7 @@ impl CodeMap {
                 points: codes.values.iter().enumerate().map(|(i, &value)| [value.into(), spread(i)[0]]).collect(),
                 axes: ["value of the code".to_owned(), "spread to keep points apart".to_owned()],
                 description: "drawn as they are".to_owned(),
+                is_turnable: false,
             });
         }
         match method {
@@ -101,13 +104,32 @@ impl CodeMap {
                 let percent = |share: f64| format!("{:.0} % of the variance", 100.0 * share);
                 let axis = |i: usize| format!("component {} ({})", i + 1, percent(variance_shares[i]));
                 let both = percent(variance_shares.iter().sum());
-                Ok(Self { points, axes: [axis(0), axis(1)], description: format!("PCA, 2 components hold {both}") })
+                let description = format!("PCA, 2 components hold {both}");
+                Ok(Self { points, axes: [axis(0), axis(1)], description, is_turnable: true })
             }
             Method::Tsne { perplexity } => Ok(Self {
                 points: tsne(codes, perplexity)?,
                 axes: ["t-SNE 1".to_owned(), "t-SNE 2".to_owned()],
                 description: format!("t-SNE, perplexity {perplexity}"),
+                is_turnable: true,
             }),
+        }
+    }
+}
+
+impl CodeMap {
+    /// Turns axes around where that brings the points closer to those of an earlier map of the same samples: which way a principal
+    /// component points is arbitrary, and may change from one epoch to the next. Maps of other samples, and codes that are drawn
+    /// as they are, stay as they are.
+    pub fn align(&mut self, earlier: &Self) {
+        if !self.is_turnable || self.points.len() != earlier.points.len() {
+            return;
+        }
+        for axis in 0..2 {
+            let product: f64 = self.points.iter().zip(&earlier.points).map(|(new, old)| new[axis] * old[axis]).sum();
+            if product < 0.0 {
+                self.points.iter_mut().for_each(|point| point[axis] = -point[axis]);
+            }
         }
     }
 }

@@ -3,11 +3,12 @@
 
 mod lines;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use events::{EpochRecord, RecordedEvent, StepEvent, StepRecord};
+use events::{EpochRecord, PictureFile, PictureName, RecordedEvent, StepEvent, StepRecord};
 use serde_json::Value;
 use tracing::warn;
 
@@ -32,7 +33,8 @@ pub struct FolderReader {
     events: Lines,
     history: Lines,
     steps: Lines,
-    pictures: Option<Stamp>,
+    /// The folders of pictures as they were read.
+    pictures: BTreeMap<PictureName, Stamp>,
     /// Whether the last reading failed, which is logged once.
     is_failing: bool,
 }
@@ -96,7 +98,7 @@ impl FolderReader {
             path,
             name,
             description: None,
-            pictures: None,
+            pictures: BTreeMap::new(),
             is_failing: false,
         })
     }
@@ -174,30 +176,31 @@ impl FolderReader {
     }
 
     fn read_pictures(&mut self, summary: &mut Summary) -> io::Result<()> {
-        let path = self.path.join("reconstructions");
-        let stamp = match path.metadata() {
-            Ok(metadata) => Stamp::new(&metadata),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if self.pictures == Some(stamp) {
-            return Ok(());
-        }
         // Those of epochs that are not known yet, or that were trained before the run was resumed from an earlier checkpoint, are
         // looked for again the next time.
         let last_epoch = summary.epochs.back().map_or(u32::MAX, |last| last.epoch);
-        let mut has_later = false;
-        for entry in fs::read_dir(&path)? {
-            let name = entry?.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let Some(epoch) = picture_number(name) else { continue };
-            if epoch > last_epoch {
-                has_later = true;
-            } else if !summary.pictures.iter().any(|(_, known)| known == name) {
-                summary.add_picture(epoch, name.to_owned());
+        for name in PictureName::all_in(&self.path)? {
+            let folder = self.path.join(name.as_str());
+            let stamp = Stamp::new(&folder.metadata()?);
+            if self.pictures.get(&name) == Some(&stamp) {
+                continue;
+            }
+            let mut has_later = false;
+            for entry in fs::read_dir(&folder)? {
+                let file_name = entry?.file_name();
+                let Some(file) = PictureFile::of(name.as_str(), &file_name.to_string_lossy()) else { continue };
+                if file.epoch > last_epoch {
+                    has_later = true;
+                } else if !summary.has_picture(file) {
+                    summary.add_picture(file);
+                }
+            }
+            if has_later {
+                self.pictures.remove(&name);
+            } else {
+                self.pictures.insert(name, stamp);
             }
         }
-        self.pictures = (!has_later).then_some(stamp);
         Ok(())
     }
 }
@@ -221,12 +224,6 @@ fn step_record(line: &[u8]) -> Option<StepRecord> {
         Ok(step) => Some(step.record),
         Err(_) => serde_json::from_slice(line).ok(),
     }
-}
-
-/// The epoch of a picture by its name, such as `epoch-07.png`.
-fn picture_number(name: &str) -> Option<u32> {
-    let digits = name.strip_prefix("epoch-")?.strip_suffix(".png")?;
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
@@ -296,6 +293,14 @@ mod tests {
         summary.step_figures[0].1.points().iter().map(|point| point.x).collect()
     }
 
+    fn pictures(summary: &Summary) -> Vec<String> {
+        let text = |(name, epochs): (&PictureName, &Vec<u32>)| {
+            let epochs: Vec<String> = epochs.iter().map(u32::to_string).collect();
+            format!("{name}: {}", epochs.join(" "))
+        };
+        summary.pictures.iter().map(text).collect()
+    }
+
     fn epochs(summary: &Summary) -> Vec<u32> {
         summary.epochs.iter().map(|epoch| epoch.epoch).collect()
     }
@@ -323,8 +328,14 @@ mod tests {
             "events.jsonl",
             "{\"time\":10.5,\"event\":\"started\",\"incarnation\":1,\"step\":0}\n{\"time\":12.5,\"event\":\"waiting\"}\n",
         );
-        for name in ["epoch-02.png", "epoch-01.png", "epoch-+3.png", "other.png"] {
+        for name in ["epoch-02.png", "epoch-01.png", "epoch-+3.png", "epoch-1.png", "other.png"] {
             write(&folder, &format!("reconstructions/{name}"), "png");
+        }
+        for name in ["codes", "maps", "tensorboard", "Notes", "empty"] {
+            fs::create_dir(folder.path().join(name)).expect("a folder");
+            if name != "empty" {
+                write(&folder, &format!("{name}/epoch-02.png"), "png");
+            }
         }
         let (mut reader, mut summary) = open(&folder);
         assert_eq!((last_step(&summary), xs(&summary).len()), (Some(40), 40));
@@ -334,7 +345,7 @@ mod tests {
         );
         assert_eq!((epochs(&summary), summary.n_steps, summary.n_epochs), (vec![1, 2], 40, 2));
         assert_eq!((summary.event_lines.len(), summary.time, summary.is_waiting), (2, 12.5, true));
-        assert_eq!(summary.pictures, [(1, "epoch-01.png".to_owned()), (2, "epoch-02.png".to_owned())]);
+        assert_eq!(pictures(&summary), ["codes: 2", "maps: 2", "reconstructions: 1 2"]);
         assert_eq!(Some(summary.name.as_str()), folder.path().file_name().and_then(|name| name.to_str()));
         assert!(!reader.poll(&mut summary), "nothing is new");
     }
@@ -368,7 +379,7 @@ mod tests {
         assert!(reader.poll(&mut summary));
         assert_eq!((xs(&summary), epochs(&summary)), (vec![1.0, 2.0, 3.0], vec![1]));
         assert_eq!((summary.event_lines.len(), summary.outcome.as_deref()), (2, Some("completed")));
-        assert_eq!(summary.pictures, [(1, "epoch-01.png".to_owned())]);
+        assert_eq!(pictures(&summary), ["reconstructions: 1"]);
     }
 
     #[test]
@@ -379,14 +390,14 @@ mod tests {
             write(&folder, &format!("reconstructions/epoch-{epoch:02}.png"), "png");
         }
         let (mut reader, mut summary) = open(&folder);
-        assert_eq!(summary.pictures.len(), 2);
+        assert_eq!(pictures(&summary), ["reconstructions: 1 2"]);
         write(&folder, "history.jsonl", &epoch(1, 10));
         write(&folder, "reconstructions/other.png", "png");
         reader.poll(&mut summary);
-        assert_eq!(summary.pictures, [(1, "epoch-01.png".to_owned())]);
+        assert_eq!(pictures(&summary), ["reconstructions: 1"]);
         append(&folder, "history.jsonl", &epoch(2, 20));
         reader.poll(&mut summary);
-        assert_eq!(summary.pictures.len(), 2);
+        assert_eq!(pictures(&summary), ["reconstructions: 1 2"]);
     }
 
     /// The goal: a run that goes on from a checkpoint is shown without what it does anew, however much it has done by then.

@@ -31,6 +31,8 @@ pub struct Fragment {
     pub html: String,
 }
 
+/// The part that has cards of its own: one for each of a task's pictures.
+const PICTURES: &str = "pictures";
 /// Other runs that the page links to at most.
 const OTHERS_MAX: usize = 100;
 /// Runs that the link to all of them compares.
@@ -41,7 +43,7 @@ pub fn fragments(summary: &Summary, now: f64) -> Vec<Fragment> {
     vec![
         Fragment { id: "state", html: state::html(summary, now) },
         Fragment { id: "curves", html: curves::html(summary) },
-        Fragment { id: "pictures", html: pictures::html(summary) },
+        Fragment { id: PICTURES, html: pictures::html(summary) },
         Fragment { id: "workers", html: workers::html(summary, now) },
         Fragment { id: "timeline", html: timeline::html(summary) },
         Fragment { id: "costs", html: costs::html(summary) },
@@ -57,8 +59,9 @@ pub fn fragments(summary: &Summary, now: f64) -> Vec<Fragment> {
 pub fn document(summary: &Summary, now: f64, others: &[String]) -> String {
     let sections: String = fragments(summary, now)
         .iter()
-        .map(|Fragment { id, html }| {
-            format!(r#"<section id="{id}" class="card" aria-labelledby="{id}-heading">{html}</section>"#)
+        .map(|Fragment { id, html }| match *id {
+            PICTURES => format!(r#"<div id="{id}" class="cards">{html}</div>"#),
+            _ => format!(r#"<section id="{id}" class="card" aria-labelledby="{id}-heading">{html}</section>"#),
         })
         .collect();
     let main = format!(r#"<main id="main">{sections}</main>"#);

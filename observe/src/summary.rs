@@ -8,7 +8,7 @@ mod workers;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use events::{EpochRecord, RecordedEvent, RunEvent, Snapshot, StepRecord};
+use events::{EpochRecord, PictureFile, PictureName, RecordedEvent, RunEvent, Snapshot, StepRecord};
 use serde_json::Value;
 
 pub use event_lines::{EVENT_LINES_MAX, EventKind, EventLine, RefusalKind, Refusals};
@@ -64,8 +64,8 @@ pub struct Summary {
     pub n_lost: u64,
     /// Counts of what went wrong and was recovered from.
     pub faults: Faults,
-    /// Names of the pictures in the run's folder, by epoch: `(epoch, file name)`.
-    pub pictures: Vec<(u32, String)>,
+    /// The pictures in the run's folder: of each name the epochs, in order.
+    pub pictures: BTreeMap<PictureName, Vec<u32>>,
 }
 
 /// Counts of what went wrong and was recovered from.
@@ -209,15 +209,20 @@ impl Summary {
     }
 
     /// Takes in that there is a picture of an epoch in the run's folder.
-    pub fn add_picture(&mut self, epoch: u32, name: String) {
+    pub fn add_picture(&mut self, file: PictureFile) {
         self.version += 1;
-        match self.pictures.binary_search_by_key(&epoch, |(epoch, _)| *epoch) {
-            Ok(place) => self.pictures[place].1 = name,
-            Err(place) => self.pictures.insert(place, (epoch, name)),
+        let epochs = self.pictures.entry(file.name).or_default();
+        if let Err(place) = epochs.binary_search(&file.epoch) {
+            epochs.insert(place, file.epoch);
         }
-        if self.pictures.len() > EPOCHS_MAX {
-            self.pictures.remove(0);
+        if epochs.len() > EPOCHS_MAX {
+            epochs.remove(0);
         }
+    }
+
+    /// Whether a picture belongs to the run.
+    pub fn has_picture(&self, file: PictureFile) -> bool {
+        self.pictures.get(&file.name).is_some_and(|epochs| epochs.binary_search(&file.epoch).is_ok())
     }
 
     /// Forgets all steps, as when their file is read anew.
@@ -259,7 +264,10 @@ impl Summary {
     /// Forgets the pictures of epochs after the last one that is known: those of a run before it was resumed from a checkpoint.
     pub(crate) fn forget_later_pictures(&mut self) {
         let last = self.epochs.back().map_or(0, |last| last.epoch);
-        self.pictures.retain(|(epoch, _)| *epoch <= last);
+        self.pictures.retain(|_, epochs| {
+            epochs.retain(|epoch| *epoch <= last);
+            !epochs.is_empty()
+        });
     }
 
     fn begin_process(&mut self, incarnation: u64) {

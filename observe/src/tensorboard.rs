@@ -1,14 +1,15 @@
-//! Files for TensorBoard: scalars and reconstructions in event files. Two folders, `train` and
+//! Files for TensorBoard: scalars and pictures in event files, and the newest codes for its projector. Two folders, `train` and
 //! `validation`, which TensorBoard calls runs: it draws equal tags of several runs in one chart.
 
 mod messages;
+mod projector;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crc_fast::CrcAlgorithm;
-use events::{EpochRecord, RecordedEvent, RunEvent, StepEvent};
+use events::{EpochRecord, PictureName, RecordedEvent, RunEvent, StepEvent};
 use prost::Message;
 use thiserror::Error;
 
@@ -17,12 +18,12 @@ use self::messages::{
     SummaryValue, Tensor, Value, What,
 };
 
+use crate::codes::{Codes, Labels};
+
 /// The folder of the figures of steps.
 pub const TRAIN: &str = "train";
-/// The folder of what is measured after epochs: figures, reconstructions.
+/// The folder of what is made after epochs: figures, pictures, codes.
 pub const VALIDATION: &str = "validation";
-/// The tag of pictures.
-pub const RECONSTRUCTIONS: &str = "reconstructions";
 
 /// Event files are written out when the newest event is this many seconds after the last that caused it, and after each epoch.
 const FLUSH_SECONDS: f64 = 1.0;
@@ -34,6 +35,7 @@ const FILE_PREFIX: &str = "events.out.tfevents.";
 /// Each step is kept: 120 bytes or so with one metric, thus 12 MB for 100,000 steps, half of what `steps.jsonl` takes.
 /// TensorBoard itself shows 1000 points of a curve, drawn at random, unless `--samples_per_plugin scalars=N` says otherwise.
 pub struct TensorBoard {
+    folder: PathBuf,
     train: EventFile,
     validation: EventFile,
     /// Of the newest event, in seconds since 1970.
@@ -66,6 +68,7 @@ impl TensorBoard {
     /// A folder or a file that cannot be made.
     pub fn create(folder: &Path, host: &str, time: f64) -> Result<Self, TensorBoardError> {
         Ok(Self {
+            folder: folder.to_owned(),
             train: EventFile::create(&folder.join(TRAIN), host, time)?,
             validation: EventFile::create(&folder.join(VALIDATION), host, time)?,
             time,
@@ -119,15 +122,23 @@ impl TensorBoard {
         self.flush()
     }
 
-    /// Adds a picture of reconstructions after `step` updates.
+    /// Adds a picture after `step` updates; its name is the tag.
     ///
     /// # Errors
     /// Bytes that are no PNG; a file that cannot be written.
-    pub fn add_picture(&mut self, step: u64, png: &[u8]) -> Result<(), TensorBoardError> {
+    pub fn add_picture(&mut self, step: u64, name: PictureName, png: &[u8]) -> Result<(), TensorBoardError> {
         let value = Value::Image(image_of(png)?);
-        let value = SummaryValue { tag: RECONSTRUCTIONS.to_owned(), metadata: None, value: Some(value) };
+        let value = SummaryValue { tag: name.to_string(), metadata: None, value: Some(value) };
         self.validation.write_summary(self.time, step, vec![value])?;
         self.flush()
+    }
+
+    /// Writes codes for the projector, in the place of those before.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn add_codes(&mut self, codes: Codes<'_>, labels: Option<Labels<'_>>) -> Result<(), TensorBoardError> {
+        projector::write(&self.folder.join(VALIDATION), codes, labels)
     }
 
     /// Writes out what is buffered.

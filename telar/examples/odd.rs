@@ -3,6 +3,7 @@
 //! by `telar/tests/programs.rs`.
 
 use std::f32::consts::LOG2_E;
+use std::io::Cursor;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,11 +12,13 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Int, Tensor, TensorData};
+use image::imageops::{FilterType, resize};
+use image::{GrayImage, ImageFormat};
 use telar::exit::ExitError;
 use telar::rand_chacha::rand_core::Rng;
 use telar::{
-    Batch, BoxError, ComputeDevice, Context, DataSource, Dataset, Defaults, Fingerprint, Loss, Metric, Program,
-    RuleName, Split, Task, clap, serde,
+    Batch, BoxError, Codes, ComputeDevice, Context, DataSource, Dataset, Defaults, Fingerprint, Loss, Metric, Picture,
+    Program, RuleName, Split, Task, clap, serde,
 };
 
 const N_WORDS: usize = 17;
@@ -218,6 +221,31 @@ impl Task for Words {
         let size = logits.powi_scalar(2).mean().mul_scalar(0.01);
         Loss::mean(words + size, context.n_samples()).counts([n_right, bits, n_pairs as u64])
     }
+
+    fn pictures(&self, network: &Net, _data: &Sentences, _context: &Context<'_>) -> Vec<Picture> {
+        let hidden = network.hidden[0].weight.val();
+        vec![picture("embedding", network.embedding.weight.val()), picture("hidden-weights", hidden)]
+    }
+
+    /// The words by what they are embedded as, labelled by whether they are even.
+    fn codes(&self, network: &Net, _data: &Sentences, _context: &Context<'_>) -> Option<Codes> {
+        let values = network.embedding.weight.val().into_data().iter::<f32>().collect();
+        let labels: Vec<u8> = (0..N_WORDS).map(|word| u8::from(word % 2 == 1)).collect();
+        Some(Codes::new(values, N_FEATURES).labelled(labels, ["even", "odd"]))
+    }
+}
+
+/// A matrix as a picture, a grey square for each value.
+fn picture(name: &str, matrix: Tensor<2>) -> Picture {
+    const SIDE: u32 = 12;
+    let [n_rows, n_columns] = matrix.dims().map(|n| u32::try_from(n).expect("a small matrix"));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value is from 28 to 228")]
+    let greys = matrix.into_data().iter::<f32>().map(|value| (128.0 + 100.0 * value.clamp(-1.0, 1.0)) as u8).collect();
+    let small = GrayImage::from_vec(n_columns, n_rows, greys).expect("a grey for each value");
+    let mut png = Cursor::new(Vec::new());
+    let large = resize(&small, SIDE * n_columns, SIDE * n_rows, FilterType::Nearest);
+    large.write_to(&mut png, ImageFormat::Png).expect("a picture in memory can be written as PNG");
+    Picture::new(name, png.into_inner())
 }
 
 /// The same on a data set whose samples depend on the process that gathers them.
@@ -252,7 +280,7 @@ impl Task for Moody {
 #[derive(Clone, Debug, Default, clap::Args, serde::Serialize, serde::Deserialize)]
 #[serde(crate = "telar::serde")]
 struct Broken {
-    /// What it does: nan, sizes, shared or counts
+    /// What it does: nan, sizes, shared, counts, pictures or panic
     #[arg(long)]
     how: Option<String>,
 }
@@ -289,5 +317,18 @@ impl Task for Broken {
         let scale = if self.how.as_deref() == Some("nan") { f32::NAN } else { 1.0 };
         let n_right = if self.how.as_deref() == Some("counts") { context.n_samples() + 1 } else { 0 };
         Loss::sum(y.sum() * scale).counts([n_right as u64])
+    }
+
+    fn pictures(&self, network: &Twins, _data: &Sentences, _context: &Context<'_>) -> Vec<Picture> {
+        assert_ne!(self.how.as_deref(), Some("panic"), "a picture that cannot be made");
+        if self.how.as_deref() != Some("pictures") {
+            return Vec::new();
+        }
+        let named = |name| picture(name, network.one.weight.val());
+        vec![named("fine"), named("checkpoints"), named("../up"), named("fine"), Picture::new("text", "no PNG")]
+    }
+
+    fn codes(&self, _network: &Twins, _data: &Sentences, _context: &Context<'_>) -> Option<Codes> {
+        (self.how.as_deref() == Some("pictures")).then(|| Codes::new(vec![f32::NAN; 12], 3))
     }
 }

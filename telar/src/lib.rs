@@ -25,7 +25,7 @@ pub use engine::data::{DataFile, DataSource, Dataset, Fingerprint, Split};
 pub use engine::optimizer::{Decay, LrSchedule, Optimizer, Rule, RuleName};
 pub use engine::random::ShardKey;
 pub use engine::sums::{Metric, Sums};
-pub use engine::task::{BatchOf as Batch, BoxError, Context, Defaults, Loss, Task};
+pub use engine::task::{BatchOf as Batch, BoxError, Codes, Context, Defaults, Loss, Picture, Task};
 pub use engine::weights::{Weights, WeightsError, WeightsFile};
 pub use engine::{exit, params, testing};
 pub use program::Program;

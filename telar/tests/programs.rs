@@ -1,6 +1,6 @@
 //! Programs of tasks that the engine does not know, as their users run them: many processes, the same bits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use testdir::{TestDir, last_json, wait_until};
 
@@ -128,6 +128,74 @@ fn early_stopping_keeps_best_weights_on_any_number_of_workers() {
     );
 }
 
+/// Names in a folder, in order.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The goal: what a task shows of itself is where the built-in networks' pictures are.
+#[test]
+fn task_with_two_pictures_and_codes_has_folder_for_each() {
+    let dir = test_dir();
+    let flags = "--task words --shards 3";
+    dir.end(&format!("train {flags} --run-dir alone"));
+    dir.end(&format!("coordinator {flags} --workers 2 --run-dir run --tensorboard"));
+    let epochs = ["epoch-01.png", "epoch-02.png"];
+    for name in ["embedding", "hidden-weights"] {
+        assert_eq!(names(&dir.path("run").join(name)), epochs, "{name}");
+        for epoch in epochs {
+            let read = |run: &str| std::fs::read(dir.path(run).join(name).join(epoch)).expect("a picture");
+            assert!(read("run") == read("alone"), "{name}/{epoch}");
+            assert!(read("run").starts_with(b"\x89PNG"));
+        }
+    }
+    assert_eq!(names(&dir.path("run/codes")), epochs);
+    assert!(!dir.path("run/reconstructions").exists(), "nobody makes any");
+    let table = |name: &str| std::fs::read_to_string(dir.path("run/tensorboard/validation").join(name));
+    let tensors = table("tensors.tsv").expect("the newest codes");
+    assert!(tensors.lines().count() == 17 && tensors.lines().all(|line| line.split('\t').count() == 12), "{tensors}");
+    assert_eq!(table("metadata.tsv").expect("labels"), "even\nodd\n".repeat(8) + "even\n");
+
+    // The run of another process has those before.
+    dir.end("coordinator --task words --workers 1 --resume run --epochs 3");
+    assert_eq!(names(&dir.path("run/embedding")), [epochs[0], epochs[1], "epoch-03.png"]);
+}
+
+/// The goal: no run ends for a picture.
+#[test]
+fn picture_that_cannot_be_shown_is_left_out_with_sentence() {
+    let dir = test_dir();
+    for (how, parts) in [
+        (
+            "pictures",
+            &[
+                "which the run folder has already, found `checkpoints`",
+                "lower-case letters, digits and dashes, found \"../up\"",
+                "expected one picture named `fine` an epoch",
+                "expected picture `text` as PNG",
+                "expected finite codes, found NaN in code 0",
+            ][..],
+        ),
+        ("panic", &["the task panicked while it made what people see after an epoch"]),
+    ] {
+        let line = format!("coordinator --task broken --how {how} --workers 1 --epochs 1 --run-dir {how}");
+        let output = dir.run(&line);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{err}");
+        for part in parts {
+            assert!(err.contains(part), "`{part}` is not in {err}");
+        }
+    }
+    assert_eq!(names(&dir.path("pictures/fine")), ["epoch-01.png"]);
+    assert!(!dir.path("pictures/codes").exists() && !dir.path("pictures/text").exists() && !dir.path("up").exists());
+    assert!(names(&dir.path("pictures/checkpoints")).iter().all(|name| name.ends_with(".safetensors")));
+    assert!(!dir.path("panic/fine").exists() && dir.path("panic/model.safetensors").exists());
+}
+
 /// The goal: what a task does wrong gets a sentence.
 #[test]
 fn task_fault_is_reported_with_reason() {
@@ -188,7 +256,7 @@ fn own_command_shares_help_errors_and_exit_codes() {
 #[test]
 fn documentation_shows_tests_of_example() {
     let read = |path: &str| {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
         std::fs::read_to_string(path).expect("a file of the project")
     };
     let example = read("examples/line.rs");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use engine::files::{WriteError, create_folder, sync_folder};
 use engine::report::{DESCRIPTION_BYTES_MAX, LINE_BYTES_MAX, RunFolder};
+use events::PICTURE_BYTES_MAX;
 use proto::limits::PARAMS_MAX;
 use serde_json::Value;
 use tokio::time::sleep;
@@ -21,12 +22,12 @@ use super::{MirrorError, RunFile, Store, StoreError, Survey};
 use crate::checkpoint::{Checkpoint, FILE_BYTES_MAX};
 use crate::location::Location;
 
+/// The folder that comes to its place last.
+const CHECKPOINTS: &str = "checkpoints";
 /// Where files are until all are whole.
 const STAGING: &str = ".telar-download";
 /// Bytes at most of a file of lines: what an object can have that is uploaded in parts. They are read in parts too.
 const LINES_BYTES_MAX: u64 = 10_000 * PART_BYTES as u64;
-/// Bytes at most of a picture.
-const PICTURE_BYTES_MAX: u64 = 1 << 24;
 /// Attempts at each file, each with the store's own deadlines.
 const N_ATTEMPTS: u32 = 5;
 /// How often checkpoints are listed while another coordinator removes them.
@@ -82,10 +83,8 @@ impl Download<'_> {
         if self.staging.exists() {
             fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
         }
-        for name in ["checkpoints", "reconstructions"] {
-            let folder = self.staging.join(name);
-            fs::create_dir_all(&folder).map_err(WriteError::at(&folder))?;
-        }
+        let checkpoints = self.staging.join(CHECKPOINTS);
+        fs::create_dir_all(&checkpoints).map_err(WriteError::at(&checkpoints))?;
         let mut files: BTreeSet<RunFile> = self.survey.files.keys().copied().collect();
         let mut listing = 1;
         let Checkpoint { facts, state } = loop {
@@ -122,6 +121,9 @@ impl Download<'_> {
 
     /// Downloads a file that is not a checkpoint.
     async fn stage_file(&self, file: RunFile) -> Result<(), MirrorError> {
+        let path = self.staging.join(file.path());
+        let folder = path.parent().expect("a file is in a folder");
+        fs::create_dir_all(folder).map_err(WriteError::at(folder))?;
         match self.fetch(file).await {
             Err(StoreError::NotFound(reason)) => warn!(reason, "file skipped"),
             Err(StoreError::TooLarge(reason) | StoreError::Denied(reason)) if is_extra(file) => {
@@ -208,14 +210,18 @@ impl Download<'_> {
 
     /// Gives the files their names in the run folder.
     fn move_to(&self, folder: &Path, files: &BTreeSet<RunFile>) -> Result<(), MirrorError> {
-        let pictures = folder.join("reconstructions");
-        create_folder(&pictures)?;
+        let mut changed = BTreeSet::from([folder.to_owned()]);
         let others = files.iter().filter(|file| file.checkpoint_step().is_none()).map(|file| file.path());
-        for name in others.filter(|name| self.staging.join(name).exists()).chain(["checkpoints".to_owned()]) {
+        for name in others.filter(|name| self.staging.join(name).exists()).chain([CHECKPOINTS.to_owned()]) {
             let to = folder.join(&name);
-            if name == "checkpoints" {
+            let parent = to.parent().expect("a file is in a folder");
+            if !changed.contains(parent) {
+                create_folder(parent)?;
+                changed.insert(parent.to_owned());
+            }
+            if name == CHECKPOINTS {
                 // The other names are on the disk before this one, which makes the folder a run.
-                for folder in [&pictures, folder] {
+                for folder in &changed {
                     sync_folder(folder).map_err(WriteError::at(folder))?;
                 }
                 let staged = self.staging.join(&name);
@@ -275,13 +281,19 @@ mod tests {
         for step in [3, 4] {
             checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
         }
-        fs::create_dir(folder.join("reconstructions")).expect("a folder");
+        for name in ["reconstructions", "codes", "maps", "notes"] {
+            fs::create_dir(folder.join(name)).expect("a folder");
+        }
         let description = r#"{"run_id":"0123","incarnation":2,"recipe":{"architecture":"denoising"}}"#;
         for (name, content) in [
             ("run.json", description),
             ("history.jsonl", "{}\n"),
             ("steps.jsonl", "{\"step\":3}\n{\"step\":4}\n"),
             ("reconstructions/epoch-01.png", "a picture"),
+            ("codes/epoch-01.png", "codes"),
+            ("maps/epoch-01.png", "a map"),
+            ("maps/other.png", "no picture of an epoch"),
+            ("notes/text", "no picture"),
         ] {
             fs::write(folder.join(name), content).expect("a file");
         }
@@ -311,11 +323,15 @@ mod tests {
         fs::create_dir_all(run.join(STAGING).join("checkpoints/torn")).expect("a folder");
         fs::write(run.join("run.json"), "{}").expect("a file");
         fetch(&location, &run).expect("a whole run");
-        let expected = ["checkpoints", "history.jsonl", "reconstructions", "run.json", "steps.jsonl"];
+        let expected = ["checkpoints", "codes", "history.jsonl", "maps", "reconstructions", "run.json", "steps.jsonl"];
         assert_eq!(names(&run), expected);
         assert_eq!(names(&run.join("checkpoints")), ["step-00000004.safetensors"]);
         assert_eq!(fs::read_to_string(run.join("history.jsonl")).expect("a file"), "{}\n");
         assert_eq!(fs::read(run.join("reconstructions/epoch-01.png")).expect("a file"), b"a picture");
+        assert_eq!(
+            (names(&run.join("codes")), names(&run.join("maps"))),
+            (vec!["epoch-01.png".to_owned()], vec!["epoch-01.png".to_owned()])
+        );
         assert_eq!(RunFolder::read_description(&run).expect("a description")["incarnation"], 2);
     }
 

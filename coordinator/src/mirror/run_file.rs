@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use engine::report::{picture_name, picture_number};
+use events::PictureFile;
 
 use crate::checkpoint;
 
@@ -13,8 +13,8 @@ use crate::checkpoint;
 pub enum RunFile {
     /// `run.json`.
     Description,
-    /// The picture of an epoch.
-    Picture(u32),
+    /// A picture of an epoch.
+    Picture(PictureFile),
     /// `model.safetensors`.
     Weights,
     /// `best.safetensors`.
@@ -51,7 +51,7 @@ impl RunFile {
     pub fn path(self) -> String {
         match self {
             Self::Description => "run.json".to_owned(),
-            Self::Picture(epoch) => format!("reconstructions/{}", picture_name(epoch)),
+            Self::Picture(file) => file.path(),
             Self::Weights => "model.safetensors".to_owned(),
             Self::BestWeights => "best.safetensors".to_owned(),
             Self::History => "history.jsonl".to_owned(),
@@ -65,9 +65,8 @@ impl RunFile {
     pub fn parse(path: &str) -> Option<Self> {
         let file = match path.split_once('/') {
             None => Self::SINGLE.into_iter().find(|file| file.path() == path),
-            Some(("reconstructions", name)) => picture_number(name).map(Self::Picture),
             Some(("checkpoints", name)) => checkpoint::step_of(name).map(Self::checkpoint),
-            Some(_) => None,
+            Some((folder, name)) => PictureFile::of(folder, name).map(Self::Picture),
         };
         // A number can be written in several ways, and a file has one path.
         file.filter(|file| file.path() == path)
@@ -81,14 +80,22 @@ impl RunFile {
 
 #[cfg(test)]
 mod tests {
+    use events::PictureName;
+
     use super::*;
+
+    fn picture(name: &str, epoch: u32) -> RunFile {
+        RunFile::Picture(PictureFile { name: PictureName::of_folder(name).expect("a name"), epoch })
+    }
 
     #[test]
     fn run_file_path_round_trips() {
         let files = [
             (RunFile::Description, "run.json"),
-            (RunFile::Picture(7), "reconstructions/epoch-07.png"),
-            (RunFile::Picture(107), "reconstructions/epoch-107.png"),
+            (picture("reconstructions", 7), "reconstructions/epoch-07.png"),
+            (picture("reconstructions", 107), "reconstructions/epoch-107.png"),
+            (picture("attention-2", 7), "attention-2/epoch-07.png"),
+            (picture("codes", 7), "codes/epoch-07.png"),
             (RunFile::Weights, "model.safetensors"),
             (RunFile::BestWeights, "best.safetensors"),
             (RunFile::History, "history.jsonl"),
@@ -114,6 +121,14 @@ mod tests {
             "checkpoints/.telar-step-00000012.safetensors",
             "checkpoints/a/step-00000012.safetensors",
             "reconstructions/epoch-7.png",
+            "reconstructions/a/epoch-07.png",
+            "codes/epoch-07.svg",
+            "Maps/epoch-07.png",
+            "../maps/epoch-07.png",
+            "maps/../epoch-07.png",
+            "journal/epoch-07.png",
+            "tensorboard/epoch-07.png",
+            "checkpoints/epoch-07.png",
             "journal/a.safetensors",
             ".lock",
         ];
@@ -126,8 +141,9 @@ mod tests {
     fn upload_order_is_lines_then_newest_checkpoint() {
         let ordered = [
             RunFile::Description,
-            RunFile::Picture(1),
-            RunFile::Picture(2),
+            picture("codes", 2),
+            picture("reconstructions", 1),
+            picture("reconstructions", 2),
             RunFile::Weights,
             RunFile::BestWeights,
             RunFile::History,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::files::write_whole;
-use events::{RecordedEvent, RunEvent, seconds_since_1970};
+use engine::task::NamedPicture;
+use events::{EpochRecord, PictureFile, RecordedEvent, RunEvent, seconds_since_1970};
 use observe::chart::curves_svg;
 use observe::folder::FolderReader;
 use observe::metrics::{Metrics, RunInfo};
@@ -15,12 +16,13 @@ use observe::otlp::Otlp;
 use observe::server::{RunHandle, Runs};
 use observe::settings::settings_of;
 use observe::summary::Summary;
-use observe::tensorboard::TensorBoard;
+use observe::tensorboard::{TensorBoard, TensorBoardError};
 use observe::trace::Trace;
 use serde_json::Value;
 use tokio::task::block_in_place;
 use tracing::warn;
 
+use super::{EpochPictures, code_space};
 use crate::config::Config;
 use crate::endpoint::host_name;
 use crate::start::Start;
@@ -110,12 +112,7 @@ impl Watchers {
                 _ => {}
             }
         }
-        if let Some(tensorboard) = &mut self.tensorboard
-            && let Err(error) = tensorboard.apply(recorded)
-        {
-            warn!(%error, "TensorBoard's files end here; the run goes on");
-            self.tensorboard = None;
-        }
+        self.add_to_tensorboard(|files| files.apply(recorded));
         if let Some(trace) = &mut self.trace
             && let Err(error) = trace.apply(recorded)
         {
@@ -133,14 +130,29 @@ impl Watchers {
         }
     }
 
-    /// The picture of an epoch is there.
-    pub fn add_picture(&mut self, epoch: u32, step: u64, png: &[u8]) {
-        self.run.add_picture(epoch, engine::report::picture_name(epoch));
-        if let Some(tensorboard) = &mut self.tensorboard
-            && let Err(error) = tensorboard.add_picture(step, png)
+    /// The pictures of an epoch are there, and perhaps codes.
+    pub fn add_pictures(&mut self, record: &EpochRecord, made: &EpochPictures) {
+        for NamedPicture { name, png } in &made.pictures {
+            self.run.add_picture(PictureFile { name: *name, epoch: record.epoch });
+            self.add_to_tensorboard(|files| files.add_picture(record.step, *name, png));
+        }
+        if let Some(codes) = &made.codes
+            && let Ok(plain) = code_space::plain(codes)
         {
-            warn!(%error, "TensorBoard's files end here; the run goes on");
-            self.tensorboard = None;
+            let names: Vec<&str> = codes.label_names().iter().map(String::as_str).collect();
+            self.add_to_tensorboard(|files| files.add_codes(plain, code_space::labels(codes, &names)));
+        }
+    }
+
+    fn add_to_tensorboard(&mut self, add: impl FnOnce(&mut TensorBoard) -> Result<(), TensorBoardError>) {
+        let Some(files) = &mut self.tensorboard else { return };
+        match add(files) {
+            Ok(()) => {}
+            Err(error @ TensorBoardError::Picture(_)) => warn!(%error, "TensorBoard's files lack a picture"),
+            Err(error) => {
+                warn!(%error, "TensorBoard's files end here; the run goes on");
+                self.tensorboard = None;
+            }
         }
     }
 

@@ -86,7 +86,9 @@ pub fn train(args: TrainArgs, program: &str, choice: &TaskChoice) -> anyhow::Res
                 n_steps = record.step;
             }
             ProgressEvent::Epoch { record, weights, evaluator } => {
-                folder.add_epoch(&record, weights, evaluator.picture(recipe.seed).as_deref())?;
+                let pictures = evaluator.pictures(recipe.seed);
+                folder.add_pictures(record.epoch, pictures.iter().map(|picture| (picture.name, &*picture.png)));
+                folder.add_epoch(&record, weights)?;
                 screen.epoch(&record);
                 last_epoch = Some(record);
             }

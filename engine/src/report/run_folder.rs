@@ -1,22 +1,26 @@
-//! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `events.jsonl`, `model.safetensors`, `best.safetensors`,
-//! `reconstructions/`.
+//! The folder of a run: `run.json`, `history.jsonl`, `steps.jsonl`, `events.jsonl`, `model.safetensors`, `best.safetensors`, and
+//! a folder for each of a task's pictures.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+mod lines;
+
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
+use tracing::warn;
 
+pub use lines::LINE_BYTES_MAX;
+
+use self::lines::{add_line, bring_to_disk, open_lines, open_whole_lines};
 use crate::early_stopping::BestEpoch;
 use crate::files::{WriteError, create_folder, read_bounded, remove_unfinished, sync_folder, write_whole};
 use crate::weights::{Weights, WeightsFile};
-use events::{EpochRecord, RecordedEvent};
+use events::{EpochRecord, PictureFile, PictureName, RecordedEvent};
 
 /// Bytes at most of `run.json`.
 pub const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
-/// Bytes at most of a line. The longest are those of steps, with a number for each shard.
-pub const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// A run's folder and its open files. Lines reach the disk at least once an epoch.
 #[derive(Debug)]
@@ -55,7 +59,7 @@ impl RunFolder {
         if Self::holds_run(&path) {
             return Err(WriteError::at(&path)(std::io::Error::new(ErrorKind::AlreadyExists, "it holds a run already")));
         }
-        create_folder(&path.join("reconstructions"))?;
+        create_folder(&path)?;
         let open = |name| {
             let file = path.join(name);
             let file = File::create_new(&file).map_err(WriteError::at(&file))?;
@@ -71,10 +75,11 @@ impl RunFolder {
     /// # Errors
     /// If it cannot be read or written.
     pub fn reopen(path: &Path, step: u64, validated_step: u64) -> Result<Self, WriteError> {
-        let reconstructions = path.join("reconstructions");
-        create_folder(&reconstructions)?;
+        create_folder(path)?;
         remove_unfinished(path)?;
-        remove_unfinished(&reconstructions)?;
+        for name in PictureName::all_in(path).map_err(WriteError::at(path))? {
+            remove_unfinished(&path.join(name.as_str()))?;
+        }
         let open = |name, step| {
             let file = path.join(name);
             Ok(BufWriter::new(open_lines(&file, step).map_err(WriteError::at(&file))?))
@@ -137,23 +142,36 @@ impl RunFolder {
         added.map_err(WriteError::at(&path))
     }
 
-    /// Adds an epoch with its weights and its picture, if it has one, and brings all lines to the disk.
+    /// Adds the pictures of an epoch, before the epoch's line; gives those that are there. One that cannot be written is a warning:
+    /// no run ends for want of a picture.
+    pub fn add_pictures<'a>(
+        &self,
+        epoch: u32,
+        pictures: impl IntoIterator<Item = (PictureName, &'a [u8])>,
+    ) -> Vec<PictureFile> {
+        let written = pictures.into_iter().filter_map(|(name, png)| {
+            let file = PictureFile { name, epoch };
+            let created = create_folder(&self.path.join(name.as_str()));
+            match created.and_then(|()| write_whole(&self.path.join(file.path()), png)) {
+                Ok(()) => Some(file),
+                Err(error) => {
+                    warn!(%error, "picture left out; the run goes on");
+                    None
+                }
+            }
+        });
+        written.collect()
+    }
+
+    /// Adds an epoch with its weights, and brings all lines to the disk.
     ///
     /// # Errors
     /// If something cannot be written.
-    pub fn add_epoch(
-        &mut self,
-        record: &EpochRecord,
-        weights: &Weights,
-        picture: Option<&[u8]>,
-    ) -> Result<(), WriteError> {
+    pub fn add_epoch(&mut self, record: &EpochRecord, weights: &Weights) -> Result<(), WriteError> {
         let weights = &Weights { epoch: Some(record.epoch), ..weights.clone() };
         self.write_weights(weights)?;
         if record.is_best {
             weights.write(&self.best_weights_path())?;
-        }
-        if let Some(picture) = picture {
-            write_whole(&self.path.join("reconstructions").join(picture_name(record.epoch)), picture)?;
         }
         let added = add_line(&mut self.history, record);
         added.map_err(WriteError::at(&self.path.join("history.jsonl")))?;
@@ -215,110 +233,6 @@ pub fn best_rows(
     has_stopped_early.then_some(early).into_iter().chain([weights]).collect()
 }
 
-/// The name of an epoch's picture in its folder.
-pub fn picture_name(epoch: u32) -> String {
-    format!("epoch-{epoch:02}.png")
-}
-
-/// The epoch of a picture by its name.
-pub fn picture_number(name: &str) -> Option<u32> {
-    name.strip_prefix("epoch-")?.strip_suffix(".png")?.parse().ok()
-}
-
-/// What every line has, whatever else.
-#[derive(Deserialize)]
-struct Numbered {
-    step: u64,
-}
-
-/// Opens a file to add lines after its last whole one of at most a step: what follows goes. Makes an empty one if there is
-/// none.
-fn open_lines(path: &Path, step: u64) -> std::io::Result<File> {
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    let n_bytes = file.metadata()?.len();
-    let end = lines_end(&mut file, n_bytes, step)?;
-    if end < n_bytes {
-        file.set_len(end)?;
-    }
-    if end > 0 {
-        let mut last = [0];
-        file.seek(SeekFrom::Start(end - 1))?;
-        file.read_exact(&mut last)?;
-        if last != *b"\n" {
-            file.write_all(b"\n")?;
-        }
-    }
-    file.sync_all()?;
-    Ok(file)
-}
-
-/// Opens a file to add lines after its last whole one: what follows goes. Makes an empty one if there is none.
-fn open_whole_lines(path: &Path) -> std::io::Result<File> {
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    let n_bytes = file.metadata()?.len();
-    let (mut end, mut block) = (n_bytes, Vec::new());
-    // Ends: each block ends where the one after it began.
-    while end > 0 {
-        let begin = end.saturating_sub(LINE_BYTES_MAX);
-        file.seek(SeekFrom::Start(begin))?;
-        block.resize(usize::try_from(end - begin).expect("a block fits into memory"), 0);
-        file.read_exact(&mut block)?;
-        end = begin;
-        if let Some(place) = block.iter().rposition(|&byte| byte == b'\n') {
-            end = begin + place as u64 + 1;
-            break;
-        }
-    }
-    if end < n_bytes {
-        file.set_len(end)?;
-    }
-    Ok(file)
-}
-
-/// Where the last line ends that is whole and of at most a step; 0 if there is none. Lines are in the order of their steps, so
-/// that it is looked for from the end, and no more is read than what goes, and a block.
-fn lines_end(file: &mut (impl Read + Seek), n_bytes: u64, step: u64) -> std::io::Result<u64> {
-    let is_kept = |line: &[u8]| serde_json::from_slice(line).is_ok_and(|Numbered { step: at }| at <= step);
-    let mut block = Vec::new();
-    let mut end = n_bytes;
-    // Ends: each block ends before the one after it began, or with the line that was cut by its beginning.
-    while end > 0 {
-        let begin = end.saturating_sub(LINE_BYTES_MAX);
-        file.seek(SeekFrom::Start(begin))?;
-        block.resize(usize::try_from(end - begin).expect("a block fits into memory"), 0);
-        file.read_exact(&mut block)?;
-        let mut rest = &block[..];
-        while let Some(start) = last_line(rest, begin) {
-            if is_kept(&rest[start..]) {
-                return Ok(begin + rest.len() as u64);
-            }
-            rest = &rest[..start];
-        }
-        // So many bytes without an end of a line are none.
-        end = if rest.len() == block.len() { begin } else { begin + rest.len() as u64 };
-    }
-    Ok(0)
-}
-
-/// Where the last line of a block begins, if that is in it.
-fn last_line(block: &[u8], begin: u64) -> Option<usize> {
-    let (_, before_last) = block.split_last()?;
-    let end_of_previous = before_last.iter().rposition(|&byte| byte == b'\n');
-    end_of_previous.map(|place| place + 1).or_else(|| (begin == 0).then_some(0))
-}
-
-fn add_line(file: &mut BufWriter<File>, record: &impl Serialize) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(record)?;
-    line.push(b'\n');
-    // In one piece, which the buffer keeps together: whatever ends the program, the file ends with a whole line.
-    file.write_all(&line)
-}
-
-fn bring_to_disk(file: &mut BufWriter<File>) -> std::io::Result<()> {
-    file.flush()?;
-    file.get_ref().sync_data()
-}
-
 fn make_next(parent: &Path, name: &str) -> Result<PathBuf, WriteError> {
     create_folder(parent)?;
     // Ends: each number is tried once, and making a folder that is not there can only fail for another reason.
@@ -360,7 +274,6 @@ mod tests {
         let new = format!("{{\"n_workers\":4,\"step\":{}}}\n", step + 1);
         assert_eq!(fs::read_to_string(&steps).expect("steps"), format!("{after}{new}"));
         assert_eq!(fs::read_to_string(&history).expect("epochs"), after);
-        assert!(folder.path().join("reconstructions").is_dir());
     }
 
     #[test]
@@ -380,54 +293,6 @@ mod tests {
         check_reopened(Some(&"\u{0}".repeat(3 << 20)), 9, "");
         let long = format!("{one}{{\"step\":2,\"workers\":[{}]}}\n", vec!["1"; 400_000].join(","));
         check_reopened(Some(&format!("{long}{three}")), 2, &long);
-    }
-
-    /// A file that counts what is read of it.
-    struct Counted {
-        file: File,
-        n_read: u64,
-    }
-
-    impl Read for Counted {
-        fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-            let n_read = self.file.read(into)?;
-            self.n_read += n_read as u64;
-            Ok(n_read)
-        }
-    }
-
-    impl Seek for Counted {
-        fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-            self.file.seek(to)
-        }
-    }
-
-    /// The goal: a run of any length can be resumed, at the cost of what it does anew.
-    #[test]
-    fn long_line_file_is_read_from_end() {
-        const HOLE_BYTES: u64 = 5 << 30;
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("steps.jsonl");
-        let lines: Vec<String> = (1..=20_000).map(|step| format!("{{\"step\":{step},\"loss\":0.25}}\n")).collect();
-        let mut file = File::create(&path).expect("a file");
-        file.set_len(HOLE_BYTES).expect("a file system with sparse files");
-        file.seek(SeekFrom::End(0)).expect("a file");
-        file.write_all(format!("\n{}", lines.concat()).as_bytes()).expect("a file");
-        let n_bytes = file.metadata().expect("a file").len();
-        for step in [20_000, 19_999, 10_000, 1] {
-            let n_later: u64 = lines[step..].iter().map(|line| line.len() as u64).sum();
-            let mut counted = Counted { file: File::open(&path).expect("a file"), n_read: 0 };
-            assert_eq!(lines_end(&mut counted, n_bytes, step as u64).expect("a file"), n_bytes - n_later);
-            assert!(counted.n_read <= n_later + 2 * LINE_BYTES_MAX, "{} bytes read for step {step}", counted.n_read);
-        }
-        let mut run = RunFolder::reopen(folder.path(), 19_999, 0).expect("the folder can be written");
-        assert_eq!(fs::metadata(&path).expect("a file").len(), n_bytes - lines[19_999].len() as u64);
-        run.add_step(&serde_json::json!({ "step": 20_000 })).expect("the folder can be written");
-        run.sync_lines().expect("the folder can be written");
-        let mut end = [0; 15];
-        let mut file = File::open(&path).expect("a file");
-        file.seek(SeekFrom::End(-15)).and_then(|_| file.read_exact(&mut end)).expect("a file");
-        assert_eq!(end, *b"{\"step\":20000}\n");
     }
 
     #[test]
@@ -452,6 +317,33 @@ mod tests {
         assert_eq!(RunFolder::read_description(folder.path()), Some(serde_json::json!({ "seed": 7 })));
         fs::write(folder.path().join("run.json"), "{").expect("a file");
         assert_eq!(RunFolder::read_description(folder.path()), None);
+    }
+
+    /// The goal: no picture, whatever becomes of it, ends a run.
+    #[test]
+    fn picture_that_cannot_be_written_is_left_out() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("run");
+        let run = RunFolder::create(Some(&path), "conv").expect("the folder can be written");
+        assert_eq!(PictureName::all_in(&path).expect("a folder"), [], "no folder for pictures that nobody makes");
+        fs::write(path.join("taken"), "a file").expect("a file");
+        let [maps, taken] = ["maps", "taken"].map(|name| PictureName::new(name).expect("a name"));
+        let pictures: [(PictureName, &[u8]); 2] = [(taken, b"one"), (maps, b"two")];
+        assert_eq!(run.add_pictures(3, pictures), [PictureFile { name: maps, epoch: 3 }]);
+        assert_eq!(fs::read(path.join("maps/epoch-03.png")).expect("a file"), b"two");
+        assert_eq!(fs::read(path.join("taken")).expect("a file"), b"a file");
+    }
+
+    #[test]
+    fn reopen_removes_unfinished_pictures() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (name, is_kept) in [("maps/epoch-01.png", true), ("maps/.telar-x", false), ("codes/.telar-y", false)] {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            fs::write(&path, "").expect("a file");
+            RunFolder::reopen(folder.path(), 0, 0).expect("the folder can be written");
+            assert_eq!(path.exists(), is_kept, "{name}");
+        }
     }
 
     #[test]

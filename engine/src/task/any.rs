@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::{Codes, NamedPicture};
 use crate::backend::ComputeDevice;
 use crate::data::{DataError, DataFile, DataSource, Split};
 use crate::params::LayoutError;
@@ -93,6 +94,10 @@ pub trait Evaluator: Debug + Send {
     /// If the batch is not below [`n_batches`](crate::sampler::n_batches).
     fn evaluate_batch(&self, split: Split, batch: u32) -> Sums;
 
-    /// See [`Task::picture`](super::Task::picture).
-    fn picture(&self, seed: u64) -> Option<Vec<u8>>;
+    /// The pictures of [`Task::pictures`](super::Task::pictures) that can be shown; the others are logged.
+    fn pictures(&self, seed: u64) -> Vec<NamedPicture>;
+
+    /// The codes of [`Task::codes`](super::Task::codes), if there are any and they are within the bounds; what is wrong with
+    /// others is logged.
+    fn codes(&self, seed: u64) -> Option<Codes>;
 }

@@ -1,13 +1,17 @@
 //! How a task loses its types.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use aligned_vec::{AVec, avec};
 use serde_json::Value;
+use tracing::warn;
 
-use super::{AnyTask, BatchOf, Context, Evaluator, OpenTask, Replica, Task, TaskError};
+use super::{
+    AnyTask, BatchOf, Codes, CodesError, Context, Evaluator, NamedPicture, OpenTask, Replica, Task, TaskError, pictures,
+};
 use crate::backend::{ComputeDevice, reference_device};
 use crate::data::{DataError, DataFile, DataSource, Dataset, Split};
 use crate::params::{LayoutError, ParamLayout, load, view, with_initial_values};
@@ -305,8 +309,30 @@ impl<T: Task> Evaluator for NetworkEvaluator<T> {
         erased.task.evaluate(&self.network, data.gather(split, &samples), &context)
     }
 
-    fn picture(&self, seed: u64) -> Option<Vec<u8>> {
+    fn pictures(&self, seed: u64) -> Vec<NamedPicture> {
         let Opened { erased, data, .. } = &*self.open;
-        erased.task.picture(&self.network, data, &Context::picture(&self.device, seed))
+        let context = Context::picture(&self.device, seed);
+        let pictures = or_default("pictures", || erased.task.pictures(&self.network, data, &context));
+        let (pictures, refused) = pictures::checked(pictures);
+        for error in refused {
+            warn!(task = T::NAME, %error, "picture left out; the run goes on");
+        }
+        pictures
     }
+
+    fn codes(&self, seed: u64) -> Option<Codes> {
+        let Opened { erased, data, .. } = &*self.open;
+        let context = Context::picture(&self.device, seed);
+        let codes = or_default("codes", || erased.task.codes(&self.network, data, &context))?;
+        let warn = |error: &CodesError| warn!(task = T::NAME, %error, "codes left out; the run goes on");
+        codes.checked().inspect_err(warn).ok()
+    }
+}
+
+/// What a task makes to be looked at; if it panics, nothing: that must not end a run.
+fn or_default<V: Default>(what: &str, make: impl FnOnce() -> V) -> V {
+    catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| {
+        warn!(what, "the task panicked while it made what people see after an epoch; the run goes on without");
+        V::default()
+    })
 }

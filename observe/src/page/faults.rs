@@ -32,7 +32,7 @@ pub(super) fn html(summary: &Summary) -> String {
     }
     let lines: String = summary.event_lines.iter().rev().take(LINES_MAX).map(line).collect();
     format!(
-        r#"{head}{counts}<ol class="happenings scroll tall" id="faults-scroll" tabindex="0" aria-label="what happened, the newest first">{lines}</ol>"#
+        r#"{head}{counts}<ol class="events scroll tall" id="faults-scroll" tabindex="0" aria-label="what happened, the newest first">{lines}</ol>"#
     )
 }
 

@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use events::{PICTURE_BYTES_MAX, PictureFile};
 use futures_util::stream::{Stream, unfold};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -70,7 +71,7 @@ pub fn router(runs: Runs, access: Access, extras: Extras) -> Router {
         .route("/", get(first))
         .route("/runs/{name}", get(run))
         .route("/runs/{name}/events", get(events))
-        .route("/runs/{name}/pictures/{file}", get(picture))
+        .route("/runs/{name}/pictures/{pictures}/{file}", get(picture))
         .route("/compare", get(compare))
         .route("/assets/{name}", get(asset))
         .route("/healthz", get(async || text("ok\n")))
@@ -138,14 +139,14 @@ async fn events(State(site): State<Arc<Site>>, Path(name): Path<String>, request
     ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
 }
 
-async fn picture(State(site): State<Arc<Site>>, Path((name, file)): Path<(String, String)>) -> Response {
+async fn picture(
+    State(site): State<Arc<Site>>,
+    Path((name, pictures, file)): Path<(String, String, String)>,
+) -> Response {
     let Some(run) = site.runs.named(&name) else { return no_run() };
-    // A name that is in the summary; one with a folder in it never is, if the summary is right.
-    let is_plain = !file.contains(['/', '\\', '\0']);
-    let path = run
-        .folder()
-        .filter(|_| is_plain && run.has_picture(&file))
-        .map(|folder| folder.join("reconstructions").join(&file));
+    // Two names that are written as a picture's are, thus no way out of the folder; and a picture that is known.
+    let file = PictureFile::of(&pictures, &file).filter(|file| run.has_picture(*file));
+    let path = run.folder().zip(file).map(|(folder, file)| folder.join(file.path()));
     let Some(path) = path else { return missing("There is no such picture.") };
     match spawn_blocking(move || open_picture(path)).await {
         Ok(Ok((opened, n_bytes))) => {
@@ -165,6 +166,9 @@ fn open_picture(path: PathBuf) -> io::Result<(File, u64)> {
     }
     let file = File::open(path)?;
     let n_bytes = file.metadata()?.len();
+    if n_bytes > PICTURE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "expected a picture"));
+    }
     Ok((file, n_bytes))
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use events::RecordedEvent;
+use events::{PictureFile, RecordedEvent};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -86,9 +86,9 @@ impl RunHandle {
         self.lock().describe(description);
     }
 
-    /// Takes in that there is a picture of an epoch in the folder's `reconstructions/`.
-    pub fn add_picture(&self, epoch: u32, name: String) {
-        self.lock().add_picture(epoch, name);
+    /// Takes in that there is a picture of an epoch in the folder.
+    pub fn add_picture(&self, file: PictureFile) {
+        self.lock().add_picture(file);
     }
 
     /// Takes a summary that was made elsewhere, such as from a folder, in the place of what was known. The name stays.
@@ -122,9 +122,9 @@ impl RunHandle {
         (summary.version, summary.outcome.is_some())
     }
 
-    /// Whether a picture of this name belongs to the run.
-    pub(super) fn has_picture(&self, name: &str) -> bool {
-        self.lock().pictures.iter().any(|(_, known)| known == name)
+    /// Whether a picture belongs to the run.
+    pub(super) fn has_picture(&self, file: PictureFile) -> bool {
+        self.lock().has_picture(file)
     }
 
     /// A summary that was left half changed by a panic is shown all the same.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use events::{RecordedEvent, RunEvent};
+use events::{PictureFile, PictureName, RecordedEvent, RunEvent};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -285,29 +285,62 @@ async fn only_requests_that_read_are_answered() {
 #[tokio::test]
 async fn only_pictures_of_run_are_served() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::create_dir(folder.path().join("reconstructions")).expect("a folder");
     for (name, text) in [
         ("run.json", "{}".to_owned()),
+        ("epoch-01.png", "beside the folders".to_owned()),
         ("reconstructions/epoch-01.png", "png".repeat(100_000)),
         ("reconstructions/other.png", String::new()),
+        ("codes/epoch-01.png", "codes".to_owned()),
+        ("journal/epoch-01.png", "no picture".to_owned()),
+        ("Notes/epoch-01.png", "no picture".to_owned()),
     ] {
-        std::fs::write(folder.path().join(name), text).expect("a file");
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
     }
+    let large = std::fs::File::create(folder.path().join("reconstructions/epoch-02.png")).expect("a file");
+    large.set_len(events::PICTURE_BYTES_MAX + 1).expect("a sparse file");
+    std::fs::create_dir(folder.path().join("reconstructions/epoch-03.png")).expect("a folder");
     let mut runs = Runs::default();
     let run = runs.add("one", Some(folder.path()));
     let mut summary = Summary::default();
     FolderReader::open(folder.path()).expect("a run").poll(&mut summary);
     run.replace(summary);
-    run.add_picture(2, "../run.json".to_owned());
-    run.add_picture(3, "epoch-03.png".to_owned());
+    let name = PictureName::new("reconstructions").expect("a name");
+    assert!(run.summary().has_picture(PictureFile { name, epoch: 3 }));
+    // Known, and not there any more.
+    run.add_picture(PictureFile { name, epoch: 4 });
     let server = start(runs).await;
-    let picture = get(&server, "/runs/one/pictures/epoch-01.png").await;
+    let picture = get(&server, "/runs/one/pictures/reconstructions/epoch-01.png").await;
     assert_eq!(picture.body, "png".repeat(100_000));
     assert!(picture.head.contains("content-type: image/png") && picture.head.contains("content-length: 300000"));
-    for name in
-        ["other.png", "epoch-03.png", "..%2Frun.json", "../run.json", "%2e%2e/run.json", "..", "epoch-01.png%00", "."]
-    {
-        assert_eq!(get(&server, &format!("/runs/one/pictures/{name}")).await.status, 404, "{name}");
+    assert_eq!(get(&server, "/runs/one/pictures/codes/epoch-01.png").await.body, "codes");
+    for address in [
+        "reconstructions/other.png",
+        "reconstructions/epoch-02.png",
+        "reconstructions/epoch-03.png",
+        "reconstructions/epoch-04.png",
+        "reconstructions/epoch-1.png",
+        "reconstructions/epoch-+1.png",
+        "reconstructions/epoch-01.png%00",
+        "reconstructions%2Fepoch-01.png",
+        "reconstructions/..%2Frun.json",
+        "reconstructions/../run.json",
+        "reconstructions/..%2Fepoch-01.png",
+        "%2e%2e/run.json",
+        "%2e%2e/epoch-01.png",
+        "./epoch-01.png",
+        "/epoch-01.png",
+        "%00/epoch-01.png",
+        "codes/..",
+        "codes/epoch-02.png",
+        "journal/epoch-01.png",
+        "Notes/epoch-01.png",
+        "..",
+        ".",
+        "epoch-01.png",
+    ] {
+        assert_eq!(get(&server, &format!("/runs/one/pictures/{address}")).await.status, 404, "{address}");
     }
 }
 

@@ -46,6 +46,10 @@ fn snapshot(workers: &[(u64, u64)]) -> RunEvent {
     RunEvent::Snapshot(Snapshot { workers: workers.iter().map(status).collect(), ..Snapshot::default() })
 }
 
+fn picture(name: &str, epoch: u32) -> PictureFile {
+    PictureFile { name: PictureName::of_folder(name).expect("a name"), epoch }
+}
+
 /// A summary of events that happen a second apart, the first at second 1.
 fn summary(events: impl IntoIterator<Item = RunEvent>) -> Summary {
     let mut summary = Summary::default();
@@ -263,10 +267,11 @@ fn repeated_refusals_share_line_with_count() {
 fn resume_from_earlier_checkpoint_drops_later_pictures() {
     let mut summary = summary([epoch(1, 10, 0.5), step(11, 0.4), epoch(2, 20, 0.4), step(20, 0.4)]);
     for epoch in 1..=3 {
-        summary.add_picture(epoch, format!("epoch-{epoch:02}.png"));
+        summary.add_picture(picture("reconstructions", epoch));
     }
+    summary.add_picture(picture("maps", 2));
     summary.apply(&RecordedEvent { time: 9.0, event: step(11, 0.4) });
-    assert_eq!(summary.pictures, [(1, "epoch-01.png".to_owned())]);
+    assert_eq!(summary.pictures, BTreeMap::from([(picture("reconstructions", 1).name, vec![1])]));
     summary.apply(&RecordedEvent { time: 9.0, event: step(1, 0.4) });
     assert!(summary.pictures.is_empty());
 }
@@ -307,8 +312,15 @@ fn description_gives_sizes_names_and_outcome() {
 fn pictures_are_in_order_of_epochs() {
     let mut summary = Summary::default();
     for epoch in [3, 1, 2, 3] {
-        summary.add_picture(epoch, format!("epoch-{epoch:02}.png"));
+        summary.add_picture(picture("maps", epoch));
     }
-    let names: Vec<&str> = summary.pictures.iter().map(|(_, name)| name.as_str()).collect();
-    assert_eq!(names, ["epoch-01.png", "epoch-02.png", "epoch-03.png"]);
+    summary.add_picture(picture("codes", 2));
+    assert_eq!(summary.pictures.values().collect::<Vec<_>>(), [&vec![2], &vec![1, 2, 3]]);
+    assert!(summary.has_picture(picture("maps", 3)) && !summary.has_picture(picture("codes", 3)));
+    assert!(!summary.has_picture(picture("other", 3)));
+    for epoch in 0..=10_003 {
+        summary.add_picture(picture("maps", epoch));
+    }
+    let epochs = &summary.pictures[&picture("maps", 1).name];
+    assert_eq!((epochs.len(), epochs[0]), (EPOCHS_MAX, 4));
 }

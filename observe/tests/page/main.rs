@@ -5,7 +5,7 @@ mod samples;
 use std::collections::BTreeSet;
 
 use observe::chart::curves_svg;
-use observe::page::{asset, comparison, document, fragments};
+use observe::page::{Fragment, asset, comparison, document, fragments};
 use observe::summary::Summary;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -106,13 +106,32 @@ fn document_has_each_fragment_in_its_element() {
     for summary in summaries() {
         let document = document(&summary, NOW, &[]);
         for fragment in fragments(&summary, NOW) {
-            let section = format!(
-                r#"<section id="{0}" class="card" aria-labelledby="{0}-heading">{1}</section>"#,
-                fragment.id, fragment.html
-            );
-            assert!(document.contains(&section), "{}", fragment.id);
+            let Fragment { id, html } = fragment;
+            let section = match id {
+                // It has cards of its own.
+                "pictures" => format!(r#"<div id="{id}" class="cards">{html}</div>"#),
+                _ => format!(r#"<section id="{id}" class="card" aria-labelledby="{id}-heading">{html}</section>"#),
+            };
+            assert!(document.contains(&section), "{id}");
         }
     }
+}
+
+#[test]
+fn each_picture_has_a_card_and_the_code_space_is_last() {
+    let html =
+        &fragments(&samples::running(), NOW).into_iter().find(|part| part.id == "pictures").expect("a part").html;
+    let headings: Vec<&str> = html.split("<h2 id=").skip(1).filter_map(|rest| rest.split(['>', '<']).nth(1)).collect();
+    assert_eq!(headings, ["Attention maps", "Reconstructions", "Code space"]);
+    assert_eq!(html.matches("<section class=\"card\"").count(), 3);
+    // The newest is large, the others are in a strip below it, the newest of them first.
+    assert!(
+        html.contains(r#"<img src="/runs/denoising-007/pictures/codes/epoch-03.png" alt="Code space after epoch 3"/>"#)
+    );
+    let strip = &html[html.find(r#"id="strip.codes""#).expect("a strip")..];
+    let [second, first] = ["epoch-02.png", "epoch-01.png"].map(|file| strip.find(file).expect("an earlier picture"));
+    assert!(second < first && strip.contains(r#"loading="lazy"/><span>epoch 2</span>"#));
+    assert!(!html.contains("strip.attention-maps"), "there is one, and no earlier one");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use events::{EpochRecord, Figures, Snapshot, StepCosts, StepRecord, TaskSpan, WorkerStatus};
+use events::{EpochRecord, Figures, PictureName, Snapshot, StepCosts, StepRecord, TaskSpan, WorkerStatus};
 use observe::series::Series;
 use observe::summary::{EventKind, EventLine, Faults, Summary, Worker};
 use serde_json::json;
@@ -212,7 +212,9 @@ pub fn running() -> Summary {
         summary.event_lines.push_back(event_line(NOW - ago, kind, &text));
     }
     summary.faults = Faults { n_left: 2, n_evicted: 1, n_reassigned: 2, n_late: 4, n_resent: 1, ..Faults::default() };
-    summary.pictures = (1..=3).map(|epoch| (epoch, format!("epoch-{epoch:02}.png"))).collect();
+    summary.pictures = [("attention-maps", 3..=3), ("reconstructions", 1..=3), ("codes", 1..=3)]
+        .map(|(name, epochs)| (PictureName::of_folder(name).expect("a name"), epochs.collect()))
+        .into();
     summary
 }
 
@@ -237,7 +239,8 @@ pub fn single_process() -> Summary {
         "result": { "outcome": "completed", "best_epoch": { "epoch": 4, "val_loss": 0.2604 }, "params_blake3": "ab".repeat(32) },
     });
     summary.outcome = Some("completed".to_owned());
-    summary.pictures = (1..=4).map(|epoch| (epoch, format!("epoch-{epoch:02}.png"))).collect();
+    let name = PictureName::new("reconstructions").expect("a name");
+    summary.pictures = [(name, (1..=4).collect())].into();
     summary
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use engine::data::{DataError, Dataset, Split};
 use engine::files::write_whole;
 use engine::{exit, say};
+use model::codes::split_codes;
 use model::trained::Trained;
 use observe::codes::{CodeMap, Codes, CodesError, Labels, Method, Scatter};
 
@@ -15,10 +16,10 @@ use crate::trained::Opened;
 
 pub fn draw(args: &CodesArgs) -> anyhow::Result<()> {
     let Opened { architecture, weights, device, data } = Opened::new(&args.trained)?;
-    let n_images = data.len(args.split).min(args.images as usize);
-    let values = Trained::new(architecture, &weights, &device).encode_first(&data, args.split, n_images);
-    let n_values = values.len() / n_images; // every split has an image
-    let codes = Codes::new(&values, n_values).map_err(with_exit_code)?;
+    let trained = Trained::new(architecture, &weights, &device);
+    let coded = split_codes(&trained, &data, args.split, args.images as usize);
+    let codes = Codes::new(coded.values(), coded.n_values()).map_err(with_exit_code)?;
+    let (n_images, n_values) = (codes.len(), codes.n_values());
     let method = match args.method {
         CodesMethod::Pca => Method::Pca,
         CodesMethod::Tsne => Method::Tsne { perplexity: args.perplexity },
@@ -29,8 +30,8 @@ pub fn draw(args: &CodesArgs) -> anyhow::Result<()> {
         Split::Valid => "validation images",
         Split::Test => "test images",
     };
-    let names = data.label_names();
-    let labels = Labels { numbers: &data.labels(args.split)[..n_images], names: &names };
+    let names: Vec<&str> = coded.label_names().iter().map(String::as_str).collect();
+    let labels = Labels { numbers: coded.labels(), names: &names };
     let scatter = Scatter {
         title: &format!("Codes of {n_images} {images}, {architecture}"),
         axes: [&map.axes[0], &map.axes[1]],
