@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use crate::certificates::CertificatesArgs;
 
+/// Checkpoints that stay.
+pub const KEEP_DEFAULT: u32 = 3;
+
 /// Trains a network on many workers, synchronously, to the same bits for any number of them.
 #[derive(Parser, Debug)]
 #[command(version, args_conflicts_with_subcommands = true, max_term_width = 110)]
@@ -142,7 +145,7 @@ pub struct Args {
     )]
     pub checkpoint_every: String,
     /// How many checkpoints stay
-    #[arg(long, env = "TELAR_KEEP", value_name = "N", default_value_t = 3, help_heading = "What comes out")]
+    #[arg(long, env = "TELAR_KEEP", value_name = "N", default_value_t = KEEP_DEFAULT, help_heading = "What comes out")]
     pub keep: u32,
     /// Bring every step to the disk before the next one ends, so that a coordinator that dies takes at most the step at hand
     /// with it

@@ -378,7 +378,7 @@ fn read_group(tensors: &SafeTensors, layout: &ParamLayout, group: &str) -> Resul
 pub struct Checkpoints {
     folder: PathBuf,
     n_kept: usize,
-    /// Steps of those that are known to be damaged.
+    /// Steps of those that are known to be damaged, or not to be read by this program.
     damaged: BTreeSet<u64>,
 }
 
@@ -427,10 +427,11 @@ impl Checkpoints {
         Self { folder: run_folder.join("checkpoints"), n_kept, damaged: BTreeSet::new() }
     }
 
-    /// Looks at all that are there: damaged ones do not count among those that stay, and are not removed.
+    /// Looks at all that are there: damaged ones, and whole ones that are `unreadable`, do not count among those that stay, and
+    /// are not removed.
     #[must_use]
-    pub fn with_damaged_known(self) -> Self {
-        let is_damaged = |path: &Path| Checkpoint::read(path).is_err();
+    pub fn with_damaged_known(self, unreadable: impl Fn(&Checkpoint) -> Option<String>) -> Self {
+        let is_damaged = |path: &Path| Checkpoint::read(path).map_or(true, |found| unreadable(&found).is_some());
         let damaged = self.by_age().into_iter().filter(|(_, path)| is_damaged(path)).map(|(step, _)| step).collect();
         Self { damaged, ..self }
     }
@@ -731,7 +732,7 @@ pub(crate) mod tests {
         for step in [5, 30, 40] {
             std::fs::write(folder.path().join("checkpoints").join(file_name(step)), b"torn").expect("a file");
         }
-        let mut checkpoints = checkpoints.with_damaged_known();
+        let mut checkpoints = checkpoints.with_damaged_known(|_| None);
         checkpoints.save(&checkpoint(3, 0.0)).expect("it can be written");
         assert_eq!(steps(&checkpoints), [40, 30, 5, 3, 2]);
         checkpoints.save(&checkpoint(5, 0.0)).expect("it can be written");

@@ -360,6 +360,7 @@ fn with_threads(backend: BackendArgs, n_workers: NonZeroU32) -> BackendArgs {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use clap::builder::Resettable;
     use clap::{CommandFactory, FromArgMatches};
 
     use super::*;
@@ -367,7 +368,9 @@ pub(crate) mod tests {
     /// What a command line comes to in a program of the autoencoders.
     pub(crate) fn config_of<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Config, ConfigError> {
         let tasks = model::task::tasks();
-        let matches = tasks.augment(Args::command()).try_get_matches_from(words).expect("flags that are known");
+        // Whatever the variables of the tests are.
+        let command = tasks.augment(Args::command()).mut_args(|arg| arg.env(Resettable::Reset));
+        let matches = command.try_get_matches_from(words).expect("flags that are known");
         let args = Args::from_arg_matches(&matches).expect("flags that are known");
         let invocation = Invocation::new(["coordinator".into()]);
         Config::new(invocation, args, tasks.choice(&matches).expect("flags of the task"), WorkerProgram::beside())

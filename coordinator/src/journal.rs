@@ -93,14 +93,24 @@ impl Journal {
         let paths = paths(run_folder);
         let read = |path: &PathBuf| Some((path.clone(), Checkpoint::read(path).ok()?));
         // One of them is not whole where a process has ended while it wrote.
-        let newest = paths.iter().filter_map(read).max_by_key(|(_, checkpoint)| checkpoint.age());
-        let reason = newest.as_ref().and_then(|(_, checkpoint)| unreadable(checkpoint));
-        if let Some(reason) = reason {
-            warn!(folder = %run_folder.join(FOLDER).display(), reason, "journal skipped: this program cannot read it");
-            return None;
-        }
-        if newest.is_none() && paths.iter().all(|path| has_bytes(path)) {
-            warn!(folder = %run_folder.join(FOLDER).display(), "journal skipped: both of its files are damaged");
+        let whole = paths.iter().filter_map(read);
+        let mut reason = None;
+        let usable = whole.filter(|(_, checkpoint)| {
+            let found = unreadable(checkpoint);
+            let is_usable = found.is_none();
+            reason = reason.take().or(found);
+            is_usable
+        });
+        let newest = usable.max_by_key(|(_, checkpoint)| checkpoint.age());
+        let folder = run_folder.join(FOLDER);
+        match (&newest, reason) {
+            (None, Some(reason)) => {
+                warn!(folder = %folder.display(), reason, "journal skipped: this program cannot read it");
+            }
+            (None, None) if paths.iter().all(|path| has_bytes(path)) => {
+                warn!(folder = %folder.display(), "journal skipped: both of its files are damaged");
+            }
+            (Some(_), _) | (None, None) => {}
         }
         newest
     }
@@ -160,6 +170,20 @@ pub(crate) mod tests {
             }
             std::fs::write(&path, &whole).expect("a file");
         }
+    }
+
+    /// The goal: what a newer version wrote hides nothing that this one can go on from.
+    #[test]
+    fn older_slot_is_taken_where_newer_cannot_be_read() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for step in [9, 10] {
+            write(folder.path(), &checkpoint(step, 0.9));
+        }
+        let newest_below = |step: u64| {
+            let unreadable = |found: &Checkpoint| (found.state.step >= step).then(|| "of another version".to_owned());
+            Journal::newest(folder.path(), unreadable).map(|(_, found)| found.state.step)
+        };
+        assert_eq!([11, 10, 9].map(newest_below), [Some(10), Some(9), None]);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use proto::tls::TlsFiles;
 
-use crate::args::Wire;
-use crate::config::{Access, Config, Http, HttpReach, JournalSteps, Reach, Workers};
+use crate::args::{KEEP_DEFAULT, Wire};
+use crate::config::{Access, Config, Http, HttpReach, JournalSteps, ListenAddress, Reach, Workers};
 
 /// What goes on with a run that was stopped, in its folder, with workers that find the coordinator at `address`: what is trained
 /// comes from the checkpoint, and the rest is as it was.
@@ -16,12 +16,11 @@ pub fn resume_command(config: &Config, address: &str, folder: &Path) -> String {
     flags.add("--resume", folder);
     let access = match &config.workers {
         Workers::Local { .. } => None,
-        Workers::External { access, .. } => Some(access),
+        Workers::External { listen, access } => Some((listen, access)),
     };
-    if let Some(access) = access {
+    if let Some((listen, access)) = access {
         flags.add("--launch", "external");
-        let place = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://"));
-        flags.add("--listen", place.unwrap_or(address));
+        flags.add("--listen", listened(listen, address));
         flags.add_access(access, &config.http);
     }
     if !config.data.data.is_auto() {
@@ -31,6 +30,9 @@ pub fn resume_command(config: &Config, address: &str, folder: &Path) -> String {
         flags.add("--audit", config.audit.to_string());
     }
     flags.add_if(config.journal == JournalSteps::Yes, "--journal");
+    if config.n_checkpoints_kept != KEEP_DEFAULT as usize {
+        flags.add("--keep", config.n_checkpoints_kept.to_string());
+    }
     if config.wire == Some(Wire::Grpc) {
         flags.add("--wire", "grpc");
     }
@@ -44,6 +46,17 @@ pub fn resume_command(config: &Config, address: &str, folder: &Path) -> String {
         Http::Off | Http::Default => {}
     }
     config.invocation.command(flags.0)
+}
+
+/// Where it waited for workers: the port may have been free to choose.
+fn listened(listen: &ListenAddress, address: &str) -> String {
+    match (listen, address.rsplit_once(':')) {
+        (ListenAddress::Tcp(place), Some((_, port))) => {
+            let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
+            format!("{host}:{port}")
+        }
+        _ => listen.to_string(),
+    }
 }
 
 struct Flags(Vec<OsString>);
@@ -93,10 +106,14 @@ mod tests {
         let external = "--launch external --workers 1";
         let expected = "--workers 1 --resume run --launch external --listen 127.0.0.1:7187";
         check(external, "run", expected);
-        check(&format!("{external} --listen 0.0.0.0:1 --insecure"), "run", &format!("{expected} --insecure"));
+        let open = "--workers 1 --resume run --launch external --listen 0.0.0.0:7187";
+        check(&format!("{external} --listen 0.0.0.0:0 --insecure"), "run", &format!("{open} --insecure"));
+        check(&format!("{external} --listen unix:a/b"), "run", &expected.replace("127.0.0.1:7187", "unix:a/b"));
         let page = "--http 0.0.0.0:2 --insecure";
         check(&format!("{external} {page}"), "run", &format!("{expected} --insecure --http 0.0.0.0:2"));
         let proofs = "--tls-cert a --tls-key b --tls-ca c --token-file d";
-        check(&format!("{external} --listen 0.0.0.0:1 {proofs}"), "run", &format!("{expected} {proofs}"));
+        check(&format!("{external} --listen 0.0.0.0:1 {proofs}"), "run", &format!("{open} {proofs}"));
+        check("--workers 2 --keep 3", "run", "--workers 2 --resume run");
+        check("--workers 2 --keep 10", "run", "--workers 2 --resume run --keep 10");
     }
 }

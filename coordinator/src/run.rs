@@ -33,7 +33,6 @@ use local::{launch, launcher};
 use crate::accept::accept;
 use crate::admission::{Admission, Limits};
 use crate::args::Wire;
-use crate::checkpoint::Checkpoints;
 use crate::clock::Clock;
 use crate::config::{Config, JournalSteps, Reach, Workers};
 use crate::description::Description;
@@ -52,7 +51,7 @@ use crate::recompute::{Means, Recomputer};
 use crate::saver::Saver;
 use crate::server::Service;
 use crate::shutdown::Signals;
-use crate::start::{RunPlan, Start, rounding};
+use crate::start::{RunPlan, Start, checkpoints, rounding};
 use crate::tls::Tls;
 use crate::training::{AfterStop, AuditSecret, Outcome, Rules, State, Training};
 use crate::trainjob::{Progress, TrainJob};
@@ -125,7 +124,7 @@ pub async fn run(mut config: Config, log_format: LogFormat) -> anyhow::Result<Ex
         mirror: mirror.clone(),
         code_space: CodeSpace::default(),
     };
-    let checkpoints = Checkpoints::of(history.folder.path(), config.n_checkpoints_kept).with_damaged_known();
+    let checkpoints = checkpoints(&config, history.folder.path());
     let saver = Saver::start(checkpoints, run_facts.clone(), mirror, span.clone());
     let pending_checkpoints = saver.pending_checkpoints();
     let is_journaled = config.journal == JournalSteps::Yes;

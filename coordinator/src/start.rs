@@ -186,15 +186,7 @@ impl RunPlan {
     fn resume(config: &Config, folder: Option<&Path>) -> anyhow::Result<Self> {
         let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
-        // Settings of another version. What else is wrong with them, or with the flags, is told of the one that is chosen.
-        let unreadable = |checkpoint: &Checkpoint| {
-            let Recipe { task, settings, .. } = &checkpoint.facts.recipe;
-            match config.task.resume(task, settings) {
-                Err(error @ TaskError::Stored { .. }) => Some(error.to_string()),
-                Ok(_) | Err(_) => None,
-            }
-        };
-        let newest = newest_state(&path, config.n_checkpoints_kept, unreadable);
+        let newest = newest_state(&path, config.n_checkpoints_kept, |checkpoint| unreadable(config, checkpoint));
         let (from, checkpoint) = newest.map_err(ResumeError::NoCheckpoint)?;
         let lock = lock.expect("a folder with a checkpoint is a folder");
         let Recipe { task: name, settings, .. } = &checkpoint.facts.recipe;
@@ -379,6 +371,21 @@ pub(crate) fn can_begin_again(folder: &Path, n_kept: usize) -> bool {
     let is_ours = description.map_or(is_barely_begun, |description| description["program"] == "coordinator");
     let has_bytes = |name| folder.join(name).metadata().is_ok_and(|found| found.len() > 0);
     is_ours && !has_bytes("history.jsonl") && !has("model.safetensors") && !has_state(folder, n_kept)
+}
+
+/// Where checkpoints of the run in a folder are written.
+pub fn checkpoints(config: &Config, folder: &Path) -> Checkpoints {
+    Checkpoints::of(folder, config.n_checkpoints_kept).with_damaged_known(|checkpoint| unreadable(config, checkpoint))
+}
+
+/// Why a checkpoint cannot be gone on from that is whole: its settings are another version's. What else is wrong with them, or with
+/// the flags, is told of the one that is chosen.
+fn unreadable(config: &Config, checkpoint: &Checkpoint) -> Option<String> {
+    let Recipe { task, settings, .. } = &checkpoint.facts.recipe;
+    match config.task.resume(task, settings) {
+        Err(error @ TaskError::Stored { .. }) => Some(error.to_string()),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 /// The newest state of a run that is whole and can be read, and where it is: a checkpoint, or what the journal has after it.
