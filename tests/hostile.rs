@@ -42,6 +42,25 @@ impl<'a> Siege<'a> {
         Self { dir, coordinator, address }
     }
 
+    /// A coordinator that may have 300 file descriptors, thus 86 connections.
+    fn begin_narrow(dir: &'a TestDir, n_epochs: u32, flags: &str) -> Self {
+        let flags =
+            format!("{RUN} --run-dir run --epochs {n_epochs} {flags} --launch external --listen 127.0.0.1:0 --json");
+        let command = dir.command("coordinator", &flags);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+        limited.current_dir(dir.path("."));
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => limited.env(name, value),
+                None => limited.env_remove(name),
+            };
+        }
+        let coordinator = dir.start("coordinator", limited);
+        let address = coordinator.begin()["address"].as_str().expect("an address").to_owned();
+        Self { dir, coordinator, address }
+    }
+
     fn attack(&self, harms: &[(Harm, usize)]) -> Attack {
         self.attack_from("127.0.0.2", harms)
     }
@@ -152,22 +171,7 @@ fn connection_with_unread_socket_is_closed() {
 #[test]
 fn connections_beyond_descriptor_limit_do_not_end_run() {
     let dir = TestDir::new();
-    let command = dir.command(
-        "coordinator",
-        &format!("{RUN} --epochs 4 --run-dir run --launch external --listen 127.0.0.1:0 --json"),
-    );
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 300 && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    limited.current_dir(dir.path("."));
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => limited.env(name, value),
-            None => limited.env_remove(name),
-        };
-    }
-    let coordinator = dir.start("coordinator", limited);
-    let address = coordinator.begin()["address"].as_str().expect("an address").to_owned();
-    let siege = Siege { dir: &dir, coordinator, address };
+    let siege = Siege::begin_narrow(&dir, 4, "");
     let attack = siege.attack(&[(Harm::SilentTcp, 300), (Harm::JoinedSilent, 100)]);
     siege.wait_for_sockets(40);
     siege.check_end();
@@ -222,9 +226,9 @@ fn run_under_attack_has_bits_of_one_process() {
 }
 
 /// An honest worker from another address is let in as soon as it comes, whatever others hold.
-fn check_let_in(harm: Harm, n_attackers: usize) {
+fn check_let_in(harm: Harm, n_attackers: usize, begin: impl FnOnce(&TestDir) -> Siege<'_>) {
     let dir = TestDir::new();
-    let siege = Siege::begin(&dir, 1_000_000, "");
+    let siege = begin(&dir);
     let join_time = |name: &str| {
         let begun = Instant::now();
         let worker = dir.worker(name, &siege.address);
@@ -244,24 +248,26 @@ fn check_let_in(harm: Harm, n_attackers: usize) {
 
 #[test]
 fn silent_connections_do_not_block_new_worker() {
-    check_let_in(Harm::SilentTcp, 3_500);
+    check_let_in(Harm::SilentTcp, 3_500, |dir| Siege::begin(dir, 1_000_000, ""));
 }
 
 #[test]
 fn idle_http2_connections_do_not_block_new_worker() {
-    check_let_in(Harm::IdleHttp2, 1_200);
+    check_let_in(Harm::IdleHttp2, 1_200, |dir| Siege::begin(dir, 1_000_000, ""));
 }
 
 #[test]
 fn joined_silent_workers_do_not_block_new_worker() {
-    check_let_in(Harm::JoinedSilent, 150);
+    // More than there are places, and nobody is closed for its silence.
+    check_let_in(Harm::JoinedSilent, 150, |dir| Siege::begin_narrow(dir, 1_000_000, "--heartbeat-timeout 600"));
 }
 
 /// The data set is for workers that have joined; an honest one that has no copy gets it beside others that read nothing.
 #[test]
 fn stalled_fetches_do_not_block_dataset_fetch() {
     let dir = TestDir::new();
-    let siege = Siege::begin(&dir, 4, "");
+    // Nobody is closed for its silence.
+    let siege = Siege::begin(&dir, 4, "--heartbeat-timeout 600");
     let attack = siege.attack(&[(Harm::FetchUnjoined, 20), (Harm::FetchUnread, 50)]);
     siege.wait_for_sockets(40);
     let flags = format!("--coordinator {} --threads 1", siege.address);
