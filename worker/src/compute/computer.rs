@@ -71,10 +71,23 @@ impl Computer {
         Self { backend, newest, step, clock: Instant::now(), loaded: None }
     }
 
+    /// Whether a job is expected to take no longer than `limit`, by the time of the last shard, and cannot wait for places for
+    /// its results.
+    pub fn is_short(&self, job: &Job, limit: Duration) -> bool {
+        let Order::Update(Update { work: Some(Work { shards, batches, .. }), .. }) = &job.order else { return false };
+        // A place for each result, and one for an error.
+        if !batches.is_empty() || shards.len() >= job.replies.capacity() {
+            return false;
+        }
+        let n_shards = u32::try_from(shards.len()).expect("below a queue's capacity");
+        let time_of_shard = self.loaded.as_ref().and_then(|loaded| loaded.time_of_shard);
+        time_of_shard.is_some_and(|time| time.saturating_mul(n_shards) <= limit)
+    }
+
     pub fn handle(&mut self, job: Job) {
         let Job { plan, order, change, received, replies } = job;
         if replies.is_closed() {
-            return; // its session is gone, and with it whoever would want the result
+            return; // its session is gone, and the result is not needed
         }
         // A replica is that of the session that loaded it: another one may be of another run.
         self.loaded.take_if(|loaded| !Arc::ptr_eq(&loaded.plan, &plan));
@@ -186,6 +199,8 @@ struct LoadedReplica {
     replica: Box<dyn Replica>,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
+    /// How long the last shard took.
+    time_of_shard: Option<Duration>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
     /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
@@ -204,6 +219,7 @@ impl LoadedReplica {
             rates: recipe.learning_rates(plan.task.n_samples(Split::Train).into()),
             replica: Arc::clone(&plan.task).replica(recipe.seed, &backend.device),
             fingerprint: None,
+            time_of_shard: None,
             sampler: None,
             next: None,
             evaluator: None,
@@ -271,6 +287,8 @@ impl LoadedReplica {
             // The same workers get the same shards in every step.
             self.next = Some((ShardKey { step: self.step.saturating_add(1), ..key }, work.step_of_epoch as usize + 1));
         }
+        let time = begun.elapsed();
+        self.time_of_shard = Some(time);
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
@@ -280,7 +298,7 @@ impl LoadedReplica {
             counts: sums.counts.to_vec(),
             gradient_sum,
             params_fingerprint,
-            compute_nanoseconds: nanoseconds(begun.elapsed()),
+            compute_nanoseconds: nanoseconds(time),
             slot,
             received_nanoseconds: 0,
             started_nanoseconds: 0,
@@ -415,7 +433,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The goal: nothing that comes over the wire can end the thread, and each fault is told once.
+    /// The goal: nothing that comes over the wire can end the thread, and each fault is reported once.
     #[test]
     fn invalid_order_is_reported_once_until_next_state() {
         let check = |make: &dyn Fn(&Bench) -> Order, part: &str| {
