@@ -43,6 +43,6 @@ pub(super) fn without_gradients<T: Task>(
 pub fn gradient_of(network: &impl Module, loss: Loss, n_samples: usize, gradient_sum: &mut [f32]) -> Sums {
     let sums = loss.sums(n_samples);
     let mut gradients = loss.into_root().backward();
-    collect_gradients(network, &mut gradients, gradient_sum);
+    collect_gradients(network, &mut gradients, gradient_sum, |_| false);
     sums
 }

@@ -1,15 +1,16 @@
 //! A shard in parts of a fixed size, as many side by side as there are threads. The parts' results are added in order, so
 //! that the number of threads changes no bit.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::arch::{Architecture, Network};
 use crate::images::Images;
-use crate::layers::fused::{Buffer, binary_cross_entropy};
+use crate::layers::fused::{Buffer, binary_cross_entropy, register_grad_target, with_grad_targets};
 use engine::backend::ComputeDevice;
 use engine::gradients::collect_gradients;
 use engine::reduce::add_into;
@@ -107,9 +108,26 @@ fn ranges(architecture: Architecture, n_images: usize) -> Vec<Range<usize>> {
 }
 
 fn pass(network: &Network, [inputs, targets]: [Tensor<3>; 2], gradient_sum: &mut [f32]) -> Sums {
-    let (sums, loss) = binary_cross_entropy(network.logits(inputs), targets);
-    collect_gradients(network, &mut loss.backward(), gradient_sum);
+    let ((sums, mut gradients), written) = with_grad_targets(gradient_sum, || {
+        network.visit(&mut GradTargetRegistrar { start: 0 });
+        let (sums, loss) = binary_cross_entropy(network.logits(inputs), targets);
+        (sums, loss.backward())
+    });
+    let written: BTreeSet<usize> = written.into_iter().map(|range| range.start).collect();
+    collect_gradients(network, &mut gradients, gradient_sum, |start| written.contains(&start));
     sums
+}
+
+/// Registers for each parameter where its gradient goes.
+struct GradTargetRegistrar {
+    start: usize,
+}
+
+impl ModuleVisitor for GradTargetRegistrar {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        register_grad_target(param.val(), self.start);
+        self.start += param.shape().num_elements();
+    }
 }
 
 /// Gives each parameter a root of its own in the graph, with the same values: graphs that share one are walked as one.

@@ -8,6 +8,7 @@ mod activation;
 mod buffers;
 mod conv;
 mod dense;
+mod grad_targets;
 mod graph;
 mod loss;
 mod lstm;
@@ -24,6 +25,7 @@ use burn::tensor::{DType, Shape, Tensor, TensorData};
 
 pub use activation::Activation;
 pub use buffers::Buffer;
+pub use grad_targets::with_grad_targets;
 #[cfg(test)]
 pub use product::HALF_VECTORS;
 
@@ -46,7 +48,7 @@ pub enum LstmMode {
 /// Where the sums of a loss go.
 pub type SumsCell = Arc<OnceLock<Sums>>;
 
-/// The operations. Shapes are those that the slices have in the files below.
+/// The operations. Shapes are those of the slices in the files below.
 #[backend_extension(Flex, Autodiff)]
 pub trait FusedOperations: Backend {
     /// See [`dense()`].
@@ -77,6 +79,8 @@ pub trait FusedOperations: Backend {
     ) -> FloatTensor<Self>;
     /// See [`binary_cross_entropy`].
     fn fused_loss(logits: FloatTensor<Self>, targets: FloatTensor<Self>, sums: SumsCell) -> FloatTensor<Self>;
+    /// See [`register_grad_target`].
+    fn fused_register_grad_target(parameter: FloatTensor<Self>, start: usize) -> FloatTensor<Self>;
 }
 
 /// `act(x Wᵀ + b)`: `x [batch, in]`, `W [out, in]`, `b [out]` → `[batch, out]`.
@@ -118,6 +122,11 @@ pub fn binary_cross_entropy(logits: Tensor<3>, targets: Tensor<3>) -> (Sums, Ten
     let sums = SumsCell::default();
     let loss = Dispatch::fused_loss(logits.into_dispatch(), targets.into_dispatch(), Arc::clone(&sums));
     (*sums.get().expect("the loss has its sums"), Tensor::from_dispatch(loss))
+}
+
+/// Registers that the gradient of a parameter goes to `start` in the vector of [`with_grad_targets`].
+pub fn register_grad_target<const D: usize>(parameter: Tensor<D>, start: usize) {
+    Dispatch::fused_register_grad_target(parameter.into_dispatch(), start);
 }
 
 type Primitive = FloatTensor<Flex>;
@@ -264,5 +273,9 @@ impl FusedOperations for Flex {
 
     fn fused_loss(logits: Primitive, targets: Primitive, sums: SumsCell) -> Primitive {
         loss_forward(&in_order(logits), &in_order(targets), &sums).0
+    }
+
+    fn fused_register_grad_target(parameter: Primitive, _start: usize) -> Primitive {
+        parameter
     }
 }

@@ -154,7 +154,7 @@ fn pool_with_simd<'a, S: Simd>(
             for channel in 0..n_out {
                 let (mut largest, mut winner) = (first[channel], 0);
                 for (value, place) in [(second[channel], 1), (third[channel], 2), (fourth[channel], 3)] {
-                    // The first of equals, as in Keras; what is not a number is never passed over.
+                    // The first of equals, as in Keras; NaN always propagates.
                     let is_larger = (value > largest) | value.is_nan();
                     largest = if is_larger { value } else { largest };
                     winner = if is_larger { place } else { winner };

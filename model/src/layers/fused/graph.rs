@@ -8,11 +8,12 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Flex};
+use burn::backend::{Autodiff, Flex, TensorMetadata};
 
 use super::activation::sum_rows;
 use super::buffers::Buffer;
 use super::conv::{PooledGradient, Size, unpack};
+use super::grad_targets::{self, put};
 use super::lstm::{OutputGradient, Parameters, Unrolled};
 use super::{
     Activation, Crop, FusedOperations, LstmMode, LstmOutput, Primitive, SumsCell, TransposedSizes, conv_forward, dense,
@@ -29,20 +30,6 @@ fn register_input_gradient(
     if let Some(node) = input {
         gradients.register::<Flex>(node, tensor(gradient(), shape));
     }
-}
-
-/// Hands the gradient at a parameter on, if it is wanted. `write` fills a slice of the shape's size.
-fn register_parameter_gradient(
-    parameter: Option<NodeId>,
-    shape: &[usize],
-    gradients: &mut Gradients,
-    write: impl FnOnce(&mut [f32]),
-) {
-    register_input_gradient(parameter, shape, gradients, || {
-        let mut values = Buffer::new(shape.iter().product());
-        write(&mut values);
-        values
-    });
 }
 
 /// Prepares an operation, and finishes it with the state that its backward pass needs, if there is one.
@@ -114,6 +101,12 @@ impl<C: CheckpointStrategy> FusedOperations for Autodiff<Flex, C> {
         let (loss, gradient) = loss_forward(&given, &wanted, &sums);
         join_graph!(LossStep, [logits], loss, gradient)
     }
+
+    fn fused_register_grad_target(parameter: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
+        let n_values = parameter.primitive().shape().num_elements();
+        grad_targets::register_grad_target(parameter.id(), start..start + n_values);
+        parameter
+    }
 }
 
 #[derive(Debug)]
@@ -136,8 +129,8 @@ impl Backward<Flex, 3> for DenseStep {
         let ([n_samples, n_in], [_, n_out]) = (shape_of(&x), shape_of(&y));
         let dz = dense::before_activation(values(&y), values(&dy), activation);
         let [x_id, weight_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
-        register_parameter_gradient(bias_id, &[n_out], gradients, |into| sum_rows(&dz, into));
-        register_parameter_gradient(weight_id, &[n_out, n_in], gradients, |into| {
+        put(bias_id, &[n_out], gradients, |into| sum_rows(&dz, into));
+        put(weight_id, &[n_out, n_in], gradients, |into| {
             dense::weight_gradient(&dz, values(&x), n_samples, [n_out, n_in], into);
         });
         register_input_gradient(x_id, &[n_samples, n_in], gradients, || {
@@ -175,7 +168,7 @@ impl Backward<Flex, 4> for LstmStep {
         let dgates = lstm::gates_gradient(&unrolled, values(&weight_hh), dh);
         let extent = unrolled.extent();
         let [x_id, ih_id, hh_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
-        register_parameter_gradient(hh_id, &[n_gates, n_hidden], gradients, |into| {
+        put(hh_id, &[n_gates, n_hidden], gradients, |into| {
             // Each step's gates with the outputs of the step before.
             let n_later = (extent.n_steps - 1) * n_samples;
             let (dlater, earlier) = (&dgates[n_samples * n_gates..], &values(&hidden)[..n_later * n_hidden]);
@@ -183,8 +176,8 @@ impl Backward<Flex, 4> for LstmStep {
         });
         let is_repeated = matches!(mode, LstmMode::RepeatInput(_));
         let dprojected = lstm::projected_gradient(is_repeated, dgates, extent);
-        register_parameter_gradient(bias_id, &[n_gates], gradients, |into| sum_rows(&dprojected, into));
-        register_parameter_gradient(ih_id, &[n_gates, n_in], gradients, |into| {
+        put(bias_id, &[n_gates], gradients, |into| sum_rows(&dprojected, into));
+        put(ih_id, &[n_gates, n_in], gradients, |into| {
             dense::weight_gradient(&dprojected, values(&x), n_steps * n_samples, [n_gates, n_in], into);
         });
         register_input_gradient(x_id, &x_shape, gradients, || {
@@ -214,11 +207,11 @@ impl Backward<Flex, 3> for ConvStep {
         let [n_out, n_in, ..] = weight_shape;
         let dz = dense::before_activation(values(&y), values(&dy), Activation::Selu);
         let [x_id, weight_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
-        register_parameter_gradient(bias_id, &[n_out], gradients, |into| sum_rows(&dz, into));
+        put(bias_id, &[n_out], gradients, |into| sum_rows(&dz, into));
         let size = Size { height, width };
         let pooled = PooledGradient { x: values(&x), weight: values(&weight), winners: &winners, dz: &dz, size, n_out };
         let (dkernel, dx) = pooled.compute(x_id.is_some());
-        register_parameter_gradient(weight_id, &weight_shape, gradients, |into| unpack(&dkernel, [n_out, n_in], into));
+        put(weight_id, &weight_shape, gradients, |into| unpack(&dkernel, [n_out, n_in], into));
         if let Some(dx) = dx {
             register_input_gradient(x_id, &shape_of::<4>(&x), gradients, || dx);
         }
@@ -245,11 +238,11 @@ impl Backward<Flex, 3> for TransposedStep {
         let SavedTransposed { x, weight, y, sizes, activation } = ops.state;
         let dz = dense::before_activation(values(&y), values(&dy), activation);
         let [x_id, weight_id, bias_id] = ops.parents.map(|node| node.map(|node| node.id));
-        register_parameter_gradient(bias_id, &[sizes.n_out], gradients, |into| sum_rows(&dz, into));
+        put(bias_id, &[sizes.n_out], gradients, |into| sum_rows(&dz, into));
         let (dkernel, dx) = sizes.of(&x, &weight).gradient(&dz, x_id.is_some());
         let weight_shape: [usize; 4] = shape_of(&weight);
         let [n_in, n_out, ..] = weight_shape;
-        register_parameter_gradient(weight_id, &weight_shape, gradients, |into| unpack(&dkernel, [n_in, n_out], into));
+        put(weight_id, &weight_shape, gradients, |into| unpack(&dkernel, [n_in, n_out], into));
         if let Some(dx) = dx {
             register_input_gradient(x_id, &shape_of::<4>(&x), gradients, || dx);
         }

@@ -391,3 +391,32 @@ fn product_with_short_operand_panics() {
     }
     .compute();
 }
+
+/// The goal: a gradient goes to its registered target, once; what was not registered, or is there already, is not lost.
+#[test]
+fn gradient_is_written_to_registered_target_once() {
+    let device = reference_device().autodiff();
+    let leaf = |seed, shape: [usize; 2]| {
+        Tensor::<2>::from_data(TensorData::new(numbers(seed, shape[0] * shape[1], true), shape), &*device)
+            .require_grad()
+    };
+    let (x, weight) = (leaf(1, [2, 3]), leaf(2, [3, 3]));
+    let bias = Tensor::<1>::from_data(TensorData::new(numbers(3, 3, true), [3]), &*device).require_grad();
+    let twice = |x: Tensor<2>| {
+        dense(dense(x, weight.clone(), bias.clone(), Activation::None), weight.clone(), bias.clone(), Activation::None)
+    };
+    let expected = pull(twice(x.clone())).backward();
+    let mut values = vec![7.0; 20];
+    let (found, written) = with_grad_targets(&mut values, || {
+        register_grad_target(weight.clone(), 1);
+        pull(twice(x.clone())).backward()
+    });
+    assert_eq!((written.len(), written[0].clone()), (1, 1..10));
+    let second = list(weight.grad(&found).expect("the second use of the weights has no target"));
+    let sum: Vec<f32> = values[1..10].iter().zip(second).map(|(first, second)| first + second).collect();
+    let total = list(weight.grad(&expected).expect("the weights take part"));
+    assert!(sum.iter().zip(&total).all(|(a, b)| (a - b).abs() < 1e-5), "{sum:?} {total:?}");
+    assert_eq!(list(bias.grad(&found).expect("not registered")), list(bias.grad(&expected).expect("the same")));
+    let is_untouched = |value: &f32| value.to_bits() == 7.0_f32.to_bits();
+    assert!(is_untouched(&values[0]) && values[10..].iter().all(is_untouched), "nothing else is touched");
+}
