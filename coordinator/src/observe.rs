@@ -1,14 +1,14 @@
-//! What happened, for those who watch. The run folder's files miss nothing, and are written on a thread of their own; the
-//! screen and the log come after them, on another, and may miss something where nobody reads them; what is posted to
-//! Kubeflow Trainer leaves on a third. None can slow a step.
+//! Records and shows what happened. The run folder's files miss nothing, and are written on a thread of their own; the screen
+//! and the log follow on another thread, and may drop events if their reader stalls; what is posted to Kubeflow Trainer leaves
+//! on a third. None can slow a step.
 
 mod code_space;
 mod history;
 mod view;
 mod watchers;
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread::{JoinHandle, park_timeout};
 use std::time::{Duration, Instant};
 
 use engine::bucket::{Bucket, BucketRate};
@@ -28,6 +28,9 @@ use crate::saver::{OfferId, Saver};
 
 /// Entries that wait to be written: a minute of the shortest steps.
 const ENTRIES_MAX: usize = 1 << 16;
+/// How long the thread sleeps when it has recorded everything, unless an entry is urgent. Steps are recorded some at a time: waking
+/// the thread for each would take a CPU from a worker in the middle of a step.
+const SLEEP: Duration = Duration::from_millis(20);
 
 /// Something to record.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ pub enum Entry {
     },
     /// A checkpoint is due, whose state was offered.
     Checkpoint(OfferId),
-    /// Whoever waits until all lines up to here outlive this process is told, unless they cannot be written.
+    /// Flushes all lines up to here, so that they outlive this process, and then signals the waiter, unless writing fails.
     FlushLines(SyncSender<()>),
     /// A state was written to the journal, or could not be; it is to reach the disk after all lines up to here.
     Journal(Result<JournalFile, WriteError>),
@@ -52,7 +55,8 @@ pub enum Entry {
 /// The thread that writes, and what it passes on to the view.
 #[derive(Debug)]
 pub struct Observer {
-    entries: SyncSender<Entry>,
+    /// Each with its time, in seconds since 1970.
+    entries: SyncSender<(f64, Entry)>,
     thread: JoinHandle<Recorder>,
 }
 
@@ -105,10 +109,19 @@ impl Observer {
     /// # Errors
     /// If the thread is gone.
     pub fn record(&self, entry: Entry) -> Result<(), ObserverStopped> {
-        match self.entries.try_send(entry) {
-            Ok(()) => Ok(()),
-            // A disk that hangs holds up the run, but not those who look after the connections.
-            Err(TrySendError::Full(entry)) => block_in_place(|| self.entries.send(entry).map_err(|_| ObserverStopped)),
+        let is_urgent = !matches!(entry, Entry::Event(RunEvent::Step(_) | RunEvent::Snapshot(_)));
+        match self.entries.try_send((seconds_since_1970(), entry)) {
+            Ok(()) => {
+                if is_urgent {
+                    self.thread.thread().unpark();
+                }
+                Ok(())
+            }
+            // A disk that hangs holds up the run, but not the tasks that serve connections.
+            Err(TrySendError::Full(entry)) => {
+                self.thread.thread().unpark();
+                block_in_place(|| self.entries.send(entry).map_err(|_| ObserverStopped))
+            }
             Err(TrySendError::Disconnected(_)) => Err(ObserverStopped),
         }
     }
@@ -116,6 +129,7 @@ impl Observer {
     /// Waits until all is written.
     pub fn finish(self) -> Recorder {
         drop(self.entries);
+        self.thread.thread().unpark();
         self.thread.join().expect("the observer's thread writes, or keeps what it could not write")
     }
 }
@@ -126,7 +140,10 @@ impl Recorder {
     /// # Errors
     /// If it cannot be written.
     pub fn record_event(&mut self, event: RunEvent) -> Result<(), WriteError> {
-        let recorded = now(event);
+        self.add_event(RecordedEvent { time: seconds_since_1970(), event })
+    }
+
+    fn add_event(&mut self, recorded: RecordedEvent) -> Result<(), WriteError> {
         self.watchers.apply(&recorded);
         let written = match &recorded.event {
             RunEvent::Step(step) => {
@@ -140,24 +157,37 @@ impl Recorder {
         written
     }
 
-    fn record_all(mut self, inbox: &Receiver<Entry>, give_up: impl FnOnce()) -> Self {
+    fn record_all(mut self, inbox: &Receiver<(f64, Entry)>, give_up: impl FnOnce()) -> Self {
         let mut give_up = Some(give_up);
-        while let Ok(entry) = inbox.recv() {
-            if let Err(error) = self.record(entry)
-                && let Some(give_up) = give_up.take()
-            {
-                self.failure = Some(error);
-                give_up();
+        let mut n_sleeps = 0;
+        // Ends when the sender is gone and all its entries are recorded.
+        loop {
+            // Blocks while nothing happens.
+            let next = if n_sleeps > 1 { inbox.recv().map_err(TryRecvError::from) } else { inbox.try_recv() };
+            match next {
+                Ok((time, entry)) => {
+                    n_sleeps = 0;
+                    if let Err(error) = self.record(time, entry)
+                        && let Some(give_up) = give_up.take()
+                    {
+                        self.failure = Some(error);
+                        give_up();
+                    }
+                }
+                Err(TryRecvError::Empty) => {
+                    n_sleeps += 1;
+                    park_timeout(SLEEP);
+                }
+                Err(TryRecvError::Disconnected) => return self,
             }
         }
-        self
     }
 
-    fn record(&mut self, entry: Entry) -> Result<(), WriteError> {
+    fn record(&mut self, time: f64, entry: Entry) -> Result<(), WriteError> {
         match entry {
-            Entry::Event(event) => self.record_event(event),
+            Entry::Event(event) => self.add_event(RecordedEvent { time, event }),
             Entry::Epoch { record, weights } => {
-                let recorded = now(RunEvent::Epoch(record.clone()));
+                let recorded = RecordedEvent { time, event: RunEvent::Epoch(record.clone()) };
                 self.watchers.apply(&recorded);
                 self.view.show(recorded.event);
                 let written = self.history.add_epoch(&record, &weights);
@@ -166,14 +196,14 @@ impl Recorder {
                 written
             }
             Entry::Checkpoint(offer) => {
-                // A run that goes on from it has all its lines up to there.
+                // A run resumed from it has all its lines up to there.
                 let synced = self.history.folder.sync_lines();
                 self.saver.release(offer);
                 synced
             }
             Entry::FlushLines(waiting) => {
                 self.history.folder.flush_lines()?;
-                // Nobody waits any more where the driver is gone.
+                // Fails if the driver is gone.
                 let _ = waiting.try_send(());
                 Ok(())
             }
@@ -185,11 +215,6 @@ impl Recorder {
             }
         }
     }
-}
-
-/// An event that happens now.
-fn now(event: RunEvent) -> RecordedEvent {
-    RecordedEvent { time: seconds_since_1970(), event }
 }
 
 /// How many lines are added of what workers can bring about as often as they like, and of snapshots.
