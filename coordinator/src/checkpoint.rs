@@ -1,16 +1,15 @@
 //! Checkpoints: one `.safetensors` file each, complete when it is there, and enough alone to go on from.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::early_stopping::BestEpoch;
-use engine::files::{WriteError, create_folder, read_bounded, remove_unfinished, write_parts_whole};
+use engine::files::read_bounded;
 use engine::params::{ParamLayout, little_endian, params_blake3, params_fingerprint};
 use engine::recipe::Recipe;
-use engine::report::RunFolder;
 use engine::sums::{COUNTS_MAX, Sums};
 use proto::limits::{OPTIMIZER_SLOTS_MAX, PARAMS_MAX};
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -56,7 +55,7 @@ pub struct RunFacts {
 /// What a file's vectors are compared by when it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
-    /// Names the content: nobody can make another one of the same name.
+    /// Identifies the content: collision resistant.
     Blake3,
     /// xxh3 of 64 bits, ten times as fast: enough to tell a file that was torn or has decayed, such as the journal's.
     Xxh3,
@@ -95,7 +94,7 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
-    /// It is whole, and says what this program does not know.
+    /// It says what this program does not know, as another version's does.
     #[error("expected a checkpoint that this program can read, found {reason} in {}", path.display())]
     Unreadable {
         /// The file.
@@ -103,6 +102,33 @@ pub enum CheckpointError {
         /// What is not known.
         reason: String,
     },
+}
+
+/// States of a run that were looked for.
+#[derive(Debug, Default)]
+pub struct FoundStates {
+    /// The newest that can be used, and its file.
+    pub newest: Option<(PathBuf, Checkpoint)>,
+    /// What was found that cannot be used.
+    pub skipped: Vec<CheckpointError>,
+}
+
+/// Why bytes are no checkpoint that can be used.
+enum Fault {
+    Damaged(String),
+    Unreadable(String),
+}
+
+impl From<String> for Fault {
+    fn from(reason: String) -> Self {
+        Self::Damaged(reason)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(reason: &str) -> Self {
+        Self::Damaged(reason.to_owned())
+    }
 }
 
 impl Checksum {
@@ -206,14 +232,32 @@ impl Checkpoint {
     /// Reads a file and checks every bit of it.
     ///
     /// # Errors
-    /// If it is not there, not whole, or does not say what was written.
+    /// If it is not there, not whole, does not say what was written, or is of another version that this one cannot read.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let bytes = read_bounded(path, FILE_BYTES_MAX)
             .map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(&bytes).map_err(|reason| CheckpointError::Damaged { path: path.to_owned(), reason })
+        Self::from_bytes(&bytes).map_err(|fault| {
+            let path = path.to_owned();
+            match fault {
+                Fault::Damaged(reason) => CheckpointError::Damaged { path, reason },
+                Fault::Unreadable(reason) => CheckpointError::Unreadable { path, reason },
+            }
+        })
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+    /// As [`Checkpoint::read`]; for one that is whole, `unreadable` gives the reason why it cannot be used, if there is one.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`], and if there is such a reason.
+    pub fn read_usable(path: &Path, unreadable: impl Fn(&Self) -> Option<String>) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::read(path)?;
+        match unreadable(&checkpoint) {
+            Some(reason) => Err(CheckpointError::Unreadable { path: path.to_owned(), reason }),
+            None => Ok(checkpoint),
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, Fault> {
         let words = |error: safetensors::SafeTensorError| error.to_string();
         let tensors = SafeTensors::deserialize(bytes).map_err(words)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(words)?;
@@ -226,14 +270,17 @@ impl Checkpoint {
         let text = |key: &str| metadata.get(key).cloned().ok_or_else(|| format!("no `{key}`"));
         match text("format")? {
             format if format == FORMAT || OLDER_FORMATS.contains(&format.as_str()) => {}
-            format => return Err(format!("the format `{format}`, which is not {FORMAT}")),
+            format => return Err(Fault::Unreadable(format!("the format `{format}`, which is not {FORMAT}"))),
         }
         let number = |key: &str| {
             let text = text(key)?;
             text.parse::<u64>().map_err(|_| format!("`{text}` as {key}"))
         };
-        let recipe: Recipe =
-            serde_json::from_str(&text("recipe")?).map_err(|error| format!("a recipe that {error}"))?;
+        let recipe: Recipe = serde_json::from_str(&text("recipe")?).map_err(|error| {
+            let reason = format!("a recipe of which it cannot read: {error}");
+            // JSON, but with a field or a word that is not known here.
+            if error.is_data() { Fault::Unreadable(reason) } else { Fault::Damaged(reason) }
+        })?;
         // Files that are older than the number were all computed by the first one.
         let numerics = metadata.get(NUMERICS_KEY).map_or("1", String::as_str);
         let numerics = numerics.split(',').map(str::parse).collect::<Result<_, _>>();
@@ -241,7 +288,7 @@ impl Checkpoint {
         let layout = layout_of(&tensors, &header)?;
         let found = text("layout_fingerprint")?;
         if found != layout.fingerprint().to_string() {
-            return Err(format!("parameters of the layout {} where {found} was written", layout.fingerprint()));
+            return Err(format!("parameters of the layout {} where {found} was written", layout.fingerprint()).into());
         }
         let loss_bits = text("epoch_loss_sum")?;
         let loss_bits = u64::from_str_radix(&loss_bits, 16).map_err(|_| format!("`{loss_bits}` as epoch_loss_sum"))?;
@@ -274,7 +321,7 @@ impl Checkpoint {
         checkpoint.check()?;
         let found = hash(&metadata, &checksums(&checkpoint.groups(), checksum));
         if expected_hash != found {
-            return Err(format!("the checksum {found} where {expected_hash} was written: some bits are others"));
+            return Err(format!("the checksum {found} where {expected_hash} was written: some bits are others").into());
         }
         Ok(checkpoint)
     }
@@ -283,7 +330,7 @@ impl Checkpoint {
         self.facts.groups(&self.state)
     }
 
-    /// Whether a run can go on from what the file says, whoever wrote it.
+    /// Whether a run can be resumed from the content, whichever program wrote it.
     fn check(&self) -> Result<(), String> {
         let State { step, residual, epoch_sums, best, .. } = &self.state;
         let n_params = self.facts.layout.n_params();
@@ -373,142 +420,9 @@ fn read_group(tensors: &SafeTensors, layout: &ParamLayout, group: &str) -> Resul
     Ok(values)
 }
 
-/// The checkpoints of a run: a folder of files named after their steps.
-#[derive(Clone, Debug)]
-pub struct Checkpoints {
-    folder: PathBuf,
-    n_kept: usize,
-    /// Steps of those that are known to be damaged, or not to be read by this program.
-    damaged: BTreeSet<u64>,
-}
-
-/// A checkpoint to go on from, and those that were passed over.
-#[derive(Debug)]
-pub struct Newest {
-    /// Where it is.
-    pub path: PathBuf,
-    /// What it holds.
-    pub checkpoint: Checkpoint,
-    /// Newer ones that cannot be used.
-    pub skipped: Vec<CheckpointError>,
-}
-
-/// No checkpoint to go on from.
-#[derive(Debug, thiserror::Error)]
-#[error("expected a checkpoint to resume from in {}, found {found}", folder.display())]
-pub struct NoCheckpoint {
-    /// Where one was looked for.
-    pub folder: PathBuf,
-    /// What is there, and what is wrong with it.
-    pub found: String,
-}
-
-impl NoCheckpoint {
-    fn new(folder: &Path, skipped: &[CheckpointError]) -> Self {
-        let reasons = skipped.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        let found = if skipped.is_empty() {
-            "none".to_owned()
-        } else if skipped.iter().any(|error| matches!(error, CheckpointError::Unreadable { .. })) {
-            let description = folder.parent().and_then(RunFolder::read_description);
-            let version = description.and_then(|description| Some(description["version"].as_str()?.to_owned()));
-            let advice =
-                version.map_or(String::new(), |version| format!("; resume it with version {version}, which wrote it"));
-            format!("only ones that cannot be used: {reasons}{advice}")
-        } else {
-            format!("only damaged ones: {reasons}")
-        };
-        Self { folder: folder.to_owned(), found }
-    }
-}
-
-impl Checkpoints {
-    /// The checkpoints of the run in a folder, of which the newest `n_kept` stay.
-    pub fn of(run_folder: &Path, n_kept: usize) -> Self {
-        Self { folder: run_folder.join("checkpoints"), n_kept, damaged: BTreeSet::new() }
-    }
-
-    /// Looks at all that are there: damaged ones, and whole ones that are `unreadable`, do not count among those that stay, and
-    /// are not removed.
-    #[must_use]
-    pub fn with_damaged_known(self, unreadable: impl Fn(&Checkpoint) -> Option<String>) -> Self {
-        let is_damaged = |path: &Path| Checkpoint::read(path).map_or(true, |found| unreadable(&found).is_some());
-        let damaged = self.by_age().into_iter().filter(|(_, path)| is_damaged(path)).map(|(step, _)| step).collect();
-        Self { damaged, ..self }
-    }
-
-    /// Writes a checkpoint, and then removes those that are too old.
-    ///
-    /// # Errors
-    /// If it cannot be written; older ones stay then.
-    pub fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf, WriteError> {
-        create_folder(&self.folder)?;
-        let path = self.folder.join(file_name(checkpoint.state.step));
-        write_parts_whole(&path, &checkpoint.to_parts().slices())?;
-        self.damaged.remove(&checkpoint.state.step);
-        let whole = self.by_age().into_iter().filter(|(step, _)| !self.damaged.contains(step));
-        for (_, old) in whole.skip(self.n_kept) {
-            if old != path {
-                std::fs::remove_file(&old).map_err(WriteError::at(&old))?;
-            }
-        }
-        Ok(path)
-    }
-
-    /// Removes what a process has left that was killed in the middle of a checkpoint.
-    ///
-    /// # Errors
-    /// If it cannot be removed.
-    pub fn remove_unfinished(&self) -> Result<(), WriteError> {
-        remove_unfinished(&self.folder)
-    }
-
-    /// The newest checkpoint that is whole and that can be used: `unreadable` gives the reason why one cannot.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn newest(&self, unreadable: impl Fn(&Checkpoint) -> Option<String>) -> Result<Newest, NoCheckpoint> {
-        let mut skipped = Vec::new();
-        for (_, path) in self.by_age() {
-            let read = Checkpoint::read(&path).and_then(|checkpoint| match unreadable(&checkpoint) {
-                Some(reason) => Err(CheckpointError::Unreadable { path: path.clone(), reason }),
-                None => Ok(checkpoint),
-            });
-            match read {
-                Ok(checkpoint) => return Ok(Newest { path, checkpoint, skipped }),
-                Err(error) => skipped.push(error),
-            }
-        }
-        Err(NoCheckpoint::new(&self.folder, &skipped))
-    }
-
-    /// Whether there is no checkpoint at all.
-    pub fn is_empty(&self) -> bool {
-        self.by_age().is_empty()
-    }
-
-    /// Steps and files, the newest first.
-    pub(crate) fn by_age(&self) -> Vec<(u64, PathBuf)> {
-        let step = |path: &Path| step_of(path.file_name()?.to_str()?);
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let files = entries.map(|entry| entry.path());
-        let mut found: Vec<(u64, PathBuf)> = files.filter_map(|path| Some((step(&path)?, path))).collect();
-        found.sort_unstable_by(|a, b| b.cmp(a));
-        found
-    }
-}
-
-/// The name of a step's checkpoint in its folder.
-pub(crate) fn file_name(step: u64) -> String {
-    format!("step-{step:08}.safetensors")
-}
-
-/// The step of a checkpoint by its name.
-pub(crate) fn step_of(name: &str) -> Option<u64> {
-    name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use engine::files::write_parts_whole;
     use engine::optimizer::{Adam, Optimizer, Rule};
     use engine::sums::counts;
     use model::arch::Architecture;
@@ -537,8 +451,14 @@ pub(crate) mod tests {
         Checkpoint { facts, state }
     }
 
-    fn folder() -> tempfile::TempDir {
+    pub(crate) fn folder() -> tempfile::TempDir {
         tempfile::tempdir().expect("a temporary folder")
+    }
+
+    fn write(folder: &tempfile::TempDir, written: &Checkpoint) -> PathBuf {
+        let path = folder.path().join("written.safetensors");
+        write_parts_whole(&path, &written.to_parts().slices()).expect("the folder can be written");
+        path
     }
 
     #[test]
@@ -546,8 +466,7 @@ pub(crate) mod tests {
         for momentum in [0.0, 0.9] {
             let folder = folder();
             let written = checkpoint(5, momentum);
-            let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
-            assert!(path.ends_with("checkpoints/step-00000005.safetensors"), "{}", path.display());
+            let path = write(&folder, &written);
             assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
         }
     }
@@ -559,7 +478,7 @@ pub(crate) mod tests {
         let rule = Rule::AdamW(Adam::default());
         written.facts.recipe.optimizer = Optimizer { learning_rate: 0.1, weight_decay: 0.3, rule };
         written.state.slots = [0.25, 0.75].map(|value| vec![value; written.state.params.len()]).into();
-        let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
+        let path = write(&folder, &written);
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
     }
 
@@ -586,55 +505,14 @@ pub(crate) mod tests {
         let folder = folder();
         let mut written = checkpoint(5, 0.9);
         written.facts.audit_secret = None;
-        let path = Checkpoints::of(folder.path(), 1).save(&written).expect("the folder can be written");
+        let path = write(&folder, &written);
         assert_eq!(Checkpoint::read(&path).expect("a whole checkpoint"), written);
-    }
-
-    #[test]
-    fn newest_valid_checkpoint_is_found_and_damaged_are_reported() {
-        let folder = folder();
-        let mut checkpoints = Checkpoints::of(folder.path(), 9);
-        assert!(checkpoints.newest(|_| None).expect_err("none").to_string().ends_with("found none"));
-        let paths = [9, 10, 11, 12].map(|step| checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written"));
-        let mut bytes = std::fs::read(&paths[2]).expect("a file");
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&paths[2], &bytes).expect("it can be written");
-        std::fs::write(&paths[3], &bytes[..middle]).expect("it can be written");
-        let newest = checkpoints.newest(|_| None).expect("two are whole");
-        assert_eq!((newest.path, newest.checkpoint.state.step), (paths[1].clone(), 10));
-        let reasons: Vec<String> = newest.skipped.iter().map(ToString::to_string).collect();
-        assert!(reasons[1].contains("some bits are others"), "{reasons:?}");
-        assert!(reasons[0].contains("expected a whole checkpoint, found"), "{reasons:?}");
-    }
-
-    /// The goal: what a newer version wrote last does not keep an older one from what it can read.
-    #[test]
-    fn checkpoint_that_cannot_be_read_is_passed_over() {
-        let folder = folder();
-        let mut checkpoints = Checkpoints::of(folder.path(), 9);
-        for step in [9, 10] {
-            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
-        }
-        let unreadable_from =
-            |step| move |found: &Checkpoint| (found.state.step >= step).then(|| "settings of another kind".to_owned());
-        let newest = checkpoints.newest(unreadable_from(10)).expect("one can be read");
-        assert_eq!(newest.checkpoint.state.step, 9);
-        let reason = newest.skipped[0].to_string();
-        assert!(reason.contains("can read, found settings of another kind in"), "{reason}");
-        let error = |checkpoints: &Checkpoints| checkpoints.newest(unreadable_from(9)).expect_err("none").to_string();
-        let text = error(&checkpoints);
-        assert!(text.contains("only ones that cannot be used: expected a checkpoint"), "{text}");
-        assert!(!text.contains("version"), "{text}");
-        std::fs::write(folder.path().join("run.json"), r#"{"version": "7.1.2"}"#).expect("a file");
-        let text = error(&checkpoints);
-        assert!(text.ends_with("; resume it with version 7.1.2, which wrote it"), "{text}");
     }
 
     #[test]
     fn changed_metadata_fails_checksum() {
         let folder = folder();
-        let path = Checkpoints::of(folder.path(), 1).save(&checkpoint(5, 0.0)).expect("it can be written");
+        let path = write(&folder, &checkpoint(5, 0.0));
         let bytes = std::fs::read(&path).expect("a file");
         let at = bytes.windows(8).position(|window| window == b"\"step\":\"").expect("a step") + 8;
         let mut changed = bytes.clone();
@@ -685,6 +563,30 @@ pub(crate) mod tests {
         }
     }
 
+    /// The goal: a file that another version wrote is not reported as damaged.
+    #[test]
+    fn checkpoint_of_other_version_is_unreadable_not_damaged() {
+        let check = |change: fn(&mut BTreeMap<String, String>), part: &str| {
+            let folder = folder();
+            let path = folder.path().join("newer");
+            write_with_metadata(&path, &checkpoint(5, 0.9), change);
+            match Checkpoint::read(&path) {
+                Err(CheckpointError::Unreadable { reason, .. }) => assert!(reason.contains(part), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        };
+        check(
+            |metadata| _ = metadata.insert("format".to_owned(), "telar-checkpoint-9".to_owned()),
+            "`telar-checkpoint-9`",
+        );
+        check(
+            |metadata| {
+                *metadata.get_mut("recipe").expect("a recipe") = metadata["recipe"].replacen('{', r#"{"hue":1,"#, 1)
+            },
+            "unknown field `hue`",
+        );
+    }
+
     /// The goal: a file that is whole, and says what no run has come to, is refused and ends no program.
     #[test]
     fn inconsistent_checkpoint_is_refused() {
@@ -692,7 +594,7 @@ pub(crate) mod tests {
             let mut written = checkpoint(5, 0.9);
             change(&mut written);
             let folder = folder();
-            let path = Checkpoints::of(folder.path(), 1).save(&written).expect("it can be written");
+            let path = write(&folder, &written);
             let error = Checkpoint::read(&path).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
         };
@@ -705,39 +607,5 @@ pub(crate) mod tests {
         check(|written| written.state.step = 0, "step 0 after 3 samples");
         check(|written| written.state.step = u64::MAX, "step 18446744073709551615 after 3 samples");
         check(|written| written.state.best = Some(BestEpoch { epoch: 5, val_loss: 0.5 }), "best epoch 5 after 5 steps");
-    }
-
-    #[test]
-    fn keep_limit_removes_oldest_checkpoints() {
-        let folder = folder();
-        let mut checkpoints = Checkpoints::of(folder.path(), 2);
-        for step in [1, 2, 3, 100_000_000] {
-            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
-        }
-        assert_eq!(steps(&checkpoints), [100_000_000, 3]);
-    }
-
-    fn steps(checkpoints: &Checkpoints) -> Vec<u64> {
-        checkpoints.by_age().into_iter().map(|(step, _)| step).collect()
-    }
-
-    /// The goal: what cannot be used never pushes out what can.
-    #[test]
-    fn damaged_checkpoints_do_not_count_towards_keep_limit() {
-        let folder = folder();
-        let mut checkpoints = Checkpoints::of(folder.path(), 2);
-        for step in [1, 2] {
-            checkpoints.save(&checkpoint(step, 0.0)).expect("it can be written");
-        }
-        for step in [5, 30, 40] {
-            std::fs::write(folder.path().join("checkpoints").join(file_name(step)), b"torn").expect("a file");
-        }
-        let mut checkpoints = checkpoints.with_damaged_known(|_| None);
-        checkpoints.save(&checkpoint(3, 0.0)).expect("it can be written");
-        assert_eq!(steps(&checkpoints), [40, 30, 5, 3, 2]);
-        checkpoints.save(&checkpoint(5, 0.0)).expect("it can be written");
-        checkpoints.save(&checkpoint(6, 0.0)).expect("it can be written");
-        assert_eq!(steps(&checkpoints), [40, 30, 6, 5]);
-        assert_eq!(checkpoints.newest(|_| None).expect("two are whole").checkpoint.state.step, 6);
     }
 }

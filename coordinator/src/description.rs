@@ -10,13 +10,13 @@ use engine::weights::Weights;
 use events::RunEvent;
 use serde_json::{Value, json};
 
+use crate::commands::resume_command;
 use crate::config::{Config, JournalSteps, Reach, Workers};
 use crate::driver::DriverPanicked;
 use crate::ending::Ending;
 use crate::endpoint::Endpoint;
 use crate::mirror::{Mirror, MirrorReport, RunFile};
 use crate::observe::{History, Recorder};
-use crate::resume_command::resume_command;
 use crate::start::Start;
 use crate::training::{Outcome, State, Training};
 

@@ -39,18 +39,14 @@ impl Invocation {
         words.join(" ")
     }
 
-    /// What starts a worker for the coordinator at an address.
-    pub fn worker_command(&self, address: &str) -> String {
-        self.of_worker().command(["--coordinator".into(), address.into()])
-    }
-
     /// What shows the page of a run again.
     pub fn show_command(&self, folder: &Path) -> String {
         self.command(["--show".into(), folder.into()])
     }
 }
 
-fn quoted(word: &OsStr) -> String {
+/// A word as a shell takes it.
+pub(crate) fn quoted(word: &OsStr) -> String {
     let quoted = shlex::bytes::try_quote(word.as_encoded_bytes());
     String::from_utf8_lossy(&quoted.expect("no word of a command has a NUL")).into_owned()
 }
@@ -67,14 +63,12 @@ mod tests {
     fn worker_is_command_of_same_program_or_program_beside() {
         let check = |words: &[&str], name: &str, expected: &str| {
             let invocation = invocation(words);
-            let command = invocation.worker_command("http://HOST:7187");
+            let command = invocation.of_worker().command(["--version".into()]);
             assert_eq!((invocation.name().as_str(), command.as_str()), (name, expected));
         };
-        check(&["coordinator"], "coordinator", "worker --coordinator http://HOST:7187");
-        let beside = "target/release/worker --coordinator http://HOST:7187";
-        check(&["target/release/coordinator"], "coordinator", beside);
-        let own = "./classifier worker --coordinator http://HOST:7187";
-        check(&["./classifier", "coordinator"], "classifier coordinator", own);
+        check(&["coordinator"], "coordinator", "worker --version");
+        check(&["target/release/coordinator"], "coordinator", "target/release/worker --version");
+        check(&["./classifier", "coordinator"], "classifier coordinator", "./classifier worker --version");
     }
 
     #[test]

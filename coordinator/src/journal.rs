@@ -9,7 +9,7 @@ use std::sync::Arc;
 use engine::files::{WriteError, create_folder, sync_folder};
 use tracing::warn;
 
-use crate::checkpoint::{Checkpoint, Checksum, FileParts, RunFacts};
+use crate::checkpoint::{Checkpoint, CheckpointError, Checksum, FileParts, FoundStates, RunFacts};
 use crate::training::State;
 
 const FOLDER: &str = "journal";
@@ -42,7 +42,8 @@ impl Journal {
     pub fn open(run_folder: &Path, facts: RunFacts) -> Result<Self, WriteError> {
         let folder = run_folder.join(FOLDER);
         create_folder(&folder)?;
-        let next = Self::newest(run_folder, |_| None).map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
+        let newest = Self::read(run_folder, |_| None).newest;
+        let next = newest.map_or(0, |(path, _)| usize::from(path == paths(run_folder)[0]));
         let open = |path: PathBuf| {
             let file = File::options().write(true).create(true).truncate(false).open(&path);
             file.map_err(WriteError::at(&path)).map(|file| JournalFile { path, file: Arc::new(file) })
@@ -81,38 +82,33 @@ impl Journal {
     /// without the other, is of a process that ended while it wrote the first one.
     pub fn is_begun(run_folder: &Path) -> bool {
         let paths = paths(run_folder);
-        paths.iter().all(|path| has_bytes(path)) || paths.iter().any(|path| Checkpoint::read(path).is_ok())
+        let holds_state = |path| matches!(Checkpoint::read(path), Ok(_) | Err(CheckpointError::Unreadable { .. }));
+        paths.iter().all(|path| has_bytes(path)) || paths.iter().any(|path| holds_state(path))
     }
 
-    /// The newest state in the journal of the run in a folder, if there is a whole one that can be used: `unreadable` gives the
-    /// reason why one cannot.
-    pub fn newest(
-        run_folder: &Path,
-        unreadable: impl Fn(&Checkpoint) -> Option<String>,
-    ) -> Option<(PathBuf, Checkpoint)> {
+    /// The newest state that can be used in the journal of the run in a folder, and what this program cannot read: `unreadable`
+    /// gives the reason why one cannot be used that is whole.
+    pub fn read(run_folder: &Path, unreadable: impl Fn(&Checkpoint) -> Option<String>) -> FoundStates {
         let paths = paths(run_folder);
-        let read = |path: &PathBuf| Some((path.clone(), Checkpoint::read(path).ok()?));
-        // One of them is not whole where a process has ended while it wrote.
-        let whole = paths.iter().filter_map(read);
-        let mut reason = None;
-        let usable = whole.filter(|(_, checkpoint)| {
-            let found = unreadable(checkpoint);
-            let is_usable = found.is_none();
-            reason = reason.take().or(found);
-            is_usable
-        });
-        let newest = usable.max_by_key(|(_, checkpoint)| checkpoint.age());
-        let folder = run_folder.join(FOLDER);
-        match (&newest, reason) {
-            (None, Some(reason)) => {
-                warn!(folder = %folder.display(), reason, "journal skipped: this program cannot read it");
+        let mut found = FoundStates::default();
+        for path in &paths {
+            match Checkpoint::read_usable(path, &unreadable) {
+                Ok(checkpoint) => {
+                    let is_newer = |(_, newest): &(PathBuf, Checkpoint)| checkpoint.age() > newest.age();
+                    if found.newest.as_ref().is_none_or(is_newer) {
+                        found.newest = Some((path.clone(), checkpoint));
+                    }
+                }
+                Err(error @ CheckpointError::Unreadable { .. }) => found.skipped.push(error),
+                // One of them is not whole where a process has ended while it wrote.
+                Err(CheckpointError::Read { .. } | CheckpointError::Damaged { .. }) => {}
             }
-            (None, None) if paths.iter().all(|path| has_bytes(path)) => {
-                warn!(folder = %folder.display(), "journal skipped: both of its files are damaged");
-            }
-            (Some(_), _) | (None, None) => {}
         }
-        newest
+        if found.newest.is_none() && found.skipped.is_empty() && paths.iter().all(|path| has_bytes(path)) {
+            let folder = run_folder.join(FOLDER);
+            warn!(folder = %folder.display(), "journal skipped: both of its files are damaged");
+        }
+        found
     }
 }
 
@@ -143,7 +139,7 @@ pub(crate) mod tests {
     }
 
     fn newest_step(folder: &Path) -> Option<u64> {
-        Journal::newest(folder, |_| None).map(|(_, checkpoint)| checkpoint.state.step)
+        Journal::read(folder, |_| None).newest.map(|(_, checkpoint)| checkpoint.state.step)
     }
 
     #[test]
@@ -154,7 +150,7 @@ pub(crate) mod tests {
         for step in 1..6 {
             write(folder, &checkpoint(step, 0.9));
             assert_eq!(newest_step(folder), Some(step));
-            let (path, written) = Journal::newest(folder, |_| None).expect("a state");
+            let (path, written) = Journal::read(folder, |_| None).newest.expect("a state");
             assert_eq!(written, checkpoint(step, 0.9));
             let whole = std::fs::read(&path).expect("a file");
             for n_bytes in [0, 1, 1_000, whole.len() / 2, whole.len() - 1] {
@@ -181,9 +177,10 @@ pub(crate) mod tests {
         }
         let newest_below = |step: u64| {
             let unreadable = |found: &Checkpoint| (found.state.step >= step).then(|| "of another version".to_owned());
-            Journal::newest(folder.path(), unreadable).map(|(_, found)| found.state.step)
+            let FoundStates { newest, skipped } = Journal::read(folder.path(), unreadable);
+            (newest.map(|(_, found)| found.state.step), skipped.len())
         };
-        assert_eq!([11, 10, 9].map(newest_below), [Some(10), Some(9), None]);
+        assert_eq!([11, 10, 9].map(newest_below), [(Some(10), 0), (Some(9), 1), (None, 2)]);
     }
 
     #[test]
@@ -194,6 +191,6 @@ pub(crate) mod tests {
         for state in [checkpoint(3, 0.0), validated.clone()] {
             write(folder.path(), &state);
         }
-        assert_eq!(Journal::newest(folder.path(), |_| None).expect("a state").1, validated);
+        assert_eq!(Journal::read(folder.path(), |_| None).newest.expect("a state").1, validated);
     }
 }

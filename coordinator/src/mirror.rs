@@ -30,7 +30,8 @@ pub use plan::{MirrorPlan, prepare};
 pub use run_file::RunFile;
 pub use survey::{Owner, Survey, survey};
 
-use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoints::Checkpoints;
 use crate::location::Location;
 use lag::Lag;
 use pending::{Change, Pending};
@@ -92,7 +93,7 @@ struct Shared {
     work: Notify,
     /// Wakes it from the pause after a failure.
     retry: Notify,
-    /// Wakes whoever waits for the end.
+    /// Wakes the thread that waits for the end.
     settled: Condvar,
     closed: CancellationToken,
 }

@@ -6,6 +6,7 @@ use engine::task::OpenTask;
 use serde_json::json;
 
 use crate::args::Wire;
+use crate::commands::worker_command;
 use crate::config::{Config, Output, Workers};
 use crate::endpoint::Endpoint;
 use crate::http::HttpServer;
@@ -37,10 +38,7 @@ pub fn begin_screen(
         Workers::Local { backend, .. } => {
             format!("{n_workers} local workers x {} threads, {wire}", backend.threads.unwrap_or(1))
         }
-        Workers::External { .. } => {
-            let command = config.invocation.worker_command(&endpoint.display_address);
-            format!("{n_workers} workers expected, {wire}; start each with: {command}")
-        }
+        Workers::External { .. } => format!("{n_workers} workers expected, {wire}"),
     });
     lines.push(format!(
         "run folder: {}, a checkpoint each {}, {} kept",
@@ -57,6 +55,9 @@ pub fn begin_screen(
     }
     lines.extend(url.map(|url| format!("page: {url}")));
     screen.begin(&lines);
+    if matches!(config.workers, Workers::External { .. }) {
+        screen.command_row("start each with", &worker_command(config, &endpoint.display_address));
+    }
     screen.json_line(&json!({
         "event": "begin", "run_dir": start.folder.path().display().to_string(), "address": endpoint.display_address,
         "step": start.state.step, "n_steps": n_steps, "http": url,

@@ -1,5 +1,5 @@
 //! Keeps checkpoints on a thread of its own, so that no step waits for a disk. A state is first offered, by the driver, and
-//! then released, by the observer, when the run folder's lines are on the disk up to it: whoever resumes from it has all
+//! then released, by the observer, when the run folder's lines are on the disk up to it: a run resumed from it has all
 //! lines. Where the disk is slower than the steps, a newer state takes the place of an older one that waits, but for the one
 //! that is released next: otherwise each would give way before its turn, and none would be kept.
 
@@ -10,7 +10,8 @@ use std::thread::JoinHandle;
 use engine::files::WriteError;
 use tracing::{Span, debug, info, warn};
 
-use crate::checkpoint::{Checkpoint, Checkpoints, RunFacts};
+use crate::checkpoint::{Checkpoint, RunFacts};
+use crate::checkpoints::Checkpoints;
 use crate::mirror::MirrorHandle;
 use crate::training::State;
 
@@ -141,7 +142,7 @@ impl PendingCheckpoints {
 
     fn take(&self) -> Option<State> {
         let mut states = self.lock();
-        // Ends: whoever changes something says so.
+        // Ends: every change of the states notifies `changed`.
         loop {
             if let Some(state) = states.released.take() {
                 return Some(state);

@@ -1,27 +1,35 @@
 //! How a run begins: anew, or from the newest whole checkpoint of an earlier process.
 
-use std::fs::{File, TryLockError};
+mod error;
+mod existing;
+
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use engine::data::DataSource;
-use engine::files::WriteError;
 use engine::numerics;
-use engine::params::LayoutFingerprint;
 use engine::recipe::{Recipe, RecipeError};
 use engine::report::RunFolder;
-use engine::task::{AnyTask, OpenTask, TaskError};
+use engine::task::{AnyTask, OpenTask};
 use engine::training::initial_weights;
 use proto::v1::Encoding;
 use rustix::rand::GetRandomFlags;
 use tracing::{info, warn};
 
 use crate::args::Wire;
-use crate::checkpoint::{Checkpoint, Checkpoints, Newest, NoCheckpoint, RunFacts};
+use crate::checkpoint::{Checkpoint, RunFacts};
+use crate::checkpoints::Checkpoints;
 use crate::config::{Config, OtherNumerics, RunChoice};
-use crate::journal::Journal;
 use crate::training::{AuditSecret, Rounding, State};
+
+pub use error::ResumeError;
+pub use existing::checkpoints;
+pub(crate) use existing::{can_begin_again, existing_run, has_state, lock, unreadable};
+
+use existing::{NewestState, check_can_go_on, newest_run, newest_state, set_aside};
 
 /// A run that is about to begin or to go on.
 #[derive(Debug)]
@@ -46,81 +54,12 @@ pub struct Start {
     pub audit_secret: AuditSecret,
     /// The checkpoint that it goes on from, if it does.
     pub resumed_from: Option<PathBuf>,
+    /// Steps of checkpoints that another version wrote, and that are out of the way by now.
+    pub set_aside_steps: BTreeSet<u64>,
     /// What came from the file of initial weights, if not all did.
     pub initial_text: Option<String>,
     /// Held as long as this process is at work in the folder.
     pub lock: File,
-}
-
-/// A run that cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ResumeError {
-    /// There is no run at all.
-    #[error("expected a run to resume in runs/, found none; name its folder with `--resume DIR`")]
-    NoRun,
-    /// It has no whole checkpoint.
-    #[error(transparent)]
-    NoCheckpoint(#[from] NoCheckpoint),
-    /// It was told to be another one.
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
-    /// Its network has changed.
-    #[error(
-        "expected the parameters of {task} as in the run that is resumed (layout {expected}), found others (layout {found}); resume \
-         it with the program that wrote it"
-    )]
-    OtherLayout {
-        /// The task.
-        task: String,
-        /// The run's.
-        expected: LayoutFingerprint,
-        /// This program's.
-        found: LayoutFingerprint,
-    },
-    /// It was trained on something else.
-    #[error(
-        "expected the data set that the run was begun with (blake3 {expected}), found another one (blake3 {found}); name \
-         the former with --data"
-    )]
-    OtherData {
-        /// The run's.
-        expected: String,
-        /// What is there.
-        found: String,
-    },
-    /// Somebody is there already.
-    #[error("expected nobody at work in {}, found another coordinator; wait for its end, or name another folder", folder.display())]
-    InUse {
-        /// The run's folder.
-        folder: PathBuf,
-    },
-    /// It would diverge again, since the same numbers come out.
-    #[error(
-        "expected a run that can go on in {folder}, found one that ended with: {error}; begin another one with --run-dir, or \
-         try this one again with `--resume {folder}`", folder = folder.display()
-    )]
-    Diverged {
-        /// The run's folder.
-        folder: PathBuf,
-        /// How it ended.
-        error: String,
-    },
-    /// It was computed by a program that gives other bits.
-    #[error(
-        "expected a run of numerics revision {}, found one of revision {found}: the same steps give other bits here; resume it \
-         with the version that wrote it, or go on with other bits by --allow-other-numerics",
-        numerics::REVISION
-    )]
-    OtherNumerics {
-        /// The run's.
-        found: u32,
-    },
-    /// Its gradients were rounded in another way.
-    #[error("expected {expected} as in the run that is resumed; leave --wire as it was, or start a new run")]
-    OtherWire {
-        /// The flag as it was.
-        expected: &'static str,
-    },
 }
 
 /// A run that is wished for, as far as it is known before its data set is open.
@@ -148,8 +87,7 @@ enum Begins {
 struct Resumed {
     path: PathBuf,
     lock: File,
-    from: PathBuf,
-    checkpoint: Checkpoint,
+    from: NewestState,
 }
 
 impl RunPlan {
@@ -187,14 +125,15 @@ impl RunPlan {
         let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         let newest = newest_state(&path, config.n_checkpoints_kept, |checkpoint| unreadable(config, checkpoint));
-        let (from, checkpoint) = newest.map_err(ResumeError::NoCheckpoint)?;
+        let from = newest.map_err(ResumeError::NoCheckpoint)?;
         let lock = lock.expect("a folder with a checkpoint is a folder");
-        let Recipe { task: name, settings, .. } = &checkpoint.facts.recipe;
+        let RunFacts { recipe: resumed, layout, .. } = &from.checkpoint.facts;
+        let Recipe { task: name, settings, .. } = resumed;
         let task = config
             .task
             .resume(name, settings)?
             .map_err(|[expected, found]| ResumeError::Recipe(RecipeError::NotAsBefore { expected, found }))?;
-        let (expected, found) = (checkpoint.facts.layout.fingerprint(), task.spec().layout.fingerprint());
+        let (expected, found) = (layout.fingerprint(), task.spec().layout.fingerprint());
         if expected != found {
             return Err(ResumeError::OtherLayout { task: name.clone(), expected, found }.into());
         }
@@ -203,8 +142,8 @@ impl RunPlan {
             // One command begins the run and goes on with it: what it begins from is in the checkpoint by now.
             (flags.init_from, flags.init_partial) = (None, false);
         }
-        let recipe = checkpoint.facts.recipe.clone().resumed(&flags, config.shards).map_err(ResumeError::Recipe)?;
-        Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from, checkpoint })) })
+        let recipe = resumed.clone().resumed(&flags, config.shards).map_err(ResumeError::Recipe)?;
+        Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from })) })
     }
 
     /// The data set to open: for a run that is resumed, the kind that it was begun with. Otherwise a network that
@@ -266,14 +205,15 @@ impl Start {
             audit_secret: new_audit_secret()?,
             numerics: vec![numerics::REVISION],
             resumed_from: None,
+            set_aside_steps: BTreeSet::new(),
             initial_text,
             lock,
         })
     }
 
     fn resume(config: &Config, recipe: Recipe, resumed: Resumed, data_fingerprint: &str) -> anyhow::Result<Self> {
-        let Resumed { path, lock, from, checkpoint } = resumed;
-        let Checkpoint { facts, state } = checkpoint;
+        let Resumed { path, lock, from: NewestState { path: from, checkpoint: Checkpoint { facts, state }, others } } =
+            resumed;
         let RunFacts { run_id, data_fingerprint: expected, numerics, audit_secret, .. } = facts;
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
@@ -293,6 +233,7 @@ impl Start {
             .and_then(|incarnation| u32::try_from(incarnation).ok())
             .unwrap_or(1);
         Checkpoints::of(&path, config.n_checkpoints_kept).remove_unfinished()?;
+        let set_aside_steps = set_aside(&path, &others)?;
         // Of an epoch that the state has at its end and not validated yet, there may be a line: it is written anew.
         let validated_step = if state.epoch_sums.n_samples == 0 { state.step } else { state.step - 1 };
         let folder = RunFolder::reopen(&path, state.step, validated_step)?;
@@ -308,6 +249,7 @@ impl Start {
             numerics,
             audit_secret: audit_secret.map_or_else(new_audit_secret, Ok)?,
             resumed_from: Some(from),
+            set_aside_steps,
             initial_text: None,
             lock,
         })
@@ -333,115 +275,6 @@ fn resumed_numerics(mut numerics: Vec<u32>, other: OtherNumerics) -> Result<Vec<
     Ok(numerics)
 }
 
-/// The folder of the run to go on with, if there is one.
-pub(crate) fn existing_run(config: &Config) -> Option<PathBuf> {
-    match &config.run {
-        RunChoice::New(_) => None,
-        RunChoice::Resume(Some(folder)) | RunChoice::ResumeOrNew(Some(folder)) => {
-            folder.is_dir().then(|| folder.clone())
-        }
-        RunChoice::Resume(None) | RunChoice::ResumeOrNew(None) => newest_run(config),
-    }
-}
-
-/// Whether there is anything that a run could go on from, be it damaged.
-pub(crate) fn has_state(folder: &Path, n_kept: usize) -> bool {
-    !Checkpoints::of(folder, n_kept).is_empty() || Journal::is_begun(folder)
-}
-
-/// A supervisor that starts a diverged run again and again would get no further.
-fn check_can_go_on(folder: &Path) -> Result<(), ResumeError> {
-    let result = RunFolder::read_description(folder).map(|description| description["result"].clone());
-    match result {
-        Some(result) if result["outcome"] == "diverged" => {
-            let error = result["error"].as_str().unwrap_or("diverged").to_owned();
-            Err(ResumeError::Diverged { folder: folder.to_owned(), error })
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// Whether a coordinator's run ended in a folder before there was a checkpoint, so that it can only be begun again: no epoch
-/// and no weights can be there then.
-pub(crate) fn can_begin_again(folder: &Path, n_kept: usize) -> bool {
-    let has = |name| folder.join(name).exists();
-    // Killed before it said what it is: there is a file for lines, and no line in it.
-    let is_barely_begun = !has("run.json") && (has("history.jsonl") || has("steps.jsonl"));
-    let description = RunFolder::read_description(folder);
-    let is_ours = description.map_or(is_barely_begun, |description| description["program"] == "coordinator");
-    let has_bytes = |name| folder.join(name).metadata().is_ok_and(|found| found.len() > 0);
-    is_ours && !has_bytes("history.jsonl") && !has("model.safetensors") && !has_state(folder, n_kept)
-}
-
-/// Where checkpoints of the run in a folder are written.
-pub fn checkpoints(config: &Config, folder: &Path) -> Checkpoints {
-    Checkpoints::of(folder, config.n_checkpoints_kept).with_damaged_known(|checkpoint| unreadable(config, checkpoint))
-}
-
-/// Why a checkpoint cannot be gone on from that is whole: its settings are another version's. What else is wrong with them, or with
-/// the flags, is told of the one that is chosen.
-fn unreadable(config: &Config, checkpoint: &Checkpoint) -> Option<String> {
-    let Recipe { task, settings, .. } = &checkpoint.facts.recipe;
-    match config.task.resume(task, settings) {
-        Err(error @ TaskError::Stored { .. }) => Some(error.to_string()),
-        Ok(_) | Err(_) => None,
-    }
-}
-
-/// The newest state of a run that is whole and can be read, and where it is: a checkpoint, or what the journal has after it.
-fn newest_state(
-    folder: &Path,
-    n_kept: usize,
-    unreadable: impl Fn(&Checkpoint) -> Option<String>,
-) -> Result<(PathBuf, Checkpoint), NoCheckpoint> {
-    let checkpoint = Checkpoints::of(folder, n_kept).newest(&unreadable);
-    let journaled = Journal::newest(folder, &unreadable);
-    match (checkpoint, journaled) {
-        (Err(none), None) => Err(none),
-        (Err(none), Some(journaled)) => {
-            warn!(error = %none, "the journal is all there is");
-            Ok(journaled)
-        }
-        (Ok(Newest { path, checkpoint, skipped }), journaled) => {
-            for error in skipped {
-                warn!(%error, "checkpoint skipped");
-            }
-            let is_later = |(_, found): &(PathBuf, Checkpoint)| {
-                found.facts.run_id == checkpoint.facts.run_id && found.age() > checkpoint.age()
-            };
-            Ok(journaled.filter(is_later).unwrap_or((path, checkpoint)))
-        }
-    }
-}
-
-/// The run in `runs/` whose newest checkpoint is the newest, of the task asked for if one is.
-fn newest_run(config: &Config) -> Option<PathBuf> {
-    // A task's name may be the beginning of another one's.
-    let is_wanted = |folder: &str| match (config.task.name(), folder.rsplit_once('-')) {
-        (Some(name), Some((found, number))) => found == name && number.bytes().all(|byte| byte.is_ascii_digit()),
-        (Some(_), None) => false,
-        (None, _) => true,
-    };
-    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let runs = entries(Path::new("runs")).filter(|run| is_wanted(&run.file_name().to_string_lossy()));
-    let changed = |path: &Path| -> Option<SystemTime> {
-        let files = entries(&path.join("checkpoints")).chain(entries(&path.join("journal")));
-        files.filter_map(|file| file.metadata().ok()?.modified().ok()).max()
-    };
-    runs.map(|run| run.path()).filter_map(|path| Some((changed(&path)?, path))).max().map(|(_, path)| path)
-}
-
-/// A folder has one coordinator at a time.
-pub(crate) fn lock(folder: &Path) -> anyhow::Result<File> {
-    let path = folder.join(".lock");
-    let file = File::create(&path).map_err(WriteError::at(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(ResumeError::InUse { folder: folder.to_owned() }.into()),
-        Err(TryLockError::Error(error)) => Err(WriteError::at(&path)(error).into()),
-    }
-}
-
 /// What is done to averaged gradients so that they fit the wire.
 pub fn rounding(encoding: Encoding) -> Rounding {
     match encoding {
@@ -457,7 +290,7 @@ fn new_coordinator_id() -> std::io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// 32 bytes that nobody can know.
+/// 32 random bytes that cannot be predicted.
 fn new_audit_secret() -> std::io::Result<AuditSecret> {
     let mut bytes = [0; 32];
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
@@ -510,13 +343,13 @@ mod tests {
         let config = config_of(["coordinator", "--launch", "external", "--resume", &run]).expect("a configuration");
         let plan = RunPlan::new(&config).expect("one can be read");
         let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
-        assert_eq!(resumed.checkpoint.state.step, 5);
+        assert_eq!(resumed.from.checkpoint.state.step, 5);
         drop(plan);
         // A journal of that version is passed over too.
         crate::journal::tests::write(folder.path(), &newer);
         let plan = RunPlan::new(&config).expect("one can be read");
         let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
-        assert_eq!(resumed.checkpoint.state.step, 5);
+        assert_eq!(resumed.from.checkpoint.state.step, 5);
         drop(plan);
         std::fs::remove_file(folder.path().join("checkpoints/step-00000005.safetensors")).expect("a file");
         std::fs::write(folder.path().join("run.json"), r#"{"version": "7.1.2"}"#).expect("a file");
@@ -527,6 +360,30 @@ mod tests {
             text.contains("unknown field `colour`") && text.ends_with("with version 7.1.2, which wrote it"),
             "{text}"
         );
+    }
+
+    /// The goal: the version that wrote them never takes them for states of a run that has gone on without them.
+    #[test]
+    fn states_of_other_version_are_set_aside() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let mut checkpoints = Checkpoints::of(folder.path(), 9);
+        let (own, mut newer) = (checkpoint(5, 0.9), checkpoint(10, 0.9));
+        newer.facts.recipe.settings["colour"] = "grey".into();
+        for written in [&own, &newer] {
+            checkpoints.save(written).expect("it can be written");
+        }
+        crate::journal::tests::write(folder.path(), &newer);
+        let journal = std::fs::read(path("journal/a.safetensors")).expect("a file");
+        let run = folder.path().display().to_string();
+        let flags = ["coordinator", "--launch", "external", "--wire", "grpc-bf16", "--resume", &run];
+        let config = config_of(flags).expect("a configuration");
+        let start = RunPlan::new(&config).expect("one can be read").start(&config, &own.facts.data_fingerprint);
+        assert_eq!(start.expect("it goes on").set_aside_steps, BTreeSet::from([10]));
+        assert_eq!(std::fs::read(path("set-aside/a.safetensors")).expect("a file"), journal);
+        assert_eq!(Checkpoint::read(&path("set-aside/step-00000010.safetensors")).expect("it is whole"), newer);
+        assert_eq!(Checkpoints::of(folder.path(), 9).by_age().len(), 1);
+        assert!(!path("journal/a.safetensors").exists());
     }
 
     /// The goal: bits of two kinds never come into one run unnoticed.

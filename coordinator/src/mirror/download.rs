@@ -35,14 +35,19 @@ const N_LISTINGS: u32 = 5;
 /// The pause after the first attempt; each one more doubles it.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// Downloads a run into a folder that holds none, and that nobody else is at work in; gives the steps of what has the name of a
-/// checkpoint there, is newer, and cannot be used.
+/// Downloads a run into a folder that holds none and that no other process uses. Returns the steps of newer checkpoints at the
+/// mirror that cannot be used. For a whole checkpoint, `unreadable` gives the reason why it cannot be used, if there is one.
 ///
 /// # Errors
-/// If there is no whole checkpoint, the store does not answer, or the folder cannot be written.
-pub fn download(location: &Location, survey: &Survey, folder: &Path) -> Result<BTreeSet<u64>, MirrorError> {
+/// If there is no checkpoint that can be used, the store does not answer, or the folder cannot be written.
+pub fn download(
+    location: &Location,
+    survey: &Survey,
+    folder: &Path,
+    unreadable: impl Fn(&Checkpoint) -> Option<String> + Sync,
+) -> Result<BTreeSet<u64>, MirrorError> {
     let store = Store::open(location).map_err(|error| MirrorError::of(location, error))?;
-    let download = Download { location, store, survey, staging: folder.join(STAGING) };
+    let download = Download { location, store, survey, unreadable, staging: folder.join(STAGING) };
     let staged = on_own_runtime(location, download.stage());
     let moved = staged.and_then(|(step, files)| download.move_to(folder, &files).map(|()| (step, files)));
     if moved.is_err() {
@@ -68,14 +73,15 @@ fn is_extra(file: RunFile) -> bool {
     matches!(file, RunFile::Picture(_) | RunFile::Weights | RunFile::BestWeights | RunFile::Events)
 }
 
-struct Download<'a> {
+struct Download<'a, U> {
     location: &'a Location,
     store: Store,
     survey: &'a Survey,
+    unreadable: U,
     staging: PathBuf,
 }
 
-impl Download<'_> {
+impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
     /// Downloads all files; gives the checkpoint's step, and all files that were listed with it. The lines come
     /// first, since those of all listed checkpoints are there by then; pictures and weights come last. Another coordinator may
     /// still replace its checkpoints there: if all that were listed are gone, they are listed again.
@@ -170,7 +176,7 @@ impl Download<'_> {
         Err(self.no_run(if skipped.is_empty() {
             "no checkpoint".to_owned()
         } else {
-            format!("only damaged checkpoints: {}", skipped.join("; "))
+            format!("only checkpoints that cannot be used: {}", skipped.join("; "))
         }))
     }
 
@@ -178,7 +184,7 @@ impl Download<'_> {
         match self.fetch(file).await {
             Ok(()) => {
                 let owner = self.survey.owner.as_ref().map(|owner| owner.run_id.as_str());
-                Ok(match Checkpoint::read(&self.staging.join(file.path())) {
+                Ok(match Checkpoint::read_usable(&self.staging.join(file.path()), &self.unreadable) {
                     Ok(checkpoint) if owner.is_some_and(|owner| owner != checkpoint.facts.run_id) => {
                         Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.facts.run_id))
                     }
@@ -269,8 +275,8 @@ fn n_bytes_max(file: RunFile) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Checkpoints;
     use crate::checkpoint::tests::checkpoint;
+    use crate::checkpoints::Checkpoints;
     use crate::mirror::survey;
 
     /// A mirror in a folder with checkpoints of steps 3 and 4.
@@ -311,8 +317,16 @@ mod tests {
     }
 
     fn fetch(location: &Location, into: &Path) -> Result<BTreeSet<u64>, MirrorError> {
+        fetch_unless(location, into, |_| None)
+    }
+
+    fn fetch_unless(
+        location: &Location,
+        into: &Path,
+        unreadable: impl Fn(&Checkpoint) -> Option<String> + Sync,
+    ) -> Result<BTreeSet<u64>, MirrorError> {
         fs::create_dir_all(into).expect("a folder");
-        download(location, &survey(location).expect("a folder can be listed"), into)
+        download(location, &survey(location).expect("a folder can be listed"), into, unreadable)
     }
 
     #[test]
@@ -345,6 +359,20 @@ mod tests {
         assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
     }
 
+    /// The goal: a run is resumed from a checkpoint that this program can read, whichever version mirrored there last.
+    #[test]
+    fn checkpoint_of_other_version_is_skipped() {
+        let (root, location) = mirror();
+        let run = root.path().join("run");
+        let unreadable = |found: &Checkpoint| (found.state.step == 4).then(|| "settings of another kind".to_owned());
+        assert_eq!(fetch_unless(&location, &run, unreadable).expect("one can be read"), BTreeSet::from([4]));
+        assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
+        let error =
+            fetch_unless(&location, &root.path().join("other"), |_| Some("settings of another kind".to_owned()));
+        let text = error.expect_err("none can be read").to_string();
+        assert!(text.contains("found only checkpoints that cannot be used: expected a checkpoint that this"), "{text}");
+    }
+
     #[test]
     fn checkpoints_replaced_after_listing_are_listed_again() {
         let (root, location) = mirror();
@@ -355,7 +383,7 @@ mod tests {
         Checkpoints::of(&folder, 9).save(&checkpoint(9, 0.0)).expect("it can be written");
         let run = root.path().join("run");
         fs::create_dir(&run).expect("a folder");
-        assert_eq!(download(&location, &listed, &run).expect("a whole run"), BTreeSet::new());
+        assert_eq!(download(&location, &listed, &run, |_| None).expect("a whole run"), BTreeSet::new());
         assert_eq!(names(&run.join("checkpoints")), ["step-00000009.safetensors"]);
     }
 
@@ -393,7 +421,7 @@ mod tests {
                 fs::create_dir(mirror.join("checkpoints")).expect("a folder");
                 fs::write(mirror.join("checkpoints/step-00000009.safetensors"), b"torn").expect("a file");
             },
-            "found only damaged checkpoints",
+            "found only checkpoints that cannot be used: expected a whole checkpoint",
         );
         let (root, location) = mirror();
         remove(root.path().join("mirror/run.json"));

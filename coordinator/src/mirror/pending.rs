@@ -11,7 +11,7 @@ pub struct Pending {
     files: BTreeMap<RunFile, Change>,
     n_changes: u64,
     n_checkpoints_kept: usize,
-    /// The parts of a file that have arrived, of those that are not done.
+    /// The parts that have arrived, of each file that is not complete.
     n_parts: BTreeMap<RunFile, u64>,
 }
 

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{MirrorError, Survey, check_apart, download, survey};
 use crate::config::{Config, RunChoice};
 use crate::location::Location;
-use crate::start::{can_begin_again, existing_run, has_state, lock};
+use crate::start::{can_begin_again, existing_run, has_state, lock, unreadable};
 
 /// Where a run is mirrored, and what is known of that place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub fn prepare(config: &mut Config) -> anyhow::Result<Option<MirrorPlan>> {
             }
         }
         (RunChoice::ResumeOrNew(_), None) => {
-            // Without an answer nobody knows whether there is a run, which a new one must not take the place of.
+            // Without an answer it is unknown whether there is a run, which a new one must not replace.
             let found = survey(&location)?;
             if found.newest_step().is_some() {
                 let (run_id, unusable_steps) = download_run(config, &location, &found)?;
@@ -120,7 +120,7 @@ fn download_run(config: &mut Config, from: &Location, found: &Survey) -> anyhow:
         Some(folder) => (folder.clone(), !folder.exists()),
         None => (RunFolder::reserve(&recipe.task)?, true),
     };
-    let downloaded = download_into(&folder, config.n_checkpoints_kept, from, found, &owner.run_id);
+    let downloaded = download_into(&folder, config, from, found, &owner.run_id);
     if downloaded.is_err() && is_new {
         // Fails where something is in it by now, which is not to be lost.
         let _ = std::fs::remove_file(folder.join(".lock")).and_then(|()| std::fs::remove_dir(&folder));
@@ -132,7 +132,7 @@ fn download_run(config: &mut Config, from: &Location, found: &Survey) -> anyhow:
 
 fn download_into(
     folder: &Path,
-    n_kept: usize,
+    config: &Config,
     from: &Location,
     found: &Survey,
     run_id: &str,
@@ -141,8 +141,8 @@ fn download_into(
     let _lock = lock(folder)?;
     // A process that was killed while it moved downloaded files has left some of them, and no checkpoint.
     let is_this_run = RunFolder::read_description(folder).is_some_and(|description| description["run_id"] == run_id);
-    if has_state(folder, n_kept) || (RunFolder::holds_run(folder) && !is_this_run) {
+    if has_state(folder, config.n_checkpoints_kept) || (RunFolder::holds_run(folder) && !is_this_run) {
         return Err(MirrorError::LocalRun { url: from.to_string(), folder: PathBuf::from(folder) }.into());
     }
-    Ok(download(from, found, folder)?)
+    Ok(download(from, found, folder, |checkpoint| unreadable(config, checkpoint))?)
 }

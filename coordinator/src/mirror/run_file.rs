@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 
 use events::PictureFile;
 
-use crate::checkpoint;
+use crate::checkpoints;
 
 /// A file of a run. Files are ordered as they are uploaded: what a checkpoint needs comes before the checkpoint, of the
 /// checkpoints the newest comes first, and last what none needs.
@@ -57,7 +57,7 @@ impl RunFile {
             Self::History => "history.jsonl".to_owned(),
             Self::Steps => "steps.jsonl".to_owned(),
             Self::Events => "events.jsonl".to_owned(),
-            Self::Checkpoint(Reverse(step)) => format!("checkpoints/{}", checkpoint::file_name(step)),
+            Self::Checkpoint(Reverse(step)) => format!("checkpoints/{}", checkpoints::file_name(step)),
         }
     }
 
@@ -65,7 +65,7 @@ impl RunFile {
     pub fn parse(path: &str) -> Option<Self> {
         let file = match path.split_once('/') {
             None => Self::SINGLE.into_iter().find(|file| file.path() == path),
-            Some(("checkpoints", name)) => checkpoint::step_of(name).map(Self::checkpoint),
+            Some(("checkpoints", name)) => checkpoints::step_of(name).map(Self::checkpoint),
             Some((folder, name)) => PictureFile::of(folder, name).map(Self::Picture),
         };
         // A number can be written in several ways, and a file has one path.

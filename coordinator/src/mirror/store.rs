@@ -1,5 +1,5 @@
 //! An object store and a prefix: each request with a deadline, and each failure as one of the few kinds that make a
-//! difference here. Retries a request that fails at once; what stays unreachable is for whoever asks.
+//! difference here. Retries a request that fails at once; the caller handles a store that stays unreachable.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -299,7 +299,7 @@ async fn read_bounded(found: GetResult, n_bytes_max: u64) -> object_store::Resul
     Ok(bytes)
 }
 
-/// Bytes up to the end of the last whole line. A line that is cut would be dropped by whoever reads the file.
+/// Bytes up to the end of the last whole line. A reader of the file would drop a line that is cut.
 fn whole_lines(file: &mut File) -> std::io::Result<u64> {
     let n_bytes = file.metadata()?.len();
     let begin = n_bytes.saturating_sub(LINE_BYTES_MAX);

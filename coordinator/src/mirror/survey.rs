@@ -114,10 +114,10 @@ pub(super) async fn owner(store: &Store) -> Result<Option<Owner>, StoreError> {
     Ok(Some(serde_json::from_slice(&bytes).ok().filter(is_name).unwrap_or(unknown)))
 }
 
-/// Runs to its end what asks a store, on a thread of its own: whoever calls may be on a runtime already.
+/// Runs a future that queries a store to its end, on a thread of its own: the caller may be on a runtime already.
 ///
 /// # Errors
-/// As what is run, and if that panics, as a client does for settings that it does not check.
+/// Those of the future, and if it panics, as a client does for settings that it does not check.
 pub(super) fn on_own_runtime<T: Send>(
     location: &Location,
     future: impl Future<Output = Result<T, MirrorError>> + Send,

@@ -68,7 +68,7 @@ impl Uploader {
 
     async fn upload_all(&self) {
         let mut n_failures = 0;
-        // Ends: only a final error ends it, or whoever closes it from outside.
+        // Ends: on a final error, or when `closed` cancels it.
         loop {
             self.wait_for_work().await;
             let Err(error) = self.round().await else {
@@ -100,7 +100,7 @@ impl Uploader {
 
     /// Waits until a file can be uploaded. After a failure that is at once: the round is not over.
     async fn wait_for_work(&self) {
-        // Ends: whoever adds a file says so.
+        // Ends: `work` is notified when a file is added.
         loop {
             {
                 let mut state = self.shared.lock();
@@ -165,8 +165,8 @@ impl Uploader {
         Ok(is_there)
     }
 
-    /// Removes the checkpoints that are older than all of those that stay. Only what this process has uploaded counts: whatever
-    /// else has the name of a checkpoint there may be damaged.
+    /// Removes the checkpoints that are older than all kept ones. Only uploads of this process count as kept: other files with the
+    /// name of a checkpoint may be damaged.
     async fn remove_old(&self, listed: &[u64]) -> Result<(), RoundError> {
         let oldest_kept = {
             let mut state = self.shared.lock();
@@ -273,8 +273,8 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::checkpoint::Checkpoints;
     use crate::checkpoint::tests::checkpoint;
+    use crate::checkpoints::Checkpoints;
     use crate::mirror::State;
 
     const N_KEPT: usize = 2;

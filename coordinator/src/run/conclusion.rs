@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, warn};
 
 use crate::closing::EndNotice;
+use crate::commands::worker_command;
 use crate::config::Config;
 use crate::description::Description;
 use crate::driver::Ended;
@@ -62,7 +63,7 @@ pub(super) async fn conclude(
     // A server that has ended by itself has failed, and the run with it.
     let (served, server) = if server.is_finished() { (server.await?, None) } else { (Ok(()), Some(server)) };
     let failed = panicked.or(kept.err()).or(served.err()).or_else(|| {
-        let (command, waited) = (config.invocation.worker_command(&endpoint.display_address), config.join_timeout);
+        let (command, waited) = (worker_command(config, &endpoint.display_address), config.join_timeout);
         (outcome == Outcome::NobodyCame).then(|| ClusterError::NobodyCame { command, waited }.into())
     });
     let written = described.end(config, endpoint, &outcome, &training, recorder, failed);

@@ -1,4 +1,4 @@
-//! What to type to go on with a run that was stopped.
+//! What to type to start a worker, and to go on with a run that was stopped.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -7,6 +7,23 @@ use proto::tls::TlsFiles;
 
 use crate::args::{KEEP_DEFAULT, Wire};
 use crate::config::{Access, Config, Http, HttpReach, JournalSteps, ListenAddress, Reach, Workers};
+
+/// What starts a worker for the coordinator at an address, in a folder with the files that the worker has as `certificates` names them.
+pub fn worker_command(config: &Config, address: &str) -> String {
+    let mut flags = Flags(Vec::new());
+    flags.add("--coordinator", address);
+    if let Workers::External { access, .. } = &config.workers {
+        if access.tls.is_some() {
+            flags.add("--tls-cert", "tls.crt");
+            flags.add("--tls-key", "tls.key");
+            flags.add("--tls-ca", "ca.crt");
+        }
+        if access.token_file.is_some() {
+            flags.add("--token-file", "token");
+        }
+    }
+    config.invocation.of_worker().command(flags.0)
+}
 
 /// What goes on with a run that was stopped, in its folder, with workers that find the coordinator at `address`: what is trained
 /// comes from the checkpoint, and the rest is as it was.
@@ -89,6 +106,20 @@ impl Flags {
 mod tests {
     use super::*;
     use crate::config::tests::config;
+
+    #[test]
+    fn worker_command_has_files_that_coordinator_asks_for() {
+        let check = |flags: &str, address: &str, expected: &str| {
+            let config = config(&format!("--launch external --workers 1 {flags}")).expect(flags);
+            assert_eq!(worker_command(&config, address), format!("worker --coordinator {address}{expected}"));
+        };
+        check("", "http://127.0.0.1:7187", "");
+        check("--token-file d", "http://127.0.0.1:7187", " --token-file token");
+        let files = " --tls-cert tls.crt --tls-key tls.key --tls-ca ca.crt";
+        let tls = "--listen 0.0.0.0:1 --tls-cert a --tls-key b --tls-ca c";
+        check(tls, "https://HOST:1", files);
+        check(&format!("{tls} --token-file d"), "https://HOST:1", &format!("{files} --token-file token"));
+    }
 
     #[test]
     fn resume_command_has_flags_that_are_not_in_checkpoint() {
