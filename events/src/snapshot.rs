@@ -27,7 +27,7 @@ pub struct TaskSpan {
     pub shard: u32,
     /// The worker whose result counted; 0 is the coordinator.
     pub worker: u64,
-    /// The worker was told to compute it.
+    /// The coordinator assigned it to the worker.
     pub assigned: f64,
     /// It began.
     pub started: f64,

@@ -14,7 +14,7 @@ pub(crate) use figures::{figure_charts, figure_curves};
 use crate::series::Point;
 use crate::text::{escape, figure, float_len, grouped, rounded};
 
-/// Colours of curves that can be told apart, after which they come again with dashes.
+/// Distinct colours of curves, after which they repeat with dashes.
 pub(crate) const COLOURS: usize = 7;
 /// Points of a curve that are drawn: a chart is some 400 pixels wide.
 const POINTS_MAX: usize = 240;

@@ -176,30 +176,37 @@ impl FolderReader {
     }
 
     fn read_pictures(&mut self, summary: &mut Summary) -> io::Result<()> {
+        let mut read = Ok(());
+        for name in PictureName::all_in(&self.path)? {
+            // One that cannot be read hides no other.
+            read = read.and(self.read_pictures_of(name, summary));
+        }
+        read
+    }
+
+    fn read_pictures_of(&mut self, name: PictureName, summary: &mut Summary) -> io::Result<()> {
         // Those of epochs that are not known yet, or that were trained before the run was resumed from an earlier checkpoint, are
         // looked for again the next time.
         let last_epoch = summary.epochs.back().map_or(u32::MAX, |last| last.epoch);
-        for name in PictureName::all_in(&self.path)? {
-            let folder = self.path.join(name.as_str());
-            let stamp = Stamp::new(&folder.metadata()?);
-            if self.pictures.get(&name) == Some(&stamp) {
-                continue;
+        let folder = self.path.join(name.as_str());
+        let stamp = Stamp::new(&folder.metadata()?);
+        if self.pictures.get(&name) == Some(&stamp) {
+            return Ok(());
+        }
+        let mut has_later = false;
+        for entry in fs::read_dir(&folder)? {
+            let file_name = entry?.file_name();
+            let Some(file) = PictureFile::of(name.as_str(), &file_name.to_string_lossy()) else { continue };
+            if file.epoch > last_epoch {
+                has_later = true;
+            } else if !summary.has_picture(file) {
+                summary.add_picture(file);
             }
-            let mut has_later = false;
-            for entry in fs::read_dir(&folder)? {
-                let file_name = entry?.file_name();
-                let Some(file) = PictureFile::of(name.as_str(), &file_name.to_string_lossy()) else { continue };
-                if file.epoch > last_epoch {
-                    has_later = true;
-                } else if !summary.has_picture(file) {
-                    summary.add_picture(file);
-                }
-            }
-            if has_later {
-                self.pictures.remove(&name);
-            } else {
-                self.pictures.insert(name, stamp);
-            }
+        }
+        if has_later {
+            self.pictures.remove(&name);
+        } else {
+            self.pictures.insert(name, stamp);
         }
         Ok(())
     }

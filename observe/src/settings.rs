@@ -8,10 +8,10 @@ use crate::text::cut;
 const SETTINGS_MAX: usize = 400;
 /// Characters of a name at most.
 const NAME_CHARS_MAX: usize = 120;
-/// Digits that a fraction may have before it is shortened, and those that it then has.
+/// Digits that a fraction may have before it is shortened, and how many it then has.
 const DIGITS_MAX: usize = 8;
 const DIGITS_SHORT: usize = 6;
-/// Keys whose words are not those that people use.
+/// Keys that are shown under another name.
 const NAMES: [(&str, &str); 8] = [
     ("n_params", "parameters"),
     ("n_steps", "steps"),

@@ -89,7 +89,7 @@ pub(crate) fn grouped(count: u64) -> String {
     out
 }
 
-/// Milliseconds, to what can be told apart: `0.25 ms`, `12.3 ms`, `1.25 s`.
+/// Milliseconds, at a readable precision: `0.25 ms`, `12.3 ms`, `1.25 s`.
 pub(crate) fn milliseconds(value: f64) -> String {
     if value >= 10_000.0 {
         duration(value / 1e3)

@@ -68,9 +68,9 @@ impl RunFolder {
         Ok(Self { history: open("history.jsonl")?, steps: open("steps.jsonl")?, events: None, path })
     }
 
-    /// Opens the folder of a run that goes on after `step`: lines of later steps go, those of epochs that ended after
-    /// `validated_step`, and a line that is not whole; new ones are added after the rest. What is not there is made, and
-    /// files that were not finished go. Nobody else may be at work there.
+    /// Opens the folder of a run that is resumed after `step`: removes lines of later steps, lines of epochs that ended after
+    /// `validated_step`, and a partial line; new lines are appended. Creates missing files, and removes unfinished ones. No
+    /// other process may use the folder.
     ///
     /// # Errors
     /// If it cannot be read or written.
@@ -78,7 +78,9 @@ impl RunFolder {
         create_folder(path)?;
         remove_unfinished(path)?;
         for name in PictureName::all_in(path).map_err(WriteError::at(path))? {
-            remove_unfinished(&path.join(name.as_str()))?;
+            if let Err(error) = remove_unfinished(&path.join(name.as_str())) {
+                warn!(%error, "unfinished pictures not removed; the run goes on");
+            }
         }
         let open = |name, step| {
             let file = path.join(name);
@@ -142,8 +144,8 @@ impl RunFolder {
         added.map_err(WriteError::at(&path))
     }
 
-    /// Adds the pictures of an epoch, before the epoch's line; gives those that are there. One that cannot be written is a warning:
-    /// no run ends for want of a picture.
+    /// Adds the pictures of an epoch, before the epoch's line; returns those that were written. One that cannot be written is a
+    /// warning, and does not end the run.
     pub fn add_pictures<'a>(
         &self,
         epoch: u32,
@@ -212,7 +214,7 @@ pub fn best_json(best: Option<BestEpoch>) -> Option<Value> {
     best.map(|BestEpoch { epoch, val_loss }| json!({ "epoch": epoch + 1, "val_loss": val_loss }))
 }
 
-/// What people are told of the best epoch at the end of a run, as rows of a table, where `last_epoch` was validated last, counted
+/// The best epoch as rows of the table that is printed at the end of a run. `last_epoch` is the one validated last, counted
 /// from 1, if one was.
 pub fn best_rows(
     best: Option<BestEpoch>,

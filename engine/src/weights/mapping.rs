@@ -80,7 +80,7 @@ impl PrefixMapping {
 /// Mappings that cannot be followed for a file and a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unmapped {
-    /// No name in the file begins with its prefix, or those that do are not the network's.
+    /// No name in the file begins with its prefix, or none of these names is the network's.
     Unused {
         /// The mapping.
         mapping: PrefixMapping,
@@ -129,12 +129,20 @@ pub(super) fn sources(
         }
     }
     let Some((mapping, _)) = mappings.iter().zip(used).find(|(_, is_used)| !is_used) else { return Ok(sources) };
-    let is_there = found.iter().any(|name| mapping.rest(name).is_some());
-    let (expected, found) = if is_there {
-        let mapped: Vec<String> = found.iter().filter_map(|name| mapping.apply(name)).collect();
-        (format!("the network's tensors to include {}", mapped[0]), prefixes(known.iter().copied()))
-    } else {
-        (format!("tensors below {}", mapping.from), prefixes(found.iter().map(String::as_str)))
+    let below = || found.iter().filter(|name| mapping.rest(name).is_some());
+    let longer = |name: &String| {
+        mappings.iter().find(|other| other.from.len() > mapping.from.len() && other.rest(name).is_some())
+    };
+    let (expected, found) = match (below().find(|name| longer(name).is_none()), below().find_map(longer)) {
+        (Some(name), _) => {
+            let target = mapping.apply(name).unwrap_or_default();
+            (format!("the network's tensors to include {target}"), prefixes(known.iter().copied()))
+        }
+        (None, Some(longer)) => (
+            format!("tensors below {} that no longer prefix is for", mapping.from),
+            format!("only those that {longer} is for"),
+        ),
+        (None, None) => (format!("tensors below {}", mapping.from), prefixes(found.iter().map(String::as_str))),
     };
     Err(Unmapped::Unused { mapping: mapping.clone(), expected, found })
 }
@@ -198,8 +206,8 @@ mod tests {
 
     #[test]
     fn mapping_without_effect_names_what_is_there() {
-        let check = |mapping: &str, expected: &str, found: &str| {
-            let error = mapped(&["encoder.conv1.w", "decoder.w"], &["net.encoder.conv1.w", "head.w"], &[mapping]);
+        let check = |mappings: &[&str], expected: &str, found: &str| {
+            let error = mapped(&["encoder.conv1.w", "decoder.w"], &["net.encoder.conv1.w", "head.w"], mappings);
             match error.expect_err("no effect") {
                 Unmapped::Unused { expected: first, found: second, .. } => {
                     assert_eq!((first.as_str(), second.as_str()), (expected, found));
@@ -207,8 +215,13 @@ mod tests {
                 other @ Unmapped::Twice { .. } => panic!("{other:?}"),
             }
         };
-        check("enc=net.encoder", "tensors below enc", "decoder, encoder.conv1");
-        check("encoder=net", "the network's tensors to include net.conv1.w", "head, net.encoder.conv1");
+        check(&["enc=net.encoder"], "tensors below enc", "decoder, encoder.conv1");
+        check(&["encoder=net"], "the network's tensors to include net.conv1.w", "head, net.encoder.conv1");
+        check(
+            &["encoder=net.encoder", "encoder.conv1=net.encoder.conv1"],
+            "tensors below encoder that no longer prefix is for",
+            "only those that encoder.conv1=net.encoder.conv1 is for",
+        );
         let error = mapped(&["a.w", "b.w"], &["b.w"], &["a=b"]).expect_err("two sources");
         let sources = ["a.w", "b.w"].map(str::to_owned);
         assert_eq!(error, Unmapped::Twice { name: "b.w".to_owned(), sources });

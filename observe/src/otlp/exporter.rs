@@ -30,6 +30,11 @@ const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// How long the last requests may take, when the run is over.
 const END_WAIT: Duration = Duration::from_secs(2);
 
+/// The variables that name the protocol. The first counts where both do.
+const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+/// The only one that is spoken here.
+const PROTOCOL: &str = "http/protobuf";
+
 /// Exports steps as traces, on a thread of its own. Never waits, but at the end.
 pub struct Otlp {
     /// Until the run is over.
@@ -53,6 +58,7 @@ impl Otlp {
     /// An export to the collector that the environment names, if it names one and that can be: otherwise there is a warning.
     pub fn from_env(run: &RunInfo) -> Option<Self> {
         let variable = endpoint_variable()?;
+        warn_of_other_protocol();
         match Self::start(run, variable) {
             Ok(otlp) => Some(otlp),
             Err(error) => {
@@ -226,5 +232,18 @@ impl Export {
                 false
             }
         }
+    }
+}
+
+/// Warns if the environment asks for another protocol.
+fn warn_of_other_protocol() {
+    let set = PROTOCOLS
+        .into_iter()
+        .find_map(|name| Some((name, std::env::var(name).ok().filter(|found| !found.is_empty())?)));
+    if let Some((variable, found)) = set.filter(|(_, found)| found != PROTOCOL) {
+        warn!(
+            "expected {variable} to be {PROTOCOL}, found `{found}`: traces are sent as {PROTOCOL}; name the collector's port for that, \
+             usually 4318"
+        );
     }
 }

@@ -12,7 +12,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span, SpanData, Spa
 
 use crate::spans::{PhaseSpan, StepSpans};
 
-/// Makes spans, and has those that wait to be exported.
+/// Makes spans, and holds the ones that wait to be exported.
 #[derive(Debug)]
 pub struct StepTracer {
     /// Whose settings the tracer goes by.

@@ -15,7 +15,7 @@ pub(super) fn html(summary: &Summary) -> String {
     let Some(description) = summary.description.as_object().filter(|fields| !fields.is_empty()) else {
         return head + &nothing_yet("The settings are shown here as soon as the run has written them.");
     };
-    // The first in the list are those that people look for; the rest is in the file's order.
+    // The groups that people look for come first; the rest is in the file's order.
     let result = description.get("result").map(|result| group("result", "Result", result, Openness::Open));
     let recipe = description.get("recipe").map(|recipe| group("recipe", "Recipe", recipe, Openness::Closed));
     let rest: serde_json::Map<String, Value> = description

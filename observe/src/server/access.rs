@@ -21,8 +21,8 @@ pub struct Access {
     token: Option<Token>,
 }
 
-/// The names by which a browser may call the server. Another name that leads here is one that somebody else has made do so, to
-/// read with a page of theirs (DNS rebinding). No port is asked for: a forwarded one is another.
+/// The names by which a browser may call the server. Another name that leads here belongs to an attacker whose page would
+/// read this server (DNS rebinding). The port is not checked: a forwarded one differs.
 #[derive(Clone, Debug)]
 enum Names {
     /// `localhost`, and loopback addresses.
@@ -37,7 +37,7 @@ struct Token(Arc<str>);
 /// Why an access cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    /// A token that anybody guesses.
+    /// A token that is trivial to guess.
     #[error("expected a token for the page, found an empty one")]
     EmptyToken,
 }
@@ -194,7 +194,7 @@ impl IntoResponse for RequestRefusal {
     }
 }
 
-/// What browsers are told of every answer: it may load only what is from here, and nobody else may load or keep it.
+/// Headers of every answer: it may load only what is from here, no other site may load it, and no cache may keep it.
 const HEADERS: [(HeaderName, &str); 5] = [
     (
         header::CONTENT_SECURITY_POLICY,

@@ -102,7 +102,7 @@ pub async fn serve(
     let end = CancellationToken::new();
     let wait = (!connections.is_empty()).then_some(LAST_REQUESTS_WAIT);
     let last_requests = async {
-        // Ends when nobody has asked for anything for a while: what the last news names, such as a picture, is fetched.
+        // Ends when no request has come for a while: clients fetch what the last event names, such as a picture.
         let Some(wait) = wait else { return };
         loop {
             select! {

@@ -481,7 +481,7 @@ async fn peer_that_does_not_speak_is_closed() {
     }
 }
 
-/// The goal: a page in a suspended laptop costs nobody anything.
+/// The goal: a page in a suspended laptop delays no other client.
 #[tokio::test]
 async fn peer_that_does_not_read_holds_up_nobody() {
     let (runs, _) = runs_of(|_, now| vec![Fragment { id: "large", html: format!("{now}{}", "x".repeat(16 << 20)) }]);
