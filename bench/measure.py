@@ -44,6 +44,40 @@ def started(command, **options):
             process.wait()
 
 
+class PausedRun:
+    """A run whose processes stand still unless it is let go, so that another one can take turns with it: whatever else the machine
+    does slows both alike."""
+
+    def __init__(self, processes, folder):
+        self.processes = processes
+        self.folder = folder
+
+    def signal(self, number):
+        for process in self.processes:
+            os.kill(process, number)
+
+    def n_steps(self):
+        """The steps whose lines are written, which is done some at a time."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "steps.jsonl").read_bytes().count(b"\n")
+        return 0
+
+    def run(self, seconds):
+        """Lets it go for a time."""
+        self.signal(signal.SIGCONT)
+        time.sleep(seconds)
+        self.signal(signal.SIGSTOP)
+
+
+def take_turns(runs, n_pairs, seconds):
+    """Lets two runs go for so many seconds each, in an order that alternates; the steps that each has come to meanwhile."""
+    before = [run.n_steps() for run in runs]
+    for number in range(n_pairs):
+        for run in runs if number % 2 == 0 else reversed(runs):
+            run.run(seconds)
+    return [run.n_steps() - n for run, n in zip(runs, before)]
+
+
 def plain_environment():
     """The environment without settings of telar's."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TELAR_")}
@@ -190,7 +224,7 @@ def twin(python, flags, seconds_max):
 
 
 def has_operations(programs):
-    """Whether the programs can be told which operations they compute with."""
+    """Whether the programs have a flag for the operations they compute with."""
     shown = subprocess.run([programs / "coordinator", "--help"], capture_output=True, text=True, check=False)
     return "--operations" in shown.stdout
 

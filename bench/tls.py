@@ -6,24 +6,21 @@
 
 Two clusters, each an external coordinator and two workers with --wire grpc, so that every gradient goes through the connection.
 All processes of one stand still (SIGSTOP) while those of the other compute, for half a second each, in an order that alternates: so
-whatever else the machine does slows both alike. Prints the ratio of
-all steps, and that of each block of pairs: 1.00 means that TLS costs nothing.
+whatever else the machine does slows both alike. Prints the ratio of all steps, and that of each block of pairs: 1.00 means that TLS
+costs nothing.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 from book import PROJECT
-from measure import plain_environment, started
+from measure import PausedRun, plain_environment, started, take_turns
 
 PROGRAMS = PROJECT / "target/release"
 N_WORKERS = 2
@@ -45,58 +42,38 @@ def access(folder):
     return [f"{flag}={folder / name}" for flag, name in files.items()]
 
 
-class Cluster:
-    """A run that goes on until it is ended, and stands still unless it is let go."""
-
-    def __init__(self, stack, arguments, architecture, credentials, folder):
-        self.folder = folder
-        data = ["--data", arguments.data]
-        quiet = {"env": plain_environment() | {"RUST_LOG": "error"}}
-        command = [
-            PROGRAMS / "coordinator", "--launch=external", "--listen=127.0.0.1:0", "--json", "--wire=grpc",
-            f"--arch={architecture}", f"--workers={N_WORKERS}", f"--shards={N_WORKERS}", *data, f"--run-dir={folder}",
-            f"--batch-size={arguments.batch_size}", "--epochs=100000", "--heartbeat-timeout=60",
-            *(access(credentials / "coordinator") if credentials else []),
-        ]
-        coordinator = stack.enter_context(started(command, stdout=subprocess.PIPE, text=True, **quiet))
-        address = json.loads(coordinator.stdout.readline())["address"]
-        self.processes = [coordinator]
-        for number in range(1, N_WORKERS + 1):
-            flags = access(credentials / f"worker-{number}") if credentials else []
-            worker = [PROGRAMS / "worker", "--coordinator", address, "--threads", "1", *data, *flags]
-            self.processes.append(stack.enter_context(started(worker, **quiet)))
-        self.run(WARM_UP_SECONDS)
-
-    def signal(self, number):
-        for process in self.processes:
-            os.kill(process.pid, number)
-
-    def n_steps(self):
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / "steps.jsonl").read_bytes().count(b"\n")
-        return 0
-
-    def run(self, seconds):
-        """Lets it go for a time."""
-        self.signal(signal.SIGCONT)
-        time.sleep(seconds)
-        self.signal(signal.SIGSTOP)
+def cluster(stack, arguments, architecture, credentials, folder):
+    """A run that goes on until it is ended."""
+    data = ["--data", arguments.data]
+    quiet = {"env": plain_environment() | {"RUST_LOG": "error"}}
+    command = [
+        PROGRAMS / "coordinator", "--launch=external", "--listen=127.0.0.1:0", "--json", "--wire=grpc",
+        f"--arch={architecture}", f"--workers={N_WORKERS}", f"--shards={N_WORKERS}", *data, f"--run-dir={folder}",
+        f"--batch-size={arguments.batch_size}", "--epochs=100000", "--heartbeat-timeout=60",
+        *(access(credentials / "coordinator") if credentials else []),
+    ]
+    coordinator = stack.enter_context(started(command, stdout=subprocess.PIPE, text=True, **quiet))
+    address = json.loads(coordinator.stdout.readline())["address"]
+    processes = [coordinator]
+    for number in range(1, N_WORKERS + 1):
+        flags = access(credentials / f"worker-{number}") if credentials else []
+        worker = [PROGRAMS / "worker", "--coordinator", address, "--threads", "1", *data, *flags]
+        processes.append(stack.enter_context(started(worker, **quiet)))
+    run = PausedRun([process.pid for process in processes], folder)
+    run.run(WARM_UP_SECONDS)
+    return run
 
 
 def measure(arguments, architecture, folder):
     with contextlib.ExitStack() as stack:
-        plain = Cluster(stack, arguments, architecture, None, folder / f"{architecture}-plain")
-        tls = Cluster(stack, arguments, architecture, folder / "tls", folder / f"{architecture}-tls")
+        plain = cluster(stack, arguments, architecture, None, folder / f"{architecture}-plain")
+        tls = cluster(stack, arguments, architecture, folder / "tls", folder / f"{architecture}-tls")
         rates = []
         for _ in range(N_BLOCKS):
-            before = [cluster.n_steps() for cluster in (plain, tls)]
-            for number in range(arguments.pairs):
-                for cluster in ((plain, tls), (tls, plain))[number % 2]:
-                    cluster.run(SLICE_SECONDS)
-            n_images = [arguments.batch_size * (cluster.n_steps() - n) for cluster, n in zip((plain, tls), before)]
-            if 0 in n_images:
+            n_steps = take_turns((plain, tls), arguments.pairs, SLICE_SECONDS)
+            if 0 in n_steps:
                 sys.exit(f"expected steps of {architecture} in each block, found none written in one; give more than --pairs {arguments.pairs}")
-            rates.append([n / (arguments.pairs * SLICE_SECONDS) for n in n_images])
+            rates.append([arguments.batch_size * n / (arguments.pairs * SLICE_SECONDS) for n in n_steps])
     without, with_tls = (statistics.mean(rate) for rate in zip(*rates))
     ratios = ", ".join(f"{tls / plain:.3f}" for plain, tls in sorted(rates, key=lambda rate: rate[1] / rate[0]))
     print(f"{architecture}, batch {arguments.batch_size}, {N_WORKERS} workers: {without:.0f} images/s without, {with_tls:.0f} with; "
