@@ -21,6 +21,8 @@ use crate::harness::{Blocked, Byte, Message, Process, Proxy, Stream, TestDir, wa
 const RUN: &str = "--arch denoising --shards 4 --batch-size 16 --data small";
 /// Nothing that is waited for takes longer.
 const WAIT_MAX: Duration = Duration::from_mins(1);
+/// Some times what a peer that reads nothing is given for the pieces that go into the buffers between.
+const FETCH_WAIT_MAX: Duration = Duration::from_mins(2);
 
 fn reference_flags() -> String {
     format!("{RUN} --epochs 4")
@@ -91,6 +93,11 @@ impl<'a> Siege<'a> {
         links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
     }
 
+    fn wait_for_fetches(&self, n_fetches: usize) {
+        let begun = || self.coordinator.lines(Stream::Err, "the data set is sent").len();
+        wait_until(&format!("{n_fetches} data sets are on their way"), WAIT_MAX, || begun() >= n_fetches);
+    }
+
     fn wait_for_sockets(&self, n_sockets: usize) {
         wait_until(&format!("{n_sockets} sockets are open"), WAIT_MAX, || self.n_sockets() >= n_sockets);
     }
@@ -132,8 +139,8 @@ fn non_reading_peers_use_bounded_memory() {
     honest.signal("KILL");
 }
 
-/// Peers whose sockets nobody reads once they have their state, so that no ping is answered either: each connection is closed from
-/// the coordinator's end, and what waited for it is given back.
+/// Peers that stop reading their sockets once they have their state, so that no ping is answered either: the coordinator closes
+/// each connection, and frees what waited for it.
 #[test]
 fn connection_with_unread_socket_is_closed() {
     const N_PEERS: u32 = 8;
@@ -258,25 +265,29 @@ fn idle_http2_connections_do_not_block_new_worker() {
 
 #[test]
 fn joined_silent_workers_do_not_block_new_worker() {
-    // More than there are places, and nobody is closed for its silence.
+    // More than there are places, and none is closed for its silence.
     check_let_in(Harm::JoinedSilent, 150, |dir| Siege::begin_narrow(dir, 1_000_000, "--heartbeat-timeout 600"));
 }
 
-/// The data set is for workers that have joined; an honest one that has no copy gets it beside others that read nothing.
+/// Only joined workers can fetch the data set. A worker without a copy waits at most for the fetches in progress, and fetches of
+/// peers that read nothing end at the minimum rate, though no peer is closed for its silence.
 #[test]
 fn stalled_fetches_do_not_block_dataset_fetch() {
     let dir = TestDir::new();
-    // Nobody is closed for its silence.
     let siege = Siege::begin(&dir, 4, "--heartbeat-timeout 600");
-    let attack = siege.attack(&[(Harm::FetchUnjoined, 20), (Harm::FetchUnread, 50)]);
-    siege.wait_for_sockets(40);
-    let flags = format!("--coordinator {} --threads 1", siege.address);
-    let mut command = dir.command("worker", &flags);
+    // One machine may be sent four data sets at once, all together eight.
+    let attacks = ["127.0.0.2", "127.0.0.3"]
+        .map(|machine| siege.attack_from(machine, &[(Harm::FetchUnjoined, 10), (Harm::FetchUnread, 25)]));
+    siege.wait_for_fetches(8);
+    let mut command = dir.command("worker", &format!("--coordinator {} --threads 1", siege.address));
     command.env("XDG_CACHE_HOME", dir.path("empty"));
     let worker = dir.start("fetching", command);
+    wait_until("the data set is fetched", FETCH_WAIT_MAX, || {
+        !worker.lines(Stream::Err, "the data set is open").is_empty()
+    });
+    assert_eq!(worker.lines(Stream::Err, "fetching it from the coordinator").len(), 1);
     let end = siege.coordinator.end();
     dir.run("run", &end).assert_same_bits(&dir.reference(&reference_flags()));
     worker.succeed();
-    assert_eq!(worker.lines(Stream::Err, "fetching it from the coordinator").len(), 1);
-    drop(attack);
+    drop(attacks);
 }

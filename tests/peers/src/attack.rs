@@ -150,7 +150,8 @@ async fn attack(harm: Harm, route: &Route) -> Option<()> {
             Some(())
         }
         Harm::FetchUnread => {
-            let (worker, channel) = Worker::try_join_over(route, 1).await?;
+            // All that waits for it waits at the coordinator.
+            let (worker, channel) = Worker::try_join_over(&route.clone().without_buffer(), 1).await?;
             let request = FetchDatasetRequest { data_fingerprint: worker.welcome.data_fingerprint.clone() };
             let _pieces = TrainingClient::new(channel).fetch_dataset(request).await.ok()?;
             keep_alive(&[worker]).await

@@ -42,18 +42,26 @@ pub struct Route {
     pub address: String,
     /// The address of this machine that the connection comes from; any if none.
     pub from: Option<IpAddr>,
+    /// Bytes that are sent to it before it reads them (RFC 9113, section 5.2); the client's default if none.
+    pub window: Option<u32>,
 }
 
 impl Route {
     /// From any address.
     pub fn to(address: &str) -> Self {
-        Self { address: address.to_owned(), from: None }
+        Self { address: address.to_owned(), from: None, window: None }
     }
 
     /// From an address of this machine, such as `127.0.0.2`.
     #[must_use]
     pub fn from(self, address: &str) -> Self {
         Self { from: Some(address.parse().expect("an IP address")), ..self }
+    }
+
+    /// With the smallest window that HTTP/2 begins with.
+    #[must_use]
+    pub fn without_buffer(self) -> Self {
+        Self { window: Some(65_535), ..self }
     }
 
     /// A new connection.
@@ -64,9 +72,10 @@ impl Route {
     /// A new connection, if there is one to be had.
     ///
     /// # Errors
-    /// If nobody listens, or the connection is closed at once.
+    /// If there is no listener, or the connection is closed at once.
     pub async fn try_channel(&self) -> Result<Channel, tonic::transport::Error> {
         let endpoint = Channel::from_shared(self.address.clone()).expect("an address");
+        let endpoint = endpoint.initial_stream_window_size(self.window).initial_connection_window_size(self.window);
         endpoint.local_address(self.from).connect().await
     }
 }
@@ -84,7 +93,7 @@ pub enum GradientRoute {
 pub struct Worker {
     /// Where its messages go.
     pub outbound: mpsc::Sender<WorkerMessage>,
-    /// What it is told.
+    /// What it receives.
     pub inbound: Streaming<CoordinatorMessage>,
     /// How it was welcomed.
     pub welcome: Welcome,
@@ -252,7 +261,7 @@ impl Worker {
         loop {
             match next(&mut self.inbound).await? {
                 ToWorker::Update(_) | ToWorker::Work(_) => {}
-                told => return Ok(told),
+                other => return Ok(other),
             }
         }
     }
@@ -282,11 +291,11 @@ pub async fn work(
     };
     let (mut params, mut gradient) = (Vec::new(), Vec::new());
     loop {
-        let told = match first.take() {
-            Some(told) => told,
+        let message = match first.take() {
+            Some(message) => message,
             None => next(&mut worker.inbound).await.expect("a session to the end"),
         };
-        let work: Work = match told {
+        let work: Work = match message {
             ToWorker::State(state) => {
                 params = vec![0.0; state.params.len() / 4];
                 gradient.clone_from(&params);
