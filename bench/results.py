@@ -245,7 +245,7 @@ class Report:
         return lines
 
     def split_scaling(self):
-        """The cells that differ in workers, and those that differ in parameters."""
+        """The cells that differ in workers, and the cells that differ in parameters."""
         cells = self.numbers["scaling"]
         n_params = cells[0]["params"]
         return ([cell for cell in cells if cell["params"] == n_params],

@@ -1,5 +1,5 @@
 //! The soak: runs in which workers and coordinators are killed, held up, asked to end, started and resumed at drawn
-//! instants. Each has to end with the bits of one process that nobody disturbs; a table says what the faults cost.
+//! instants. Each has to end with the bits of one undisturbed process; a table says what the faults cost.
 //!
 //! Every round has a seed of its own, from which all is drawn: what is trained, by whom, which faults come after which
 //! pauses. The same seed gives the same draws, though not the same instants: those depend on the machine.
@@ -16,7 +16,7 @@ use plan::Plan;
 use round::Round;
 use table::Table;
 
-/// The first round's seed and the time, where nobody asks for others; each other round's seed is the one before it and 1.
+/// The default seed of the first round, and the default time; each later round's seed is the one before it plus 1.
 const SHORT_SEED: u64 = 1;
 const SHORT_TIME: Duration = Duration::from_secs(20);
 

@@ -62,7 +62,7 @@ impl Coordinator {
         self.wait_for("checkpoint saved", self.count("checkpoint saved") + 2);
     }
 
-    /// The last step that it has told of.
+    /// The last step that it has logged.
     fn last_step(&self) -> u64 {
         let lines = self.log.lines(Stream::Err, &self.part("step done"));
         field(lines.last().expect("a step"), "step").parse().expect("a number")

@@ -18,7 +18,7 @@ const SEED: u64 = 20;
 const ENDLESS_RUN: &str = "--arch denoising --shards 4 --batch-size 16 --epochs 1000000 --data small";
 /// Steps of an epoch of it.
 const N_EPOCH_STEPS: u64 = 138;
-/// How long a run that was asked to end may take, whoever is silent.
+/// How long a run that was asked to end may take, whichever process is silent.
 const END_MAX: Duration = Duration::from_mins(1);
 
 /// Panics unless every checkpoint of a run that has its name is whole; gives how many files were not finished.
@@ -76,7 +76,7 @@ fn unfinished(run: &Path) -> Vec<String> {
     names.filter(|name| name.starts_with(".telar-")).collect()
 }
 
-/// The goal: whenever a coordinator dies, and however often, nobody but the next one has to be started.
+/// The goal: whenever a coordinator dies, and however often, only the next coordinator has to be started.
 #[test]
 fn twenty_coordinator_kills_change_no_bits_and_end_no_worker() {
     eprintln!("the instants of seed {SEED}");
@@ -136,7 +136,7 @@ fn fifty_kills_during_saves_leave_only_valid_checkpoints() {
     assert_eq!(unfinished(&dir.path("run")), [""; 0]);
 }
 
-/// The goal: whatever becomes of the files that `--data` names, they were read, and nobody is killed for it.
+/// The goal: whatever becomes of the files that `--data` names, they were read, and no process is killed for it.
 #[test]
 fn dataset_truncated_in_place_ends_no_process() {
     let dir = TestDir::new();
@@ -172,7 +172,7 @@ fn kill_after_validation_leaves_one_line_per_epoch() {
 
 /// A run on a disk of its own that fails it after its second checkpoint: it ends with what is wrong, and the run goes on
 /// where there is room.
-fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk, &Process), told: &[&str]) {
+fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk, &Process), parts: &[&str]) {
     let dir = TestDir::new();
     let flags = format!("--arch denoising {SHORT_RUN}");
     let expected = dir.reference(&flags);
@@ -181,7 +181,7 @@ fn check_disk(n_kibibytes: u32, spoil: impl Fn(&SmallDisk, &Process), told: &[&s
     let coordinator = dir.start("coordinator", disk.inside(&dir.command("coordinator", &flags)));
     coordinator.wait_for_checkpoint(20);
     spoil(&disk, &coordinator);
-    coordinator.check_end(73, told);
+    coordinator.check_end(73, parts);
     assert_eq!(check_checkpoints(&disk.path("run")), 0, "unfinished files");
 
     disk.copy("run", &dir.path("run"));

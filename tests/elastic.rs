@@ -11,7 +11,7 @@ use crate::harness::{LONG_RUN, Process, SHORT_RUN, Stream, TestDir, wait_until};
 const N_WORKERS_MAX: usize = 6;
 /// The checkpoint at which all workers go, or the next one.
 const EXODUS: u64 = 80;
-/// Steps after which nobody comes or goes any more.
+/// Steps after which no worker comes or goes any more.
 const LAST_STEP: u64 = 270;
 
 /// What a plan does when a checkpoint is saved.

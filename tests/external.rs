@@ -65,9 +65,9 @@ fn workers_join_through_unix_socket() {
 fn run_without_workers_ends_after_join_timeout() {
     let dir = TestDir::new();
     let (coordinator, address) = dir.external(&format!("--arch conv {SHORT_RUN} --join-timeout 1 --run-dir run"));
-    let told = format!("worker --coordinator {address}`, or wait longer");
+    let hint = format!("worker --coordinator {address}`, or wait longer");
     coordinator
-        .check_end(69, &["expected a worker within 1 seconds", &told, "none came; start one with `", "--join-timeout"]);
+        .check_end(69, &["expected a worker within 1 seconds", &hint, "none came; start one with `", "--join-timeout"]);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn listen_address_in_use_is_reported() {
     );
 }
 
-/// The goal: whoever finds the port cannot disturb a run, nor keep it from ending.
+/// The goal: a client that is no worker cannot disturb a run, nor keep it from ending.
 #[test]
 fn garbage_connections_do_not_disturb_run() {
     let dir = TestDir::new();

@@ -1,5 +1,5 @@
 //! Every fault of a worker at every moment of a step: the run ends with the same bits, the worker is missed in time, and
-//! nobody else is lost. A proxy stops the connection at an exact byte, so that the fault comes when it should.
+//! no other worker is lost. A proxy stops the connection at an exact byte, so that the fault comes when it should.
 //!
 //! What Horovod's elastic tests try, and what tries it here:
 //!
@@ -27,7 +27,7 @@ const N_STEPS_OF_EPOCH: u32 = 69;
 const STEPS: std::ops::Range<u32> = 5..60;
 /// How long a silent worker is waited for.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
-/// As [`SILENCE_MAX`] where a fault is told by a connection that closes: so long that only that can have told it.
+/// As [`SILENCE_MAX`] where a closing connection signals the fault: so long that only that can have signalled it.
 const SILENCE_MAX_OF_TOLD: Duration = Duration::from_mins(10);
 
 /// What becomes of a worker.
@@ -48,7 +48,7 @@ enum Fault {
 /// When.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
-    /// It computes; what it has of the gradient lies in a slot that nobody has been told of.
+    /// It computes; its part of the gradient lies in a slot that the coordinator does not know of yet.
     BeforeResult,
     DuringResult,
     AfterResult,
@@ -102,7 +102,7 @@ impl Fault {
         }
     }
 
-    /// Whether the connection itself tells of it.
+    /// Whether the connection itself signals it.
     fn is_told(self) -> bool {
         !matches!(self, Self::Stopped | Self::Silent)
     }

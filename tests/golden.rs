@@ -76,12 +76,12 @@ fn train_like_keras(dir: &TestDir, golden: &Golden, n_workers: u32) -> f64 {
     golden.distance(&weights.params)
 }
 
-/// As many shards as workers: each number of workers cuts the steps in its own way. Why `conv` may go one of several
-/// ways, each as good as Keras' own, is told beside the golden vectors' other tests.
+/// As many shards as workers: each number of workers cuts the steps in its own way. The golden vectors' other tests explain
+/// why `conv` may go one of several ways, each as good as Keras' own.
 fn check(architecture: Architecture, nearest: f64, farthest: f64) {
     let dir = TestDir::new();
     if !SMALL_DATA.is_real {
-        return; // said aloud by whoever looked for it
+        return; // reported where the data set was looked for
     }
     let golden = Golden::read(architecture);
     let initial = Weights::new(book_task(architecture).spec(), golden.params("weights"));

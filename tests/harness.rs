@@ -32,7 +32,7 @@ pub use small_disk::SmallDisk;
 
 use process::Watched;
 
-/// Pause between two looks at what nobody tells of.
+/// Polling interval.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Two epochs of 138 steps on the small data set, cut into four shards: what most tests train.
@@ -179,11 +179,11 @@ pub fn signal(name: &str, id: u32) {
 /// Whether there is a process of this number that has not ended.
 pub fn is_alive(id: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    // After the name, which may hold anything, comes the state; a zombie has ended, and waits for whoever is to be told.
+    // After the name, which may hold anything, comes the state; a zombie has ended, and waits for its parent to reap it.
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Waits for what nobody tells of.
+/// Polls until a condition holds.
 pub fn wait_until(what: &str, wait_max: Duration, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + wait_max;
     while !is_so() {

@@ -15,7 +15,7 @@ use crate::harness::{Bucket, N_SHORT_STEPS, Passage, Process, SHORT_RUN, Stream,
 /// How long the mirror may take to have what was uploaded to it.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// A place with a bucket; None, said aloud, where there is no `moto`.
+/// A place with a bucket; None, with a message, where there is no `moto`.
 fn place_with_bucket() -> Option<(TestDir, Bucket)> {
     let dir = TestDir::new();
     let bucket = Bucket::start(&dir);
@@ -158,7 +158,7 @@ fn mirror_outage_delays_no_step_and_is_caught_up() {
     assert!(steps.len() as u64 > later + 200);
 }
 
-/// The goal: a store that takes bytes ever more slowly, in the end none, is waited for by nobody.
+/// The goal: no step waits for a store that takes bytes ever more slowly, in the end none.
 #[test]
 fn stalled_upload_delays_no_step() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
@@ -310,7 +310,7 @@ fn signal_ends_final_wait_for_mirror() {
     dir.run("run", &end).assert_same_bits(&expected);
 }
 
-/// The goal: no run's files take the place of another one's, and whoever cannot be mirrored is told so before the training.
+/// The goal: no run's files take the place of another one's, and a run that cannot be mirrored is refused before the training.
 #[test]
 fn unusable_mirror_is_refused_with_advice() {
     let Some((dir, bucket)) = place_with_bucket() else { return };
@@ -391,7 +391,7 @@ fn replaced_coordinator_stops_uploading() {
     });
 }
 
-/// What a run that came to no checkpoint has left at the mirror keeps nobody from beginning it again.
+/// Files at the mirror of a run without a checkpoint do not keep that run from being restarted.
 #[test]
 fn restarted_run_replaces_its_files_at_mirror() {
     let dir = TestDir::new();

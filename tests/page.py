@@ -176,8 +176,8 @@ class LookedAt:
                 return found, now
             if now > deadline:
                 text = self.page.inner_text("body")[:3000]
-                told = "\n".join(coordinator.describe() for coordinator in Coordinator.all[-2:])
-                raise AssertionError(f"expected {what}, found none after {seconds} s\n{told}{self.errors[:10]}\n{text}")
+                logs = "\n".join(coordinator.describe() for coordinator in Coordinator.all[-2:])
+                raise AssertionError(f"expected {what}, found none after {seconds} s\n{logs}{self.errors[:10]}\n{text}")
             self.page.wait_for_timeout(50)
 
     def wait_for_training(self, n_workers=4):

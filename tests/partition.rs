@@ -21,7 +21,7 @@ struct Machines<'a> {
 impl<'a> Machines<'a> {
     fn start(dir: &'a TestDir, network: &Network, flags: &str, n_workers: usize) -> Self {
         let address = Network::coordinator();
-        // Hosts that are none share this machine's memory, unless they are told not to.
+        // Simulated hosts share this machine's memory, unless a flag forbids it.
         let others = "--wire grpc --hash-steps --json --run-dir run";
         let flags = format!("{flags} --launch external --listen {address} --insecure {others}");
         let command = network.on_host(COORDINATOR, &dir.command("coordinator", &flags));
@@ -83,7 +83,7 @@ fn disconnected_machine_is_detected_and_rejoins() {
     assert_eq!(machines.workers.iter().map(n_joined).collect::<Vec<_>>(), [2, 1, 1]);
 }
 
-/// No FIN and no RST ever tells of its end.
+/// No FIN and no RST ever signals its end.
 #[test]
 fn machine_lost_without_fin_or_rst_is_detected_in_time() {
     let dir = TestDir::new();

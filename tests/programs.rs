@@ -282,8 +282,8 @@ fn modes(folder: &Path) -> Vec<(String, u32)> {
     found
 }
 
-/// The goal: nobody else of the machine finds the socket or the data set, and a process that was killed leaves no data behind for
-/// longer than until the next one.
+/// The goal: no other user of the machine finds the socket or the data set, and a process that was killed leaves no data behind
+/// for longer than until the next one.
 #[test]
 fn private_folder_is_owner_only_and_removed_after_kill() {
     let dir = TestDir::new();

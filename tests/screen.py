@@ -112,7 +112,7 @@ class Terminal:
         return self.tmux("capture-pane", "-p", "-e", "-S", "-")
 
     def output(self):
-        """The lines that the command has printed, with those that are wrapped at spaces put together. None begins with a space."""
+        """The lines that the command has printed, with wrapped lines joined at spaces. None begins with a space."""
         lines = []
         for line in self.lines():
             if line.startswith("  ") and lines:

@@ -1,4 +1,4 @@
-//! A worker that stands still, and is not dead: the others do its part, and nobody waits for it.
+//! A worker that is suspended, and not dead: the others do its part, and do not wait for it.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -130,8 +130,8 @@ class TensorBoard(unittest.TestCase):
                 context_of_all = base_plugin.TBContext(logdir=str(logdir), data_provider=self.plugin_data(logdir))
                 plugin = projector_plugin.ProjectorPlugin(context_of_all)
                 self.assertEqual(json.loads(self.ask(plugin, "/runs")), [run])
-                [told] = json.loads(self.ask(plugin, "/info", run=run))["embeddings"]
-                self.assertEqual(told["tensorShape"], [len(labels), 3])
+                [info] = json.loads(self.ask(plugin, "/info", run=run))["embeddings"]
+                self.assertEqual(info["tensorShape"], [len(labels), 3])
                 answer = self.ask(plugin, "/tensor", run=run, name="codes")
                 values = numpy.frombuffer(answer, dtype="float32").reshape(len(labels), -1)
                 numpy.testing.assert_array_equal(values.ravel(), numpy.float32(0.1) * numpy.arange(12, dtype="float32"))

@@ -16,8 +16,8 @@ fn n_ways(coordinator: &Process) -> [usize; 2] {
     [THROUGH_MEMORY, OVER_GRPC].map(|way| coordinator.lines(Stream::Err, way).len())
 }
 
-/// A worker whose processes have numbers of their own, as in a container: it cannot open what a coordinator outside has. None,
-/// said aloud, where the system lets nobody make such a place.
+/// A worker in a PID namespace of its own, as in a container: it cannot open what a coordinator outside has. None, with a
+/// message, where the system does not allow such a namespace.
 fn contained_worker(dir: &TestDir, address: &str) -> Option<Process> {
     let worker = dir.worker_command(address);
     let mut command = Command::new("unshare");

@@ -37,7 +37,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Values of the denoising network's gradient.
 const N_VALUES: usize = 163_814;
 const N_BYTES_MAX: usize = message_bytes_max(PARAMS_MAX);
-/// Steps before those that are measured.
+/// Steps before the measured ones.
 const WARM_UP: usize = 30;
 const STEPS: usize = 200;
 /// How often each setting is measured, in turn with the others.

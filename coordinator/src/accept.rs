@@ -115,7 +115,7 @@ pub async fn accept(
             };
             let Some(connection) = connection else { return };
             let handle = connection.lease.handle().clone();
-            // Nobody takes it any more only when the server has ended.
+            // Fails only when the server has ended.
             let _ = accepted.send(Ok(connection)).await;
             tokio::select! {
                 () = shutdown.cancelled() => {}

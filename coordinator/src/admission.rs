@@ -60,7 +60,7 @@ impl Limits {
             n_connections_max,
             // So that one identity cannot take all of them.
             n_per_identity_max: CONNECTIONS_PER_IDENTITY_MAX.min(n_connections_max / 2),
-            // So that there is always room for somebody who has not joined.
+            // So that there is always room for a connection that has not joined.
             n_sessions_max: WORKERS_MAX.min(n_connections_max - CONNECTIONS_SPARE.min(n_connections_max / 4)),
         }
     }
@@ -151,7 +151,7 @@ pub enum NotAdmitted {
 }
 
 impl Admission {
-    /// Nobody is there.
+    /// No connections yet.
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self { limits, entries: Mutex::default() })
     }
@@ -463,7 +463,7 @@ mod tests {
         let newcomer = connect(3);
         newcomer.handle().join().expect("somebody gives way");
         assert_eq!(sessions.each_ref().map(is_open), [true, false, true, true]);
-        // Now nobody has more than a newcomer of the first machine would have.
+        // Now no identity has more sessions than a newcomer of the first machine would have.
         let second = connect(1);
         assert_eq!(second.handle().join(), Err(NotAdmitted::All { n_max: 4 }));
     }

@@ -278,13 +278,13 @@ fn random_token() -> Result<String, CertificatesError> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// A folder that nobody else can look into. One that is there already stays as it is.
+/// Creates a folder that only its owner can access. An existing one stays as it is.
 fn create_folder(path: &Path) -> Result<(), CertificatesError> {
     let error = |source| CertificatesError::File { what: "make the folder", path: path.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)
 }
 
-/// A new file that nobody else can read.
+/// Creates a file that only its owner can read.
 fn write(path: &Path, content: &str) -> Result<(), CertificatesError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(content.as_bytes()));

@@ -1,5 +1,5 @@
-//! The driver's clock: time since its start, without the time in which this process was held up. Nobody else is to blame for
-//! that, so no peer may be taken for dead because of it.
+//! The driver's clock: time since its start, without the time in which this process was stalled. A stall of this
+//! process must not count as silence of a peer.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
@@ -10,8 +10,8 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// A thread that oversleeps by more than this was held up, with all others of its process.
 const STALL: Duration = Duration::from_millis(250);
 
-/// A clock that stands still while its process does. It is told so by a thread that does nothing but sleep: how late a busy
-/// thread looks at the clock says nothing, since a peer can keep it busy.
+/// A clock that stops while its process is stalled. A thread that only sleeps detects stalls: how late a busy thread reads
+/// the clock says nothing, since a peer can keep it busy.
 #[derive(Debug)]
 pub struct Clock {
     start: Instant,
@@ -91,7 +91,7 @@ mod tests {
         ticks.tick(at(50));
         ticks.tick(at(300)); // late, but not by a stall
         check(&ticks, 340, 340);
-        // Held up from here on: whoever looks before the thread does sees no more than what passes without a stall.
+        // Stalled from here on: a read before the next tick returns no more than what passes without a stall.
         check(&ticks, 600, 600);
         check(&ticks, 5_300, 600);
         ticks.tick(at(5_301));

@@ -346,7 +346,7 @@ fn n_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
-/// Whether a core is left to wait on, besides those that compute.
+/// Whether a core is left for busy waiting, besides the ones that compute.
 fn has_spare_core(backend: &BackendArgs, n_workers: NonZeroU32) -> bool {
     let n_threads = backend.threads.map_or(1, usize::from);
     n_workers.get() as usize * n_threads < n_cores()

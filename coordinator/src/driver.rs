@@ -1,6 +1,6 @@
 //! The sole owner of the training core: events in, actions out. A state machine that never waits, over an [`Environment`] that
 //! has the clock, the disk and what this process computes itself; the simulation plays it in virtual time. In a process of its
-//! own it is a task beside the sessions, and not a thread: whoever reads a result can go on with the step at once, where a
+//! own it is a task beside the sessions, and not a thread: the session that reads a result can run the driver at once, where a
 //! thread would have to be woken.
 
 use std::collections::BTreeMap;
@@ -150,8 +150,8 @@ impl<E: Environment> Driver<E> {
         }
     }
 
-    /// Does all that is to be done up to the next pause: what the core wishes, and what is due. Ends the run when the core
-    /// wishes to, which it does at the latest when nobody can tell it anything any more.
+    /// Runs until the next pause: performs the core's actions and handles deadlines that are due. Ends the run when the core
+    /// asks for it, at the latest when no more input can arrive.
     pub fn go_on(&mut self) -> Pause {
         self.end_wait();
         // Ends: deadlines are looked at once.
@@ -217,7 +217,7 @@ impl<E: Environment> Driver<E> {
                 Action::SendUpdate { gradient, work } => {
                     self.costs.update += spent;
                     if self.run.journal == JournalSteps::Yes {
-                        // Nobody builds on a step that could be lost. Its line comes first, which is the next action.
+                        // No worker may build on a step that could be lost. The step's line comes first, which is the next action.
                         let Some(Action::Report(report)) = self.training.poll_action(self.now()) else {
                             unreachable!("an update is followed by the report of its step")
                         };
@@ -535,9 +535,9 @@ impl Environment for Process {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let (done, flushed) = sync_channel(1);
         self.observer.record(Entry::FlushLines(done))?;
-        // While the lines are written: whoever goes on from a state has all lines up to it.
+        // While the lines are written: a run resumed from a state has all lines up to it.
         let parts = journal.parts_of(state);
-        // Others go on meanwhile. That the machine may die, too, follows while workers compute.
+        // Other tasks run meanwhile. The sync to disk, against a crash of the machine, follows while workers compute.
         let written = block_in_place(|| {
             flushed.recv().map_err(|_| ObserverStopped)?;
             Ok(journal.write(&parts))

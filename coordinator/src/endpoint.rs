@@ -94,7 +94,7 @@ fn scheme(workers: &Workers) -> &'static str {
     }
 }
 
-/// A socket that an earlier process left behind keeps nobody from listening.
+/// Removes a socket that an earlier process left behind, which would prevent listening.
 async fn remove_stale(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     let is_refused = match UnixStream::connect(path).await {

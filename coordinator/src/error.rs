@@ -25,7 +25,7 @@ pub enum ClusterError {
         /// Its parameters.
         found: usize,
     },
-    /// Nobody came.
+    /// No worker joined in time.
     #[error(
         "expected a worker within {} seconds, none came; start one with `{command}`, or wait longer \
          with --join-timeout", waited.as_secs_f64()

@@ -1,5 +1,5 @@
-//! The data set, for workers that have no copy of it: one time for each session, to a few workers at once, and at a least pace,
-//! so that nobody who does not read keeps the others from it.
+//! Sends the data set to workers that have no copy of it: once per session, to a few workers at once, and at a minimum rate, so
+//! that a worker that does not read cannot block the others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ pub(crate) struct FetchPermit {
 }
 
 impl Fetches {
-    /// Nobody is sent anything.
+    /// No fetches in progress.
     pub fn new() -> Self {
         Self { all: Arc::new(Semaphore::new(N_FETCHES_MAX)), by_identity: Mutex::default() }
     }

@@ -95,7 +95,7 @@ pub struct NotServing {
 /// Why a check has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// Nobody said yes.
+    /// No coordinator is serving there.
     #[error(transparent)]
     NotServing(#[from] NotServing),
     /// There is nothing to prove oneself with.

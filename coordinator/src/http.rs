@@ -81,7 +81,7 @@ impl HttpPort {
             }
             bound => bound,
         };
-        // Nobody has asked for it: a run does without.
+        // The page was not asked for: a run does without.
         if let (Err(error), Http::Default) = (&bound, http) {
             warn!(%error, "no page: nothing can be listened at on this machine");
             return Ok(None);

@@ -28,9 +28,9 @@ pub struct Inbox {
 /// The memory that a session shares with its worker.
 #[derive(Debug)]
 enum Memory {
-    /// The worker has been told, and may open it.
+    /// The worker was sent the handle, and may open it.
     Offered(Results, RegionHandle),
-    /// The worker has it open, and nobody else can open it any more.
+    /// The worker has it open, and no other process can open it any more.
     Open(Results),
     None,
 }

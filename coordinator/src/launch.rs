@@ -28,7 +28,7 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES_MAX: u32 = 5;
 /// Pause before the first new start; it doubles with each short life.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a worker may take to end after its session was closed. What it still computes then is of no use to anybody.
+/// How long a worker may take to end after its session was closed. What it still computes then is not used.
 const END_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Lines of a worker's last words that are kept.
 const LAST_LINES: usize = 10;
@@ -113,7 +113,7 @@ impl Launcher {
     fn start(&self, number: u32) -> Result<LocalWorker, LaunchError> {
         let mut command = Command::new(&self.program.file);
         command.args(&self.program.arguments);
-        // What is set for the coordinator is not meant for its workers, who are told all by flags.
+        // Variables of the coordinator are not for its workers, which get all settings by flags.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TELAR_")) {
             command.env_remove(name);
         }
@@ -150,7 +150,7 @@ impl Launcher {
         let stdin = child.stdin.take().expect("standard input is a pipe");
         let lines = child.stderr.take().expect("standard error is a pipe");
         let relay = TaskTracker::new();
-        // As JSON, somebody collects them.
+        // JSON lines are for log collectors.
         let shows_details = self.log_format == LogFormat::Json || std::env::var_os("RUST_LOG").is_some();
         let last_lines = relay.spawn(relay_lines(number, lines, shows_details));
         relay.close();
@@ -193,7 +193,7 @@ impl WorkerSupervisor {
             };
             let pause = self.count(started.elapsed(), is_evicted, &ended, last_lines)?;
             tokio::select! {
-                // When the run is over, workers end a moment before this is told.
+                // When the run is over, workers end a moment before `shutdown` is cancelled.
                 () = shutdown.cancelled() => break,
                 () = tokio::time::sleep(pause) => {
                     warn!(local_worker = self.number, ended, "local worker ended; it is started anew");
@@ -245,7 +245,7 @@ impl LocalWorker {
     }
 
     async fn last_lines(self) -> String {
-        // Its own children may hold the pipe open; nobody waits for them.
+        // Its own children may hold the pipe open, and are not waited for.
         let lines = timeout(Duration::from_secs(1), self.last_lines).await;
         let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
         lines.into_iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")

@@ -93,12 +93,12 @@ impl Outbox {
     /// Puts a message in, without waiting.
     ///
     /// # Errors
-    /// If there are too many bytes or messages in it, or a state that the worker has not taken, or nobody takes them any more.
+    /// If it holds too many bytes or messages, or a state that the worker has not taken, or its receiver is gone.
     pub fn send(&self, kind: Kind) -> Result<(), Overflow> {
         self.sender.send(kind)
     }
 
-    /// Whether nobody takes messages any more.
+    /// Whether the receiver is gone.
     pub fn is_gone(&self) -> bool {
         self.sender.messages.is_closed()
     }

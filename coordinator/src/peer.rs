@@ -1,5 +1,5 @@
-//! Who is at the other end of a connection, as far as that can be told without asking it: what the system says of the socket.
-//! A peer can choose every word that it sends, but not this.
+//! Who is at the other end of a connection, by what the operating system reports of the socket. A peer can choose every byte
+//! that it sends, but not this.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

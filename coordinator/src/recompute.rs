@@ -1,6 +1,6 @@
 //! Tasks that the coordinator computes itself, on a thread of its own that is started when the first one is asked for: where
-//! workers differ and nobody else can say who is right, before a run is declared diverged, and as the second vote of an audit
-//! where only one identity is there.
+//! workers differ and votes cannot show who is right, before a run is declared diverged, and as the second vote of an audit
+//! where only one identity takes part.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -29,7 +29,7 @@ pub struct Means {
     pub rounding: Rounding,
     /// Computes, without autodiff.
     pub device: ComputeDevice,
-    /// Where results go. The driver listens as long as somebody else can tell it something.
+    /// Where results go. The driver receives as long as a strong sender exists.
     pub inputs: WeakSender<Input>,
 }
 
@@ -68,7 +68,7 @@ impl Recomputer {
         let jobs = self.jobs.get_or_insert_with(|| {
             let ((jobs, inbox), means) = (channel(), self.means.clone());
             let compute = move || compute_all(means, &inbox);
-            // Nobody waits for its end: when the run is over, nobody needs what it computes.
+            // Never joined: when the run is over, its results are not needed.
             std::thread::Builder::new()
                 .name("recompute".to_owned())
                 .spawn(compute)
@@ -79,7 +79,7 @@ impl Recomputer {
     }
 }
 
-/// Computes what comes, until nobody asks any more.
+/// Computes jobs until the sender is gone.
 fn compute_all(means: Means, jobs: &Receiver<Job>) {
     let replica = Arc::clone(&means.task).replica(means.recipe.seed, &means.device);
     let mut computer = Computer { replica, sampler: None, means };

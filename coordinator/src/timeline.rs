@@ -228,7 +228,7 @@ mod tests {
         assert_eq!((assigned, arrived), (0.0, 10.0));
     }
 
-    /// The goal: what arrives in the order in which nobody would expect it is left out, and ends nothing.
+    /// The goal: a result that arrives out of order is left out, and ends nothing.
     #[test]
     fn result_that_arrived_before_its_assignment_has_no_span() {
         let mut timeline = Timeline::default();

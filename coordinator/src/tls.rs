@@ -59,7 +59,7 @@ impl Tls {
     /// Makes the handshake, and gives the stream and the name of the peer's certificate.
     ///
     /// # Errors
-    /// If the peer proves nothing, or does not speak TLS; it has been told.
+    /// If the peer proves nothing, or does not speak TLS; the peer has been answered.
     pub async fn handshake(&self, io: TcpStream) -> Result<(TlsConnection, String), HandshakeError> {
         let mut first = [0];
         let n_bytes = io.peek(&mut first).await.map_err(|error| HandshakeError(error.to_string()))?;

@@ -53,9 +53,9 @@ use round::{Round, RoundKind};
 use schedule::NextRound;
 use size::Sizes;
 
-/// Compute classes that one identity may bring: nobody else's place is taken by names that it makes up.
+/// Compute classes that one identity may bring, so that names it makes up do not use up the limit for others.
 const CLASSES_OF_IDENTITY_MAX: usize = 4;
-/// Compute classes that take part in a run at most: their names are kept to its end, and a peer can make up any number.
+/// Compute classes of a run at most: their names are kept to its end, and a peer can make up any number.
 pub const COMPUTE_CLASSES_MAX: usize = 16;
 
 /// The core. Feed it with [`Training::handle_event`] and [`Training::handle_deadline`], and do what
@@ -258,7 +258,7 @@ impl Training {
             return self.finish(Outcome::NobodyCame);
         }
         if self.phase.round().is_some_and(|round| round.deadline.is_some_and(|deadline| deadline <= now)) {
-            // Who was waited for may be late by now, and somebody else has to say.
+            // A worker that was waited for may be late by now, so another one, or the coordinator, has to answer.
             self.decide(now);
             self.deal_more(now);
         }
@@ -274,7 +274,7 @@ impl Training {
         }
         let action = self.actions.pop_front();
         if action.is_none() {
-            // The first result will ask for it, and until then nobody waits.
+            // The first result needs it, and nothing waits until then.
             self.fingerprint();
         }
         action

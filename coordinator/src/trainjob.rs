@@ -46,7 +46,7 @@ struct Content {
     progress: Progress,
     n_changes: u64,
     end: Option<RunEnd>,
-    /// Whether the thread waits for a change. While it only lets time pass, a step wakes nobody.
+    /// Whether the thread waits for a change. While it only lets time pass, a step does not wake it.
     is_awaited: bool,
 }
 

@@ -36,7 +36,7 @@ fn check(seed: u64) {
     }
 }
 
-/// Plays a seed's schedule; where it ends otherwise than it should, that is told with what replays it.
+/// Plays a seed's schedule; returns what went wrong, if anything did, and how to replay it.
 fn try_play(seed: u64) -> Result<CoverageCounts, String> {
     catch_unwind(|| play(seed, false)).map_err(|cause| {
         let text = cause.downcast_ref::<String>().cloned();

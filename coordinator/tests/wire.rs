@@ -579,7 +579,7 @@ async fn diverged_run_reports_step_and_shard() {
     }
 }
 
-/// The data set is for those who joined, once; nobody learns its fingerprint by asking for another one.
+/// Joined workers alone can fetch the data set, once each; asking for another one does not reveal its fingerprint.
 #[tokio::test]
 async fn dataset_is_sent_once_to_joined_worker() {
     let coordinator = Coordinator::start();
@@ -618,7 +618,7 @@ async fn oversized_first_message_is_refused() {
     Worker::join(&coordinator.route).await;
 }
 
-/// The services that a coordinator describes to whoever asks.
+/// The services that a coordinator describes by reflection.
 async fn described_services(route: &Route) -> Result<Vec<String>, Status> {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_request, server_reflection_response};

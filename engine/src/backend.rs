@@ -307,10 +307,10 @@ pub fn set_threads(n_threads: Option<usize>) -> usize {
 /// The version of Burn, and with it that of its backends.
 const BURN_VERSION: &str = "0.22.1";
 
-/// Names what results are equal in every bit on, as far as a program can tell: the backend and its version, the
-/// operations, the [revision](REVISION) of what is computed, the device, the CPU's widest vectors and its first cache, after which Burn's matrix products are cut, and for
-/// LibTorch the threads, over which it cuts sums. Burn's functions such as eˣ come from the system's C library, which is not
-/// told here.
+/// Names the class within which results are equal in every bit, as far as a program can tell: the backend and its version, the
+/// operations, the [revision](REVISION) of what is computed, the device, the CPU's widest vectors and its first cache, by whose
+/// size Burn tiles matrix products, and for LibTorch the number of threads, over which it splits sums. Burn's functions such as eˣ
+/// come from the system's C library, which is not part of the name.
 pub fn compute_class(
     backend: Backend,
     operations: Operations,

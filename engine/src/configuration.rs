@@ -189,7 +189,7 @@ fn typed(value: &Value) -> Option<String> {
     }
 }
 
-/// Tries a value on its flag alone, so that what is wrong with it is told of the file and not of the command line.
+/// Parses a value with its flag alone, so that an error names the file and not the command line.
 fn try_value(flag: &Arg, value: &str) -> Result<(), String> {
     let mut alone = Arg::new("value").long("value").action(flag.get_action().clone());
     alone = alone.value_parser(flag.get_value_parser().clone()).default_value(value.to_owned());

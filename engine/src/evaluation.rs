@@ -5,7 +5,8 @@ use crate::sampler::n_batches;
 use crate::sums::{ImpossibleCount, Sums, check_counts};
 use crate::task::{Evaluator, OpenTask};
 
-/// Sums over a whole split. Those of all its batches, added in this order, are these in every bit, whoever computes which.
+/// Sums over a whole split. The sums of all its batches, added in this order, equal these in every bit, whichever worker computes
+/// which batch.
 ///
 /// # Errors
 /// If the task's counts of a batch are impossible.

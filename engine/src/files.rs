@@ -116,8 +116,8 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Removes from a folder, if there is one, what a process has left that was killed while it wrote. Nobody else may be at
-/// work there.
+/// Removes from a folder, if there is one, the unfinished files of a process that was killed while it wrote. No other process
+/// may use the folder.
 ///
 /// # Errors
 /// If the folder cannot be read, or a file not be removed.
@@ -137,7 +137,7 @@ pub fn remove_unfinished(folder: &Path) -> Result<(), WriteError> {
     }
 }
 
-/// Temporary files are private by themselves; the result is for whoever the user's mask lets read it.
+/// Temporary files are private by default; the result gets the permissions that the user's umask allows.
 #[cfg(unix)]
 fn with_usual_permissions<'a, 'b>(builder: &'a mut tempfile::Builder<'b, 'b>) -> &'a mut tempfile::Builder<'b, 'b> {
     use std::os::unix::fs::PermissionsExt;

@@ -314,8 +314,8 @@ mod tests {
         params: Vec<Vec<f64>>,
     }
 
-    /// The goal: whoever knows PyTorch's optimizers gets them: over a hundred steps each parameter is within 1e-6 of PyTorch's
-    /// in double precision, relative to the largest one.
+    /// The goal: the optimizers are PyTorch's: over a hundred steps each parameter is within 1e-6 of PyTorch's in double
+    /// precision, relative to the largest one.
     #[test]
     fn optimizer_steps_match_pytorch() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/optimizers.json");

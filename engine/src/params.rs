@@ -202,7 +202,7 @@ pub fn params_blake3(params: &[f32]) -> String {
 }
 
 /// A short name of the parameters for comparing replicas after every step: the xxh3 of the bytes that
-/// [`params_blake3`] hashes. Takes some tens of microseconds; nobody is kept from making another vector of this name.
+/// [`params_blake3`] hashes. Takes some tens of microseconds. Not collision resistant.
 pub fn params_fingerprint(params: &[f32]) -> u64 {
     XxHash3_64::oneshot(&little_endian(params))
 }

@@ -225,7 +225,7 @@ impl Recipe {
         Ok(self)
     }
 
-    /// The recipe in a text that another process was told, checked as if it had been typed.
+    /// Parses a recipe that another process sent, and checks it like flags.
     ///
     /// # Errors
     /// If it is no recipe, or one that cannot be followed.
@@ -235,14 +235,14 @@ impl Recipe {
         recipe.checked()
     }
 
-    /// What another process has to be told of it.
+    /// What another process needs to know of it.
     ///
     /// # Panics
     /// Never: a recipe is numbers and words.
     pub fn to_json(&self) -> Vec<u8> {
-        // Where a file of weights lies is nobody else's business.
-        let told = Self { init_from: None, init_map: Vec::new(), ..self.clone() };
-        serde_json::to_vec(&told).expect("a recipe is numbers and words")
+        // Paths of weight files are not sent to other processes.
+        let shared = Self { init_from: None, init_map: Vec::new(), ..self.clone() };
+        serde_json::to_vec(&shared).expect("a recipe is numbers and words")
     }
 
     /// Turns the sum of a step's gradients into what the optimizer applies: their average, clipped. Whether the average is finite.

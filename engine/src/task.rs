@@ -47,7 +47,7 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
     const NAME: &'static str;
     /// What it is, in a few words, for `--help`.
     const ABOUT: &'static str = "";
-    /// Figures beside the loss; the first [`Loss::counts`] belong to those that have one, in this order.
+    /// Figures beside the loss; the first [`Loss::counts`] belong to the figures that have one, in this order.
     const METRICS: &'static [Metric] = &[];
     /// What a sample is called in messages and files, in the plural: `images` gives `images_per_second`.
     const SAMPLES: &'static str = "samples";
@@ -120,8 +120,8 @@ pub trait Task: Args + Serialize + DeserializeOwned + Clone + Debug + Send + Syn
         exit_codes::DATA
     }
 
-    /// The network on a device. What the run starts from are its initial values on the CPU, with Burn's generator seeded by
-    /// `seed`; those that are drawn elsewhere are replaced, so that nothing but initial values may depend on a draw or the seed.
+    /// The network on a device. The run starts from its initial values on the CPU, with Burn's generator seeded by `seed`; initial
+    /// values drawn on another device are replaced, so that nothing but initial values may depend on a draw or the seed.
     fn network(&self, device: &ComputeDevice, seed: u64) -> Self::Network;
 
     /// Changes a training batch before the network sees it, such as by noise or a crop. Done ahead of time where a worker would wait.

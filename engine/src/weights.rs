@@ -154,7 +154,7 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
-    /// The task's settings are not those that were written.
+    /// The task's settings differ from the ones that were written.
     #[error("expected the settings of a task, found {reason} in {}", path.display())]
     Settings {
         /// The file.
@@ -162,7 +162,7 @@ pub enum WeightsError {
         /// What is wrong with them.
         reason: String,
     },
-    /// The values are not those that were written.
+    /// The values differ from the ones that were written.
     #[error("expected parameters with blake3 {expected}, found {found} in {}: the file is damaged", path.display())]
     Hash {
         /// The file.
@@ -289,7 +289,7 @@ impl WeightsFile {
     /// The task's settings, such as a `T` of the task's own type, if its metadata has them.
     ///
     /// # Errors
-    /// If they are not those that were written, or of another type.
+    /// If they differ from the settings that were written, or are of another type.
     pub fn settings<T: DeserializeOwned>(&self) -> Result<Option<T>, WeightsError> {
         let Some(text) = self.metadata.get(SETTINGS_KEY) else { return Ok(None) };
         let error = |reason| WeightsError::Settings { path: self.path.clone(), reason };
@@ -370,7 +370,7 @@ impl WeightsFile {
     /// Its values as the weights of a network.
     ///
     /// # Errors
-    /// If it has other tensors, shapes or types, values that are not finite, or not those that were written.
+    /// If it has other tensors, shapes or types, non-finite values, or values that differ from the ones that were written.
     pub fn weights(&self, task: &str, layout: &Arc<ParamLayout>) -> Result<Weights, WeightsError> {
         let (path, tensors) = (&self.path, self.tensors());
         let is_known = |name: &String| layout.entries().iter().any(|entry| entry.name == *name);

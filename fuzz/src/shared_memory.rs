@@ -13,11 +13,11 @@ const N_RESULT_VALUES: usize = 2048;
 const N_UPDATE_VALUES: usize = 1024;
 const _: () = assert!(RESULT_SLOTS as usize * N_RESULT_VALUES == UPDATE_SLOTS as usize * N_UPDATE_VALUES);
 
-/// Token, slot that is told, step that is told: what an input begins with. What follows lies in the memory.
+/// Bytes of the token. An input begins with the token, slot and step that are sent; the rest is the content of the memory.
 const N_TOKEN: usize = 16;
 
-/// Whether a worker can open memory that a coordinator is said to offer, and somebody has left something in it. Whoever reads a
-/// slot gets finite values, or none.
+/// Opens memory with arbitrary content as a worker does when a coordinator offers it; returns whether that succeeded. Reading a
+/// slot gives finite values, or none.
 ///
 /// # Panics
 /// If this is not so.
@@ -31,15 +31,15 @@ pub fn take(input: &[u8]) -> bool {
     let n_written = memory.len().min(16 << 10);
     file.write_all_at(&memory[..n_written], 0).expect("memory can be written");
 
-    let told = Region { descriptor, token: token.to_vec().into() };
+    let sent = Region { descriptor, token: token.to_vec().into() };
     let slot = u32::from(slot);
     let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
     let mut is_open = false;
-    if let Ok(updates) = UpdateSlots::open(process::id(), &told, N_UPDATE_VALUES) {
+    if let Ok(updates) = UpdateSlots::open(process::id(), &sent, N_UPDATE_VALUES) {
         is_open = true;
         let _ = updates.read(slot, step.into(), |_, values| assert!(is_finite(values)));
     }
-    if let Ok(slots) = ResultSlots::open(process::id(), &told, N_RESULT_VALUES)
+    if let Ok(slots) = ResultSlots::open(process::id(), &sent, N_RESULT_VALUES)
         && let Some(mut free) = slots.free()
     {
         free.values().fill(1.0);

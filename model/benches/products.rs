@@ -12,7 +12,7 @@
     reason = "numbers are small"
 )]
 
-/// The crate's own files: what they hold is nobody else's business.
+/// The crate's own files, whose items are private.
 #[path = "../src/layers"]
 mod layers {
     #[path = "fused"]

@@ -84,7 +84,7 @@ mod tests {
         })
     }
 
-    /// The goal: nobody changes a bit without changing the number. Every x86-64 CPU since 2013 has vectors of 256 bits, and
+    /// The goal: no bit changes without a new revision number. Every x86-64 CPU since 2013 has vectors of 256 bits, and
     /// wider ones are computed on as those are, so that this compares wherever programs are built.
     #[test]
     fn bits_of_short_run_change_only_with_revision() {

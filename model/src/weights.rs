@@ -1,4 +1,4 @@
-//! Files of weights of any of the networks, told apart by their tensors.
+//! Files of weights of any of the networks, identified by their tensors.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use engine::weights::{Weights, WeightsError, WeightsFile};
 use crate::arch::Architecture;
 use crate::task::book_task;
 
-/// Reads a file of any of the networks. Which one is told by its tensors, so that a file written by another program, without
+/// Reads a file of any of the networks. The tensors identify the network, so that a file written by another program, without
 /// metadata, is as good.
 ///
 /// # Errors
@@ -86,7 +86,7 @@ mod tests {
             let mut bytes = written.to_bytes();
             let place = place % bytes.len();
             bytes[place] ^= flipped;
-            // A change in the part of the metadata that nobody asks for is none in the weights.
+            // A change in unused metadata leaves the weights unchanged.
             if let Ok(found) = read(&bytes) {
                 // One that hides the key of the settings takes them away, and changes none.
                 let settings = found.settings.clone().or(written.settings.clone());

@@ -425,7 +425,7 @@ fn offline_training_falls_back_to_synthetic_data() {
     let offline = |flags: &str| {
         let mut command = program(flags);
         command.current_dir(dir.folder.path()).env("HOME", dir.path("home")).env("XDG_CACHE_HOME", dir.path("cache"));
-        // Nobody listens there, so nothing is ever reached.
+        // No process listens there, so nothing is ever reached.
         for name in ["ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy"] {
             command.env(name, "http://127.0.0.1:9");
         }

@@ -34,13 +34,13 @@ impl Buffers {
         free.truncate(self.n_free_max);
     }
 
-    /// Gives a vector back when nobody needs its values any more.
+    /// Wraps a vector in a guard that gives it back when dropped.
     pub fn lend(self: &Arc<Self>, values: Vec<f32>) -> BufferGuard {
         BufferGuard { values, buffers: Arc::clone(self) }
     }
 }
 
-/// A vector whose values somebody still needs.
+/// A vector that is in use; given back when dropped.
 #[derive(Debug)]
 pub struct BufferGuard {
     values: Vec<f32>,

@@ -20,7 +20,7 @@ impl BusyPoll {
         Self { begun: Instant::now() }
     }
 
-    /// Gives others a turn on this CPU; whether to look again. Not if somebody took the turn, nor after a millisecond.
+    /// Yields this CPU to other threads; whether to poll again. Not if another thread ran, nor after a millisecond.
     pub fn should_continue(&self) -> bool {
         let asked = Instant::now();
         thread::yield_now();

@@ -26,8 +26,8 @@ pub const SESSION: &str = "/telar.v1.Training/Session";
 /// Path of the method `FetchDataset`.
 pub const FETCH_DATASET: &str = "/telar.v1.Training/FetchDataset";
 
-/// Calls a method: sends the token, if there is one, and the messages, however many, and gives those that come back, each
-/// of at most so many bytes.
+/// Calls a method: sends the token, if there is one, and any number of messages, and returns the replies, each of at most
+/// `n_bytes_max` bytes.
 ///
 /// # Errors
 /// If the call does not get through, or is answered with nothing but a status.

@@ -67,7 +67,7 @@ pub enum SlotError {
         /// The number found.
         found: u32,
     },
-    /// Nobody has filled it.
+    /// The slot is not full.
     #[error("expected slot {slot} to be full, found that it is not")]
     NotFull {
         /// Which.
@@ -103,7 +103,7 @@ impl Results {
     }
 
     /// Copies a gradient out of a slot that is full, and frees the slot; gives the sum of its squares. The slot is read once:
-    /// what was looked at is what is in `values`, whoever writes to the slot meanwhile.
+    /// the values that were checked are the ones in `values`, even if another process writes to the slot meanwhile.
     ///
     /// # Errors
     /// If there is no such slot, it is not full, or a value is not finite; what is in `values` then is of no use.
@@ -129,13 +129,13 @@ pub struct ResultSlots {
 }
 
 impl ResultSlots {
-    /// Opens what the coordinator told, for gradients of so many values.
+    /// Opens the region that the coordinator sent, for gradients of so many values.
     ///
     /// # Errors
     /// If it is not there.
-    pub fn open(process: u32, told: &v1::Region, n_values: usize) -> Result<Self, OpenError> {
+    pub fn open(process: u32, region: &v1::Region, n_values: usize) -> Result<Self, OpenError> {
         let layout = Layout::new(RESULT_SLOTS, n_values);
-        Ok(Self { region: Region::open(process, told, layout, Access::ReadAndWrite)? })
+        Ok(Self { region: Region::open(process, region, layout, Access::ReadAndWrite)? })
     }
 
     /// A slot to write to, if one is free.
@@ -156,7 +156,7 @@ impl FreeSlot<'_> {
         self.claimed.values()
     }
 
-    /// Leaves what was written to the coordinator; the slot's number is to be told.
+    /// Marks the slot as full, for the coordinator to read; returns its number, which the worker has to send.
     pub fn fill(self) -> u32 {
         self.claimed.fill()
     }
@@ -208,13 +208,13 @@ pub struct UpdateSlots {
 }
 
 impl UpdateSlots {
-    /// Opens what the coordinator told, for gradients of so many values.
+    /// Opens the region that the coordinator sent, for gradients of so many values.
     ///
     /// # Errors
     /// If it is not there.
-    pub fn open(process: u32, told: &v1::Region, n_values: usize) -> Result<Self, OpenError> {
+    pub fn open(process: u32, region: &v1::Region, n_values: usize) -> Result<Self, OpenError> {
         let layout = Layout::new(UPDATE_SLOTS, n_values);
-        Ok(Self { region: Region::open(process, told, layout, Access::Read)? })
+        Ok(Self { region: Region::open(process, region, layout, Access::Read)? })
     }
 
     /// Copies the gradient that leads to a step out of a slot, block by block: `take` is given the position of the first value

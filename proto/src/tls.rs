@@ -39,7 +39,7 @@ pub fn provider() -> CryptoProvider {
 /// The three files of a program, all PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Its certificate, and those that lead from there to a CA.
+    /// Its certificate, and the chain from there to a CA.
     pub certificate: PathBuf,
     /// The key of its certificate.
     pub key: PathBuf,
@@ -252,8 +252,8 @@ impl Stamp {
     }
 }
 
-/// What is made of three files, and is made anew when one of them has changed. New files that are not whole, or not good,
-/// are told of and change nothing.
+/// What is made of three files, and is made anew when one of them has changed. New files that are incomplete or
+/// invalid are logged and change nothing.
 #[derive(Debug)]
 pub struct Reloaded<T> {
     files: TlsFiles,
@@ -296,7 +296,7 @@ impl<T> Reloaded<T> {
     }
 
     fn read_into(&self, loaded: &mut Loaded<T>, stamps: [Option<Stamp>; 3]) {
-        // Also after an error, which is then told once for each change.
+        // Also after an error, which is then logged once per change.
         loaded.stamps = stamps;
         let read = self.files.read().and_then(|credentials| {
             let (name, last_day) = (credentials.name.clone(), credentials.last_day.clone());

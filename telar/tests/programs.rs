@@ -234,7 +234,7 @@ fn worker_without_task_of_run_exits_with_reason() {
     assert!(err.contains("expected the task fit, which this program knows, found the task `words`"), "{err}");
 }
 
-/// The goal: a program's own command is as those that all programs have.
+/// The goal: a program's own command behaves like the built-in ones.
 #[test]
 fn own_command_shares_help_errors_and_exit_codes() {
     let dir = test_dir();

@@ -102,8 +102,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// A port of this machine that every coordinator of a round can have. None from which the system gives ports to whoever
-/// connects: a worker that looks for its coordinator there could find itself.
+/// A port of this machine that every coordinator of a round can have. Not an ephemeral port, which the system gives to
+/// connecting clients: a worker that looks for its coordinator there could find itself.
 fn free_address(draws: &mut Draws) -> String {
     // Ends: most ports are free.
     loop {

@@ -40,7 +40,7 @@ pub struct Injection {
     pub at: Instant,
     /// When it was over.
     pub until: Instant,
-    /// The last step that the coordinator had told of.
+    /// The last step that the coordinator had logged.
     pub step: u64,
     /// Which coordinator of the round it was, counted from 0.
     pub life: usize,
@@ -132,7 +132,7 @@ impl<'a> Round<'a> {
         self.dir.run("run", &end)
     }
 
-    /// Panics if a worker has ended that nobody made end, unless it did so with the run.
+    /// Panics if a worker has ended that no fault ended, unless it ended with the run.
     pub fn check_workers(&self) {
         for worker in self.workers.iter().filter(|worker| !worker.is_gone && !worker.process.is_running()) {
             worker.process.succeed();
@@ -177,14 +177,14 @@ impl<'a> Round<'a> {
         id
     }
 
-    /// The last step that was told of by any coordinator.
+    /// The last step that any coordinator has logged.
     fn step(&self) -> u64 {
         let last = self.coordinator().lines(Stream::Err, "step done").pop();
         let step = last.map_or(0, |line| field(&line, "step").parse().expect("a step"));
         self.injections.last().map_or(step, |before| before.step.max(step))
     }
 
-    /// Workers that others started, and nobody made end.
+    /// Workers that the test started, and no fault ended.
     fn running(&self) -> Vec<u32> {
         let running = self.workers.iter().filter(|worker| !worker.is_gone && worker.process.is_running());
         running.map(|worker| worker.process.id()).collect()

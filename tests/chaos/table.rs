@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::round::{Fault, Injection, RoundLog};
 use crate::harness::{Line, Run, field};
 
-/// Steps that have to be told of before a fault counts as recovered from: the one that was under way, and a whole one.
+/// Steps that have to be logged before a fault counts as recovered from: the one that was under way, and a whole one.
 const N_STEPS_RECOVERED: u64 = 2;
 
 /// Figures of all rounds so far.
@@ -30,7 +30,7 @@ struct Row {
     n_injected: usize,
     detected: Vec<Duration>,
     recovered: Vec<Duration>,
-    /// Steps that a dead coordinator had told of and the next one computed again.
+    /// Steps that a dead coordinator had logged and the next one computed again.
     n_again: u64,
 }
 
@@ -98,12 +98,12 @@ fn recovered(log: &RoundLog, injection: &Injection, n_steps: u64) -> Option<Inst
     Some(later.find(|line| step_done(line).is_some_and(|step| step >= step_min))?.at)
 }
 
-/// The step that a line tells of.
+/// The step that a line logs.
 fn step_done(line: &Line) -> Option<u64> {
     line.text.contains("step done").then(|| field(&line.text, "step").parse().expect("a step"))
 }
 
-/// How many steps were told of by a coordinator that died and computed again by the next one.
+/// How many steps were logged by a coordinator that died and computed again by the next one.
 fn again(log: &RoundLog, injection: &Injection) -> u64 {
     let is_death = matches!(injection.fault, Fault::CoordinatorKilled | Fault::CoordinatorStopped);
     let Some(next) = log.lives.get(injection.life + 1).filter(|_| is_death) else { return 0 };

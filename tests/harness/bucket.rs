@@ -25,7 +25,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Starts the server; None, said aloud, where there is no Python that has it.
+    /// Starts the server; None, with a message, where there is no Python that has it.
     pub fn start(dir: &TestDir) -> Option<Self> {
         let python = std::env::var_os("TELAR_PYTHON")?;
         let mut look = Command::new(&python);

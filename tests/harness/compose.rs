@@ -21,7 +21,7 @@ pub struct Compose {
 }
 
 impl Compose {
-    /// A project with these settings. None, said aloud, where there is no Docker engine.
+    /// A project with these settings. None, with a message, where there is no Docker engine.
     pub fn if_any(settings: &[(&str, &str)]) -> Option<Self> {
         let info = Command::new("docker").args(["info", "--format", "{{.ServerVersion}}"]).output();
         if !info.is_ok_and(|info| info.status.success()) {

@@ -21,7 +21,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// A switch with a coordinator's host and those of so many workers. None, said aloud, where namespaces cannot be made.
+    /// A switch with a coordinator's host and those of so many workers. None, with a message, where namespaces cannot be made.
     pub fn if_any(n_workers: usize) -> Option<Self> {
         let made = sweep().and_then(|()| Self::new(n_workers));
         // Said also where the test passes: the test runner keeps back only what goes through the print macros.
@@ -87,7 +87,7 @@ impl Network {
         inside
     }
 
-    /// Pulls a host's cable: nothing comes or goes any more, and nobody is told.
+    /// Pulls a host's cable: nothing comes or goes any more, and no process is notified.
     pub fn unplug(&self, host: usize) {
         self.set_port(host, "down");
     }

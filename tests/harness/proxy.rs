@@ -74,7 +74,7 @@ struct Shared {
 struct State {
     armed: Option<Trigger>,
     flow: FlowState,
-    /// Both ends of every connection, to wake whoever waits for them.
+    /// Both ends of every connection, to wake the threads that wait for them.
     ends: Vec<Weak<TcpStream>>,
     n_connections: usize,
     is_over: bool,
@@ -178,7 +178,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.state().is_over = true;
         self.shared.close();
-        // Wakes the thread that accepts; if it has ended already, nobody is there.
+        // Wakes the thread that accepts; fails if it has ended already.
         let _ = TcpStream::connect(self.address);
         let ended = self.thread.take().expect("it is joined once").join();
         assert!(ended.is_ok() || thread::panicking(), "the proxy had a fault");
@@ -196,7 +196,7 @@ impl Shared {
                 return;
             }
             let down = down.expect("a connection");
-            // A coordinator that is gone refuses whoever comes.
+            // A coordinator that is gone refuses connections.
             let Ok(up) = TcpStream::connect(self.upstream) else { continue };
             let ends = [down, up].map(|end| {
                 end.set_nodelay(true).expect("an open socket");
@@ -267,7 +267,7 @@ impl Shared {
         let mut state = self.state();
         state.flow = FlowState::Closed;
         for end in state.ends.drain(..).filter_map(|end| end.upgrade()) {
-            // Tells the peer nothing, but ends the wait of whoever reads here.
+            // Sends the peer nothing, but ends the wait of a thread that reads here.
             let _ = end.shutdown(Shutdown::Read);
         }
         self.changed.notify_all();

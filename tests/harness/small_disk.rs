@@ -15,7 +15,7 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// A disk of so many KiB; none, and said aloud, where the system lets nobody mount one.
+    /// A disk of so many KiB; None, with a message, where the system does not allow mounting one.
     pub fn new(dir: &TestDir, n_kibibytes: u32) -> Option<Self> {
         let folder = dir.path("disk");
         fs::create_dir(&folder).expect("a folder");

@@ -138,7 +138,7 @@ async fn fetch(link: &Link, task: &Arc<dyn AnyTask>, fingerprint: &str) -> Resul
     stored
 }
 
-/// Ends when there are no more pieces, or nobody takes them.
+/// Ends when there are no more pieces, or their receiver is gone.
 async fn pass_on(pieces: &mut Messages<DatasetPiece>, sender: mpsc::Sender<DatasetPiece>) -> Result<(), DatasetError> {
     let mut waited = FIRST_PIECE_WAIT_MAX;
     loop {

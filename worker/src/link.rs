@@ -55,7 +55,7 @@ pub(crate) struct Link {
 /// A connection that cannot be made, or is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// Nobody is there, or not now.
+    /// No coordinator answers, or not now.
     #[error("{0}")]
     Unreachable(String),
     /// The coordinator does not accept this worker's certificate.
@@ -263,7 +263,7 @@ impl GradientTransport {
 
     /// Where to write a gradient that is sent.
     pub fn outbound_gradient(&self) -> OutboundGradient<'_> {
-        // If all slots are full, the coordinator is late: nobody waits for it.
+        // If all slots are full, the coordinator is late: the gradient goes into the message instead.
         let free = self.shared.as_ref().and_then(|shared| shared.results.free());
         free.map_or_else(|| OutboundGradient::Message(self, self.buffers.take()), OutboundGradient::Slot)
     }

@@ -129,7 +129,7 @@ impl Terms {
 }
 
 impl Plan {
-    /// What the coordinator is told when the data set is open.
+    /// The message to the coordinator when the data set is open.
     pub fn ready(&self) -> Ready {
         let Terms { fence, layout_fingerprint, data_fingerprint, .. } = &self.terms;
         Ready {

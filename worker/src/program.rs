@@ -89,7 +89,7 @@ fn end_with_parent() -> std::io::Result<()> {
     std::thread::Builder::new().name("supervision".to_owned()).spawn(|| {
         // What is read is of no meaning, and that reading fails means the same as the end.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-        // At once, and from here: with the parent the run is gone, and nobody is left to report to or to finish for.
+        // At once, and from here: without the parent there is no run to finish, and no process to report to.
         std::process::exit(0);
     })?;
     Ok(())

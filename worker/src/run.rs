@@ -21,10 +21,10 @@ use crate::session::{Admission, Session, SessionEnd, SessionError};
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Why a worker ended before it was told to.
+/// Why a worker ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// Nobody took it in for too long.
+    /// No coordinator accepted it in time.
     #[error(
         "no coordinator at {address}: {reason}; tried for {} s; start one there, or name another with --coordinator",
         .tried.as_secs()
@@ -180,7 +180,7 @@ struct Backoff<'a> {
     begun: Instant,
     /// Before the next attempt.
     pause: Duration,
-    /// The reason told last: the log has each state once.
+    /// The reason logged last: each state is logged once.
     told: Option<String>,
 }
 

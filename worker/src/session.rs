@@ -1,4 +1,4 @@
-//! One connection's conversation: the join, the data set, then orders in and results out, until somebody ends it.
+//! One connection's conversation: the join, the data set, then orders in and results out, until one end closes it.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -92,7 +92,7 @@ pub enum SessionError {
     /// No data set.
     #[error("{0}")]
     Dataset(#[from] DatasetError),
-    /// Nobody computes any more.
+    /// The compute thread has ended.
     #[error("{0}")]
     Compute(#[from] ComputeEnded),
 }
@@ -155,7 +155,7 @@ impl Session {
         Self { busy_poll, ..self }
     }
 
-    /// Does what it is told until the session's end, and sends heartbeats, which wait for a shard at most while that is short.
+    /// Follows orders until the session's end, and sends heartbeats, which wait for a shard at most while that is short.
     pub async fn run(
         mut self,
         compute: &Compute,
@@ -184,7 +184,7 @@ impl Session {
         };
         let plan = Arc::new(self.terms.plan(task));
         let ready = WorkerMessage { kind: Some(Outbound::Ready(plan.ready())) };
-        // That nobody takes it any more shows when the next message is awaited.
+        // A closed stream is noticed when the next message is awaited.
         let _ = self.outbound.send(ready).await;
         loop {
             // Ends with the stream. A silent coordinator may have nothing to say; one that is gone is noticed by HTTP/2.
@@ -216,10 +216,10 @@ fn introduction(opened: &OpenBackend) -> Join {
     }
 }
 
-/// The machine's name where the system tells it in a file, for people.
+/// The machine's name, from a file of the system or `$HOSTNAME`, for people.
 fn host() -> String {
-    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
-    let mut name = told.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let mut name = name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
     if let Some(name) = &mut name {
         name.truncate(name.floor_char_boundary(limits::TEXT_BYTES_MAX));
     }

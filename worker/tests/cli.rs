@@ -31,7 +31,7 @@ fn check(flags: &str, exit_code: i32, parts: &[&str]) {
     check_end(&program(flags).output().expect("the program starts"), exit_code, parts);
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()

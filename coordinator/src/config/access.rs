@@ -49,7 +49,7 @@ pub(super) fn access(listen: &ListenAddress, args: AccessArgs, reflection: bool)
     Ok(Access { tls, token_file, reach, reflection: reflection || reach == Reach::ThisMachine })
 }
 
-/// Local workers are told apart by their user, in a folder that is that user's alone.
+/// Local workers are identified by their user, in a folder that only this user can access.
 pub(super) fn check_no_access(args: &AccessArgs) -> Result<(), ConfigError> {
     let AccessArgs { tls_cert, tls_key, tls_ca, token_file, insecure } = args;
     let flags = [

@@ -110,10 +110,10 @@ pub enum ConfigError {
         /// What was given.
         found: String,
     },
-    /// A program for workers that somebody else starts.
+    /// A program for workers that this coordinator does not start.
     #[error("--worker-program is for `--launch local`; leave it out")]
     ProgramExternally,
-    /// What workers compute with that somebody else starts.
+    /// A backend flag for workers that this coordinator does not start.
     #[error("{flag} is for local workers; leave it out here, and give it to each `worker`")]
     BackendExternally {
         /// The flag.

@@ -10,7 +10,7 @@ use events::{MirrorEvent, RunEvent, StepEvent};
 use serde_json::json;
 use tracing::{Span, debug, info, warn};
 
-/// Events that wait to be shown. Where nobody takes them from the screen, more are lost.
+/// Events that wait to be shown. If the terminal does not accept output, more are dropped.
 const EVENTS_MAX: usize = 4096;
 /// How often it is shown what workers can bring about as often as they like.
 const LINES: BucketRate = BucketRate { n_max: 200, per_second: 2 };
@@ -53,10 +53,10 @@ impl View {
                     }
                 }
             });
-            // Whoever started the thread may have waited long enough.
+            // `View::finish` may have timed out.
             let _ = shown.send(screen);
         };
-        // Nobody waits for its end: it may never come, where nobody reads what it prints.
+        // Never joined: it may never end, where its output is not read.
         std::thread::Builder::new().name("view".to_owned()).spawn(show_all).expect("the system has a thread to give");
         Self { events: Arc::new(events), screen: back }
     }
@@ -71,7 +71,7 @@ impl View {
         ViewHandle(Arc::downgrade(&self.events))
     }
 
-    /// The screen, when all is shown; None if nobody takes it.
+    /// The screen, when all is shown; None if that takes too long.
     pub fn finish(self) -> Option<Screen> {
         drop(self.events);
         self.screen.recv_timeout(LAST_EVENTS_WAIT_MAX).ok()

@@ -63,7 +63,7 @@ pub enum AnswerStatus {
 pub struct Dealt {
     /// Tasks by worker.
     pub tasks: BTreeMap<WorkerId, Vec<u32>>,
-    /// Tasks dealt once more, since those who have them are late.
+    /// Tasks dealt once more, since their holders are late.
     pub late: Vec<Late>,
     /// Whether there is a task that wants another worker, and none for it.
     pub is_short: bool,
@@ -83,7 +83,7 @@ pub struct Late {
 }
 
 impl Late {
-    /// What is told of it, after `step` updates.
+    /// Its event, after `step` updates.
     pub fn event(&self, step: u64) -> RunEvent {
         let Self { task, straggler, helper, waited } = *self;
         let milliseconds = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
@@ -114,10 +114,10 @@ impl RoundTasks {
         Self { slots: (0..n_tasks).map(slot).collect(), n_settled: 0 }
     }
 
-    /// Deals what wants a worker. Tasks that nobody has go to whoever has least to do, the one that joined first among
-    /// equals: the same workers so get the same tasks in every round. A second vote goes to another identity, of the same
-    /// compute class if it has to agree. A task that is late goes to an idle worker. Those who lag behind are dealt
-    /// something only where there is nobody else. Without workers, all stays open.
+    /// Deals tasks that need a worker. An unassigned task goes to the worker with the fewest tasks, among equals the one that
+    /// joined first, so the same workers get the same tasks in every round. A second vote goes to another identity, of the
+    /// same compute class if it has to agree. A task that is late goes to an idle worker. Stragglers are dealt a task only
+    /// where no other worker can take it. Without workers, all stays open.
     pub fn deal(&mut self, roster: &Roster, step: u64, now: Duration, late_after: Duration) -> Dealt {
         let stragglers = self.stragglers(roster, now, late_after);
         let mut candidates = self.candidates(roster, step, &stragglers);

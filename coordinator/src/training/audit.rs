@@ -1,5 +1,5 @@
-//! Which tasks are audited: shards, and batches of validations, by which runs may end. They are drawn by a secret that no worker is told, so that none of them can give right answers
-//! only where they are compared.
+//! Which tasks are audited: shards, and batches of validations, by which runs may end. They are drawn by a secret that no worker
+//! receives, so that no worker can give right answers only where they are compared.
 
 use std::fmt;
 

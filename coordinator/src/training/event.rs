@@ -1,4 +1,4 @@
-//! What the core is told.
+//! The events that the core handles.
 
 use std::time::Duration;
 

@@ -305,7 +305,7 @@ impl Training {
     }
 
     fn keep_spent(&mut self, computed: Computed) {
-        // More come than an update gives back where one is sent that nobody asked for.
+        // Unrequested results can add more vectors than an update gives back.
         if let Computed::Finite(result) = computed
             && self.spent.len() < SPENT_MAX
         {

@@ -166,7 +166,7 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// Nobody. A worker that is silent for longer than `heartbeat_timeout` is taken for dead.
+    /// An empty roster. A worker that is silent for longer than `heartbeat_timeout` is taken for dead.
     pub fn new(heartbeat_timeout: Duration) -> Self {
         Self { members: BTreeMap::new(), heartbeat_timeout }
     }

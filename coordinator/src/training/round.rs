@@ -86,7 +86,7 @@ impl Round {
         }
     }
 
-    /// Whether somebody computes something that it waits for.
+    /// Whether a worker or the coordinator computes a task that the round waits for.
     pub fn is_awaited(&self) -> bool {
         self.tasks.awaited().next().is_some() || self.tasks.awaits_coordinator()
     }
@@ -124,8 +124,8 @@ impl Round {
         }
     }
 
-    /// Works out when to look again, if nothing happens before: when a task that is on time will be late, or somebody will
-    /// not have answered for `answer_wait_max`.
+    /// Sets the deadline: the next moment at which a task that is on time will be late, or a worker will not have answered
+    /// for `answer_wait_max`.
     pub fn set_deadline(&mut self, roster: &Roster, now: Duration, answer_wait_max: Duration) {
         let began = |worker_id| roster.member(worker_id).map(|member| member.began);
         let late = self.tasks.awaited().filter_map(began).map(|began| began + self.late_after);

@@ -1,5 +1,5 @@
-//! What is usual, by the recent values of each identity. What counts is the limit of the identity in the middle: whoever means
-//! harm moves its own, however much of the work it does.
+//! What is usual, by the recent values of each identity. The median identity's limit counts: a malicious identity moves only
+//! its own, however much of the work it does.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};

@@ -78,7 +78,7 @@ pub enum VoteOutcome {
     },
     /// The parameters are such that no finite numbers come out.
     NotFinite(&'static str),
-    /// The coordinator has to compute it: nobody else can say who is right, or the run would end by what workers say.
+    /// The coordinator has to compute it: the votes cannot show who is right, or the run would end on the workers' word.
     Unclear,
 }
 
@@ -131,7 +131,7 @@ impl Ballot<'_> {
         if let Some(exact) = exact {
             return VoteOutcome::Settled { by: Winner::Vote(exact), wrong, n_agreeing: 1 + self.n_agreeing(own) };
         }
-        // Of several that are near, nobody can say which one has the bits of its class.
+        // If several are near and differ, it is unknown which one has the bits of its class.
         let near = right.next().filter(|&first| right.all(|nth| is_same_vote(&self.votes[first], &self.votes[nth])));
         match near.and_then(|nth| Some((nth, finite(&self.votes[nth])?))) {
             Some((nth, result)) => {

@@ -87,7 +87,7 @@ impl Progress {
         let (percentage, remaining) = match end {
             None => (done, self.recent.seconds_for(self.n_steps.saturating_sub(self.step))),
             Some(RunEnd::Completed) => (100, Some(0)),
-            // Nobody is training any more, so nobody knows when the rest is done.
+            // Training has stopped, so the remaining time is unknown.
             Some(RunEnd::Unfinished) => (done, None),
         };
         TrainerStatus {

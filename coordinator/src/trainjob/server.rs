@@ -51,7 +51,7 @@ pub enum SettingError {
         /// The variable.
         name: &'static str,
     },
-    /// The URL cannot be used. Over plain HTTP everybody on the way could read the token; there is no exception for tests,
+    /// The URL cannot be used. Over plain HTTP any host on the way could read the token; there is no exception for tests,
     /// which have a certificate authority of their own.
     #[error("expected an https:// URL in {URL}, found `{found}`")]
     Url {

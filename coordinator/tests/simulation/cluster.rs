@@ -143,7 +143,7 @@ impl Cluster {
             let next = self.entries.peek().map(|Reverse(entry)| entry.moment);
             assert!(deadline.is_some() || next.is_some(), "nothing will ever happen again");
             if let Some(deadline) = deadline.filter(|&deadline| next.is_none_or(|next| deadline <= next)) {
-                // Nobody is woken in the very moment that was asked for.
+                // Timers fire late.
                 let lag = if self.rng.is_one_in(2) { self.rng.time(0..=5) } else { Duration::ZERO };
                 self.notes.now = deadline + lag;
                 let shell = self.shell.as_mut().expect("whose deadline it is");

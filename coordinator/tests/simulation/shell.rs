@@ -64,7 +64,7 @@ pub struct Shell {
     late: Vec<LateTask>,
     /// Who was evicted, and at which step.
     evicted: BTreeSet<(WorkerId, u64)>,
-    /// Identities of whom somebody was evicted.
+    /// Identities of which a worker was evicted.
     evicted_identities: BTreeSet<Identity>,
     /// The last step that was recorded.
     recorded: u64,
@@ -90,7 +90,7 @@ pub struct Session {
     path: GradientPath,
     pub is_ready: bool,
     is_leaving: bool,
-    /// Updates that its replica was told of, once it was sent a state.
+    /// Updates that its replica was sent, once it was sent a state.
     step: Option<u64>,
     /// Its messages are not taken any more: the next one to it fails.
     unusable: Option<Coverage>,
@@ -135,7 +135,7 @@ pub struct Run {
     spec: TaskSpec,
 }
 
-/// What happens in one schedule, counted and, if asked for, told.
+/// What happens in one schedule, counted and, if asked for, printed.
 pub struct Notes {
     pub coverage: CoverageCounts,
     pub is_told: bool,

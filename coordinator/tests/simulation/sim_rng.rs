@@ -15,7 +15,7 @@ impl SimRng {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// A number of a range. A trace of bias is of no account here.
+    /// A number of a range. The slight bias does not matter here.
     pub fn number(&mut self, range: RangeInclusive<u64>) -> u64 {
         range.start() + self.0.next_u64() % (range.end() - range.start() + 1)
     }

@@ -85,11 +85,11 @@ pub enum Lie {
     Nonsense,
     /// Results of shards that it was not dealt.
     Undealt,
-    /// Wrong bits where it guesses that nobody compares: as if shards were audited by the seed.
+    /// Wrong bits where it guesses that results are not compared: as if shards were audited by the seed.
     Guess,
     /// Nothing but heartbeats.
     Silent,
-    /// Signs of life without end, and every result four times.
+    /// Endless heartbeats, and every result four times.
     Flood,
 }
 
@@ -133,7 +133,7 @@ impl Lies {
                 sums.n_samples += 1;
                 true
             }
-            // A batch has no gradient, and nobody compares its losses.
+            // A batch has no gradient, and its losses are not compared.
             _ => false,
         };
         self.n_told += u32::from(is_lie);
@@ -163,7 +163,7 @@ fn distort_shard(lie: Lie, variant: u32, answer: &mut ShardAnswer) {
     }
 }
 
-/// Whether a liar takes a shard for one that is compared: half of them, by what every worker is told.
+/// Whether a liar takes a shard for one that is compared: half of them, by the seed, which every worker receives.
 fn is_guessed_audited(problem: &Problem, answer: &ShardAnswer) -> bool {
     (problem.recipe.seed ^ answer.step ^ u64::from(answer.shard)).count_ones().is_multiple_of(2)
 }
@@ -215,8 +215,8 @@ impl Computer {
         self.loaded.as_ref().map_or(0, |loaded| loaded.step)
     }
 
-    /// Goes on until something has to be computed; whether that is so. What is wrong with the replica is told.
-    pub fn go_on(&mut self, session: Option<usize>, problem: &Problem, told: &mut Vec<ToCoordinator>) -> bool {
+    /// Runs until something has to be computed; whether that is so. Faults of the replica are added to `sent`.
+    pub fn go_on(&mut self, session: Option<usize>, problem: &Problem, sent: &mut Vec<ToCoordinator>) -> bool {
         // Ends: each turn ends a piece of work or takes an order.
         loop {
             if let Some(at_work) = &mut self.at_work {
@@ -242,7 +242,7 @@ impl Computer {
                 Ok(None) => {}
                 Err(reason) => {
                     self.loaded = None;
-                    told.push(ToCoordinator::Lagging(reason));
+                    sent.push(ToCoordinator::Lagging(reason));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Folders of one process: nobody but its user can look into them, and they go with it, or, if it was killed, with the next
+//! Folders of one process: only its user can read them, and they are removed when it ends, or, if it was killed, by the next
 //! process that makes one beside them.
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{WriteError, read_bounded};
 
-/// The file in a folder that its process holds locked. Nobody but [`PrivateFolder`] makes it.
+/// The file in a folder that its process holds locked. Only [`PrivateFolder`] creates it.
 const OWNER_LOCK: &str = ".owner-lock";
 /// What others than its owner may do with a file.
 const OTHERS_MODE: u32 = 0o077;
@@ -64,7 +64,7 @@ impl PrivateFolder {
         self.folder.path()
     }
 
-    /// Whether a folder lies in one that a process of this program and of its user has made, so that nobody else writes there.
+    /// Whether a folder lies in one that a process of this program and of its user has made, so that no other user writes there.
     pub fn holds(folder: &Path) -> bool {
         let Some(parent) = folder.parent() else { return false };
         let owners = [parent.to_owned(), parent.join(OWNER_LOCK), folder.to_owned()].map(fs::symlink_metadata);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use aligned_vec::AVec;
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
 
-/// Some of the values of a vector, as a tensor's bytes. They are copied before anybody writes to them.
+/// Some of the values of a vector, as a tensor's bytes. They are copied before a write.
 #[derive(Debug)]
 struct View {
     values: Arc<AVec<f32>>,

@@ -150,11 +150,11 @@ fn resume_with_length_dependent_schedule_keeps_run_length() {
 
 #[test]
 fn received_recipe_is_validated_like_flags() {
-    let told = recipe("--optimizer adamw --lr-schedule cosine --warmup-steps 5 --clip-norm 0.7", 4);
-    let told = told.expect("a recipe");
-    assert_eq!(Recipe::from_json(&told.to_json()), Ok(told.clone()));
+    let sent = recipe("--optimizer adamw --lr-schedule cosine --warmup-steps 5 --clip-norm 0.7", 4);
+    let sent = sent.expect("a recipe");
+    assert_eq!(Recipe::from_json(&sent.to_json()), Ok(sent.clone()));
     let check = |change: fn(&mut Value), part: &str| {
-        let mut value: Value = serde_json::from_slice(&told.to_json()).expect("JSON");
+        let mut value: Value = serde_json::from_slice(&sent.to_json()).expect("JSON");
         change(&mut value);
         let error = Recipe::from_json(value.to_string().as_bytes()).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");

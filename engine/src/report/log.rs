@@ -40,22 +40,21 @@ impl std::fmt::Display for LogFormat {
     }
 }
 
-/// Lines that wait for whoever reads standard error. If there are more, because nobody does, they are lost: a log holds
-/// nothing up.
+/// Lines that wait to be written to standard error. If its reader stalls, lines beyond these are dropped: logging never
+/// blocks.
 const LINES_MAX: usize = 4096;
 
 static LINES: OnceLock<NonBlocking> = OnceLock::new();
 
-/// Brings what waits to standard error when it is dropped, unless nobody reads it for a second.
+/// Flushes the waiting lines to standard error when it is dropped; gives up if its reader stalls for a second.
 #[must_use]
 #[derive(Debug)]
 pub struct LogGuard {
     _thread: WorkerGuard,
 }
 
-/// Sends events to standard error: those that `$RUST_LOG` lets through, else those that `default_level` does, such as
-/// `warn`. Of each kind of line about a peer there are at most 10 a second, after 100 at once. To be kept until the program's
-/// end.
+/// Logs events to standard error, filtered by `$RUST_LOG`, else by `default_level`, such as `warn`. Each kind of line about a
+/// peer is limited to 10 a second, after a burst of 100. Keep the guard until the program's end.
 ///
 /// # Panics
 /// If a log was set up before.
@@ -191,7 +190,7 @@ impl Write for RunLogWriter {
     }
 }
 
-/// Writes a line to standard error, such as another process' own, after what the log has said, and holding nobody up.
+/// Writes a line to standard error, such as another process' own, after the log lines so far, without blocking.
 /// Whether it arrives does not matter to the run.
 pub fn write_stderr_line(line: &str) {
     // In one piece, so that lines of several threads and processes do not mix.

@@ -101,7 +101,7 @@ mod tests {
         }
     }
 
-    /// The goal: a peer cannot fill the log, and lines about nobody are never left out.
+    /// The goal: a peer cannot fill the log, and lines that name no peer are never left out.
     #[test]
     fn log_lines_about_peers_are_limited_by_kind() {
         let lines = Lines::default();

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::bar;
 use crate::files::WriteError;
 
-/// Prints a line, as `println!` does. That nobody reads it any more, as after `| head`, is no reason to end a run; any
-/// other fault is kept for the end, see [`check_output`](crate::report::check_output).
+/// Prints a line, as `println!` does. A closed pipe, as after `| head`, is ignored and does not end the run; any
+/// other error is kept for the end, see [`check_output`](crate::report::check_output).
 #[macro_export]
 macro_rules! say {
     ($($part:tt)*) => { $crate::report::print_line(format_args!($($part)*)) };
@@ -27,7 +27,7 @@ pub fn print_line(line: std::fmt::Arguments) {
 /// For the end of a program.
 ///
 /// # Errors
-/// If a line could not be printed though somebody was to read it.
+/// If a line could not be printed for another reason than a closed pipe.
 pub fn check_output() -> Result<(), WriteError> {
     if IS_LOST.load(Ordering::Relaxed) {
         return Err(WriteError::at(Path::new("standard output"))(std::io::Error::other("lines were lost")));

@@ -1,5 +1,5 @@
 //! What a task shows people after each epoch: pictures, and the codes of some samples. What cannot be shown is refused here, so
-//! that nobody after it has to ask.
+//! that later code need not check.
 
 use std::collections::BTreeSet;
 

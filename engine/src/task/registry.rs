@@ -136,9 +136,9 @@ impl TaskEntry {
         let without_variables = args.iter().cloned().map(|arg| arg.env(None::<&'static str>));
         let unflagged = Command::new(T::NAME).args(without_variables).try_get_matches_from([T::NAME]);
         let unflagged = unflagged.and_then(|matches| flagged(&matches)).expect("no flag of a task is required");
-        // Those of a task that is refused without flags are as it has them unchecked.
+        // The defaults of a task that is refused without flags are those of its unchecked settings.
         let defaults = read::<T>(&unflagged).map_or_else(
-            |_| Defaults::default(), // which is told when it is built
+            |_| Defaults::default(), // building it reports the error
             |task| task.clone().checked().unwrap_or(task).defaults(),
         );
         Self {
@@ -391,7 +391,7 @@ impl TaskChoice {
         self.tasks.build(name, settings).map(Ok)
     }
 
-    /// The task of a file of weights, with the settings that are stored there but for those that are given here. A file without
+    /// Builds the task of a file of weights from the settings stored there, overridden by the flags that are given. A file without
     /// settings is of the task that is named.
     ///
     /// # Errors
@@ -402,7 +402,7 @@ impl TaskChoice {
                 let (_, _, wished) = self.overlaid(name, settings)?;
                 self.tasks.build(name, &wished)
             }
-            // That the file is of another task is told when it is read.
+            // Reading a file of another task reports the mismatch.
             Some(_) | None => self.build(),
         }
     }
@@ -415,8 +415,8 @@ impl TaskChoice {
         typed.map(|(arg, value)| shown_setting(arg, value)).collect::<Vec<_>>().join(" ")
     }
 
-    /// The flags of a task that are given, all settings as the flags alone make them, and the stored settings with those that are
-    /// given.
+    /// The flags of a task that are given, all settings as the flags alone make them, and the stored settings overridden by the
+    /// flags that are given.
     fn overlaid(&self, name: &str, settings: &Value) -> Result<(Vec<&Arg>, Value, Value), TaskError> {
         let entry = self.tasks.entry(name)?;
         let found = (entry.flagged)(&self.matches)?;

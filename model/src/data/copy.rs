@@ -49,7 +49,7 @@ pub fn open_copy(fingerprint: &str, extra: Option<&DataChoice>) -> Option<Garmen
 pub fn open_own(choice: &DataChoice, fingerprint: &str) -> Result<Option<Garments>, DataError> {
     let extra = match choice {
         DataChoice::Folder(folder) => {
-            // Who names a folder means it, and is told if it is not what is trained on.
+            // A folder that is named explicitly is opened first, and warned about if it holds another data set.
             let data = open(choice, &mut DownloadBar::default())?;
             let found = data.fingerprint();
             if found.as_str() == fingerprint {

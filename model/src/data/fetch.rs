@@ -232,8 +232,8 @@ impl Source<'_> {
         already > 0 && found.is_some_and(|found| found.as_bytes() == expected.as_bytes())
     }
 
-    /// Refuses what is not an answer with the whole file. A wrong announced length is found here,
-    /// before the answer costs the bytes that an earlier try has brought.
+    /// Refuses an answer that does not hold the whole file. A wrong announced length is found here,
+    /// before the answer costs the bytes of an earlier attempt.
     fn check_whole(&self, response: &Response<Body>) -> Result<(), FetchError> {
         if response.status() != StatusCode::OK {
             let (url, status) = (self.url.clone(), response.status().as_u16());

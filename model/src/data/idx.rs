@@ -54,8 +54,8 @@ pub(super) fn labels_header(n_labels: u32) -> Vec<u8> {
 /// How a plain file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Where it lies, so that processes share it. For files that nobody writes to: where one is cut off, whoever reads it there
-    /// is killed.
+    /// Memory-mapped, so that processes share it. For files that no process writes to: a truncation would SIGBUS every process
+    /// that reads it.
     Mapped,
     /// Into memory.
     Copied,

@@ -264,7 +264,7 @@ pub(super) mod tests {
         assert_eq!(data.labels(Split::Test), [4]);
     }
 
-    /// The goal: only what nobody else writes to is read where it lies, where a cut would end this process.
+    /// The goal: only files that no other user writes to are memory-mapped, since a truncation would SIGBUS this process.
     #[cfg(target_os = "linux")]
     #[test]
     fn only_files_in_private_folder_are_memory_mapped() {

@@ -22,7 +22,7 @@ fn say(line: &str) {
 }
 
 /// The folder of the real data set: `$TELAR_DATA`, else beside the project, in it, or the user's cache folder. None,
-/// said aloud, where it is nowhere: `autoencoder data fetch --dir data` brings it.
+/// with a message, where it is nowhere: `autoencoder data fetch --dir data` brings it.
 pub fn fashion_mnist_folder() -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("TELAR_DATA").filter(|folder| Path::new(folder).is_absolute()) {
         return Some(PathBuf::from(folder));

@@ -1,5 +1,5 @@
-//! Files in memory whose size nobody can change: made by one process, opened by others of its machine. Linux has them; where
-//! there are none, nothing is shared.
+//! Memory files whose size is sealed: created by one process, opened by others on its machine. Linux only; on other systems
+//! nothing is shared.
 
 use std::fs::File;
 use std::io;
@@ -43,18 +43,18 @@ pub(super) fn open(process: u32, descriptor: u32, n_bytes: usize, access: Access
 
     let path = format!("/proc/{process}/fd/{descriptor}");
     let error = |source| OpenError::Open { path: path.clone(), source };
-    // Looked at before it is opened: where processes have other numbers, this may be a device that waits for somebody.
+    // Checked before it is opened: in another PID namespace this may be a device whose `open` blocks.
     let found = std::fs::metadata(&path).map_err(error)?;
     if !found.is_file() || found.len() != n_bytes as u64 {
         return Err(OpenError::Other { path, expected: n_bytes, found: found.len() });
     }
     let file = File::options().read(true).write(access == Access::ReadAndWrite).open(&path).map_err(error)?;
-    // Without the seals, whoever makes it smaller would end every process that has it mapped.
+    // Without the seals, a truncation would SIGBUS every process that has it mapped.
     let is_sealed = fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK | SealFlags::GROW));
     if is_sealed { Ok(file) } else { Err(OpenError::NotSealed { path }) }
 }
 
-/// Sixteen bytes that nobody else has.
+/// Sixteen unpredictable bytes.
 #[cfg(target_os = "linux")]
 pub(super) fn token() -> io::Result<[u8; 16]> {
     use rustix::rand::{GetRandomFlags, getrandom};

@@ -27,7 +27,7 @@ const WORD_BYTES: usize = size_of::<AtomicU64>();
 /// Values of a word.
 pub(super) const WORD_VALUES: usize = WORD_BYTES / size_of::<f32>();
 
-/// The mark of a slot that nobody uses.
+/// The mark of a free slot.
 pub(super) const FREE: u64 = 0;
 /// The mark of a slot that has an owner, in one of the processes.
 const CLAIMED: u64 = 1;
@@ -57,7 +57,7 @@ impl Layout {
     }
 }
 
-/// What others need to find a region, which they do as long as this is there.
+/// What other processes need to open a region, which they can as long as this exists.
 #[derive(Debug)]
 pub struct RegionHandle {
     file: File,
@@ -65,7 +65,7 @@ pub struct RegionHandle {
 }
 
 impl RegionHandle {
-    /// As it is told.
+    /// The message that offers the region to another process.
     pub fn message(&self) -> v1::Region {
         let descriptor = u32::try_from(self.file.as_raw_fd()).expect("an open file has a number from 0");
         v1::Region { descriptor, token: self.token.to_vec().into() }
@@ -131,7 +131,7 @@ impl Region {
     /// Takes a slot that is free, for its values to be written as a plain slice.
     pub fn claim(&self) -> Option<Claimed<'_>> {
         let is_claimed = |&slot: &u32| {
-            // After what was read from it, by whoever freed it.
+            // Acquire: after the reads of the process that freed it.
             self.mark(slot).compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
         let slot = (0..self.layout.n_slots).find(is_claimed)?;
@@ -147,9 +147,9 @@ impl Region {
         assert!(start.is_multiple_of(WORD_BYTES) && start + n_words * WORD_BYTES <= self.map.len());
         #[expect(unsafe_code, reason = "memory that other processes write to can be read in no other way")]
         // SAFETY: a mapping begins at a page, so that the words are aligned; they lie inside of it, and stay there as long as
-        // it is borrowed, since nobody can make the file smaller; every pattern of bits is a word. Nobody in this process
-        // accesses them but through atomics, except for slots that were claimed, by the one who has claimed them; other
-        // processes are told the same, and one that does otherwise can only change what is loaded here.
+        // it is borrowed, since seals keep the file from shrinking; every pattern of bits is a word. This process accesses
+        // them only through atomics, except for claimed slots, by their claimant; other processes follow the same protocol,
+        // and one that does not can only change what is loaded here.
         unsafe {
             std::slice::from_raw_parts(self.map.as_ptr().add(start).cast(), n_words)
         }
@@ -188,7 +188,7 @@ impl Claimed<'_> {
 
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
-        // Before what was written is looked at by whoever sees the mark.
+        // Release: a process that sees the mark sees what was written before it.
         self.region.mark(self.slot).store(self.mark_then, Ordering::Release);
     }
 }

@@ -242,20 +242,20 @@ fn update_reader_cannot_write() {
     assert_eq!(read(&slots, slot, 2, 2_000), Ok(values(2_000, 2)));
 }
 
-fn check_closed(told: &v1::Region, n_values: usize, part: &str) {
-    let error = ResultSlots::open(std::process::id(), told, n_values).expect_err(part).to_string();
+fn check_closed(sent: &v1::Region, n_values: usize, part: &str) {
+    let error = ResultSlots::open(std::process::id(), sent, n_values).expect_err(part).to_string();
     assert!(error.contains(part), "`{error}` does not say `{part}`");
 }
 
 #[test]
 fn invalid_region_is_not_opened() {
     let (_results, _slots, handle) = results(2_000);
-    let told = handle.message();
-    check_closed(&v1::Region { token: vec![7; 16].into(), ..told.clone() }, 2_000, "found another one");
-    check_closed(&v1::Region { token: vec![].into(), ..told.clone() }, 2_000, "found another one");
-    check_closed(&told, 4_000, "expected a file of 36864 bytes"); // 4096 + 2 * 16384
-    check_closed(&v1::Region { descriptor: u32::MAX, ..told.clone() }, 2_000, "cannot open /proc/");
-    let of = |file: &File| v1::Region { descriptor: u32::try_from(file.as_raw_fd()).expect("a file"), ..told.clone() };
+    let sent = handle.message();
+    check_closed(&v1::Region { token: vec![7; 16].into(), ..sent.clone() }, 2_000, "found another one");
+    check_closed(&v1::Region { token: vec![].into(), ..sent.clone() }, 2_000, "found another one");
+    check_closed(&sent, 4_000, "expected a file of 36864 bytes"); // 4096 + 2 * 16384
+    check_closed(&v1::Region { descriptor: u32::MAX, ..sent.clone() }, 2_000, "cannot open /proc/");
+    let of = |file: &File| v1::Region { descriptor: u32::try_from(file.as_raw_fd()).expect("a file"), ..sent.clone() };
     check_closed(&of(&File::open("/dev/null").expect("a device")), 2_000, "found something else");
     let plain = tempfile::tempfile().expect("a file");
     plain.set_len(4_096 + 2 * 8_192).expect("some room");
@@ -265,10 +265,10 @@ fn invalid_region_is_not_opened() {
 #[test]
 fn withdrawn_region_stays_open_for_current_users() {
     let (results, slots, handle) = results(2_000);
-    let told = handle.message();
+    let sent = handle.message();
     drop(handle);
     // The number may be that of another file by now.
-    ResultSlots::open(std::process::id(), &told, 2_000).expect_err("it is closed");
+    ResultSlots::open(std::process::id(), &sent, 2_000).expect_err("it is closed");
     let slot = fill(&slots, &values(2_000, 1));
     drop(slots);
     let mut found = vec![0.0; 2_000];

@@ -43,7 +43,7 @@ impl Cluster {
         self.after_ms(self.run.plan.fault_gap, SimEvent::Fault);
     }
 
-    /// From here on a run goes to its end, which it would not with a liar that nobody can do without.
+    /// From here on a run completes, which it could not if it depended on a liar.
     pub(super) fn calm_down(&mut self) {
         self.is_calm = true;
         for process in 0..self.workers.len() {
@@ -102,7 +102,7 @@ impl Cluster {
         self.after_ms((0, 50), SimEvent::ClosedAtWorker(connection));
     }
 
-    /// Nothing arrives any more, and nobody is told.
+    /// Nothing arrives any more, and neither side is notified.
     fn open_by_half(&mut self, process: usize) {
         let Some(connection) = self.workers[process].connection else { return };
         let link = &mut self.connections[connection];

@@ -34,8 +34,8 @@ impl Cluster {
         self.apply(effects);
     }
 
-    /// A message of a session with an earlier process of the coordinator: refused where it is of a session, and of no account
-    /// where it is of nobody that is known.
+    /// A message of a session with an earlier process of the coordinator: refused if it names an open session, and ignored
+    /// if its session is unknown.
     fn at_another_incarnation(&mut self, shell: &mut Shell, process: usize, message: ToCoordinator) -> Vec<Effect> {
         let has_fence = matches!(message, ToCoordinator::Ready | ToCoordinator::Shard(_) | ToCoordinator::Batch { .. });
         let session = self.workers[process].connection.filter(|&connection| {
@@ -119,7 +119,7 @@ impl Cluster {
         }
     }
 
-    /// The core has ended. Where that is no end of the run, somebody starts the coordinator again.
+    /// The core has ended. If the run has not, the coordinator is started again.
     fn finish(&mut self, outcome: &Outcome) {
         if *outcome == Outcome::Completed {
             self.is_complete = true;

@@ -127,11 +127,11 @@ impl Cluster {
 
     /// Lets a process compute what it can.
     fn compute(&mut self, process: usize) {
-        let mut told = Vec::new();
+        let mut sent = Vec::new();
         let worker = &mut self.workers[process];
         let (session, is_computing) =
-            (worker.connection, worker.computer.go_on(worker.connection, &self.run.problem, &mut told));
-        for message in told {
+            (worker.connection, worker.computer.go_on(worker.connection, &self.run.problem, &mut sent));
+        for message in sent {
             self.write(session.expect("only what is of the session is looked at"), message);
         }
         if is_computing {

@@ -19,7 +19,7 @@ use super::super::worker::{numbers, position_of};
 use super::{KEPT_OUT, LateTask, Notes, Run, Saved, Session, Shell, Turn};
 
 impl Shell {
-    /// That a message is for somebody who can make use of it, and true.
+    /// Checks that a message is true, and goes to a worker that can use it.
     pub(super) fn check_message(
         &mut self,
         run: &Run,
@@ -74,7 +74,7 @@ impl Shell {
         }
     }
 
-    /// A worker's replica is told of a step.
+    /// A worker's replica was sent the update to a step.
     fn told(&mut self, worker_id: WorkerId, step: u64) {
         self.sessions.get_mut(&worker_id).expect("who is spoken to is in").step = Some(step);
     }

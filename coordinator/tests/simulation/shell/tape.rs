@@ -49,7 +49,7 @@ struct Line {
     sender: OutboxSender,
     /// Nothing if the connection is gone.
     stream: Option<OutboxStream>,
-    /// Whether nobody takes messages out.
+    /// Whether messages are not taken out.
     is_full: bool,
     closed: CancellationToken,
 }

@@ -1,4 +1,4 @@
-//! Downloads from a small server of the tests' own, which cuts, lies and redirects as it is told.
+//! Downloads from a small server of the tests' own, which cuts, lies and redirects as each test asks.
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -80,7 +80,7 @@ fn read_request(connection: &TcpStream) -> String {
     format!("{}:{range}", path.trim_end_matches("/letters"))
 }
 
-/// What was told: for each body the bytes there before it and after it.
+/// The reported progress: for each body the bytes there before it and after it.
 #[derive(Default)]
 struct ProgressLog {
     now: (u64, u64),
@@ -116,7 +116,7 @@ fn content(folder: &TempDir, name: &str) -> Option<String> {
 
 #[test]
 fn download_recovers_from_bad_replies_and_partial_files() {
-    // The partial file before, the replies, the requests, and the progress told.
+    // The partial file before, the replies, the requests, and the reported progress.
     let cases = [
         ("", "whole", "/1:all", "0-26"),
         ("", "chunked", "/1:all", "0-26"),
@@ -133,7 +133,7 @@ fn download_recovers_from_bad_replies_and_partial_files() {
         ("", "wrong whole", "/1:all /2:all", "0-26 0-26"),
         ("", "404 whole", "/1:all /2:all", "0-26"),
     ];
-    for case @ (part, replies, requests, told) in cases {
+    for case @ (part, replies, requests, ranges) in cases {
         let folder = folder_with("letters.part", part);
         let server = Server::new(replies);
         let mut progress = ProgressLog::default();
@@ -142,7 +142,7 @@ fn download_recovers_from_bad_replies_and_partial_files() {
         assert_eq!(content(&folder, "letters").as_deref(), Some(LETTERS), "{case:?}");
         assert_eq!(content(&folder, "letters.part"), None, "{case:?}");
         assert_eq!(server.requests(), requests, "{case:?}");
-        assert_eq!(progress.ended.join(" "), told, "{case:?}");
+        assert_eq!(progress.ended.join(" "), ranges, "{case:?}");
     }
 }
 
