@@ -581,7 +581,7 @@ pub(crate) mod tests {
         );
         check(
             |metadata| {
-                *metadata.get_mut("recipe").expect("a recipe") = metadata["recipe"].replacen('{', r#"{"hue":1,"#, 1)
+                *metadata.get_mut("recipe").expect("a recipe") = metadata["recipe"].replacen('{', r#"{"hue":1,"#, 1);
             },
             "unknown field `hue`",
         );
