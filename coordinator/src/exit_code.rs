@@ -33,9 +33,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         }
         if let Some(error) = cause.downcast_ref::<ResumeError>() {
             return Some(match error {
-                ResumeError::NoCheckpoint(_) | ResumeError::OtherData { .. } | ResumeError::OtherLayout { .. } => {
-                    exit::DATA
-                }
+                ResumeError::NoCheckpoint(_)
+                | ResumeError::OtherVersion { .. }
+                | ResumeError::OtherData { .. }
+                | ResumeError::OtherLayout { .. } => exit::DATA,
                 ResumeError::NoRun
                 | ResumeError::Recipe(_)
                 | ResumeError::OtherWire { .. }

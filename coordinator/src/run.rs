@@ -295,7 +295,7 @@ fn start_mirror(
         incarnation: start.incarnation,
         n_checkpoints_kept: config.n_checkpoints_kept,
         replaces: plan.replaces,
-        unusable_steps: &plan.unusable_steps | &start.set_aside_steps,
+        unusable_steps: plan.unusable_steps,
     };
     let view_handle = view.handle();
     Mirror::start(plan.location, run, move |event| view_handle.mirror(event), span.clone()).map(Some)

@@ -3,7 +3,6 @@
 mod error;
 mod existing;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +28,7 @@ pub use error::ResumeError;
 pub use existing::checkpoints;
 pub(crate) use existing::{can_begin_again, existing_run, has_state, lock, unreadable};
 
-use existing::{NewestState, check_can_go_on, newest_run, newest_state, set_aside};
+use existing::{check_can_go_on, newest_run, newest_state};
 
 /// A run that is about to begin or to go on.
 #[derive(Debug)]
@@ -54,8 +53,6 @@ pub struct Start {
     pub audit_secret: AuditSecret,
     /// The checkpoint that it goes on from, if it does.
     pub resumed_from: Option<PathBuf>,
-    /// Steps of checkpoints that another version wrote, and that are out of the way by now.
-    pub set_aside_steps: BTreeSet<u64>,
     /// What came from the file of initial weights, if not all did.
     pub initial_text: Option<String>,
     /// Held as long as this process is at work in the folder.
@@ -87,7 +84,8 @@ enum Begins {
 struct Resumed {
     path: PathBuf,
     lock: File,
-    from: NewestState,
+    from: PathBuf,
+    checkpoint: Checkpoint,
 }
 
 impl RunPlan {
@@ -125,9 +123,9 @@ impl RunPlan {
         let path = folder.map(Path::to_owned).or_else(|| newest_run(config)).ok_or(ResumeError::NoRun)?;
         let lock = path.is_dir().then(|| lock(&path)).transpose()?;
         let newest = newest_state(&path, config.n_checkpoints_kept, |checkpoint| unreadable(config, checkpoint));
-        let from = newest.map_err(ResumeError::NoCheckpoint)?;
+        let (from, checkpoint) = newest?;
         let lock = lock.expect("a folder with a checkpoint is a folder");
-        let RunFacts { recipe: resumed, layout, .. } = &from.checkpoint.facts;
+        let RunFacts { recipe: resumed, layout, .. } = &checkpoint.facts;
         let Recipe { task: name, settings, .. } = resumed;
         let task = config
             .task
@@ -143,7 +141,7 @@ impl RunPlan {
             (flags.init_from, flags.init_partial) = (None, false);
         }
         let recipe = resumed.clone().resumed(&flags, config.shards).map_err(ResumeError::Recipe)?;
-        Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from })) })
+        Ok(Self { task, recipe, begins: Begins::Resumed(Box::new(Resumed { path, lock, from, checkpoint })) })
     }
 
     /// The data set to open: for a run that is resumed, the kind that it was begun with. Otherwise a network that
@@ -205,15 +203,13 @@ impl Start {
             audit_secret: new_audit_secret()?,
             numerics: vec![numerics::REVISION],
             resumed_from: None,
-            set_aside_steps: BTreeSet::new(),
             initial_text,
             lock,
         })
     }
 
     fn resume(config: &Config, recipe: Recipe, resumed: Resumed, data_fingerprint: &str) -> anyhow::Result<Self> {
-        let Resumed { path, lock, from: NewestState { path: from, checkpoint: Checkpoint { facts, state }, others } } =
-            resumed;
+        let Resumed { path, lock, from, checkpoint: Checkpoint { facts, state } } = resumed;
         let RunFacts { run_id, data_fingerprint: expected, numerics, audit_secret, .. } = facts;
         if expected != data_fingerprint {
             return Err(ResumeError::OtherData { expected, found: data_fingerprint.to_owned() }.into());
@@ -233,7 +229,6 @@ impl Start {
             .and_then(|incarnation| u32::try_from(incarnation).ok())
             .unwrap_or(1);
         Checkpoints::of(&path, config.n_checkpoints_kept).remove_unfinished()?;
-        let set_aside_steps = set_aside(&path, &others)?;
         // Of an epoch that the state has at its end and not validated yet, there may be a line: it is written anew.
         let validated_step = if state.epoch_sums.n_samples == 0 { state.step } else { state.step - 1 };
         let folder = RunFolder::reopen(&path, state.step, validated_step)?;
@@ -249,7 +244,6 @@ impl Start {
             numerics,
             audit_secret: audit_secret.map_or_else(new_audit_secret, Ok)?,
             resumed_from: Some(from),
-            set_aside_steps,
             initial_text: None,
             lock,
         })
@@ -329,61 +323,38 @@ mod tests {
         plan.start(&config, &written.facts.data_fingerprint).map(|start| start.numerics)
     }
 
-    /// The goal: a program goes on from what it can read, and says who wrote what it cannot.
+    /// The goal: no run goes on beside states that another version would take for its newest ones.
     #[test]
-    fn checkpoint_with_settings_of_another_version_is_passed_over() {
+    fn newer_state_of_other_version_is_error_that_names_it() {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
         let mut checkpoints = Checkpoints::of(folder.path(), 9);
         let mut newer = checkpoint(10, 0.9);
         newer.facts.recipe.settings["colour"] = "grey".into();
         for written in [&checkpoint(5, 0.9), &newer] {
             checkpoints.save(written).expect("it can be written");
         }
+        std::fs::write(path("run.json"), r#"{"version": "7.1.2"}"#).expect("a file");
         let run = folder.path().display().to_string();
         let config = config_of(["coordinator", "--launch", "external", "--resume", &run]).expect("a configuration");
-        let plan = RunPlan::new(&config).expect("one can be read");
-        let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
-        assert_eq!(resumed.from.checkpoint.state.step, 5);
-        drop(plan);
-        // A journal of that version is passed over too.
+        let check_error = |parts: &[&str]| {
+            let error = RunPlan::new(&config).expect_err("another version's");
+            assert_eq!(exit_code(&error), exit::DATA);
+            assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
+        };
+        let resumed_step = || match RunPlan::new(&config).expect("it can be read").begins {
+            Begins::Resumed(resumed) => resumed.checkpoint.state.step,
+            other => panic!("{other:?}"),
+        };
+        let advice = "with version 7.1.2, which wrote it, or move what this program cannot read out of the run folder";
+        check_error(&["unknown field `colour`", "step-00000010.safetensors", advice, "to go on from step 5"]);
+        std::fs::remove_file(path("checkpoints/step-00000010.safetensors")).expect("a file");
+        assert_eq!(resumed_step(), 5);
+        // So is the journal of that version, and so are its states where there are no others.
         crate::journal::tests::write(folder.path(), &newer);
-        let plan = RunPlan::new(&config).expect("one can be read");
-        let Begins::Resumed(resumed) = &plan.begins else { panic!("{plan:?}") };
-        assert_eq!(resumed.from.checkpoint.state.step, 5);
-        drop(plan);
-        std::fs::remove_file(folder.path().join("checkpoints/step-00000005.safetensors")).expect("a file");
-        std::fs::write(folder.path().join("run.json"), r#"{"version": "7.1.2"}"#).expect("a file");
-        let error = RunPlan::new(&config).expect_err("none can be read");
-        assert_eq!(exit_code(&error), exit::DATA);
-        let text = error.to_string();
-        assert!(
-            text.contains("unknown field `colour`") && text.ends_with("with version 7.1.2, which wrote it"),
-            "{text}"
-        );
-    }
-
-    /// The goal: the version that wrote them never takes them for states of a run that has gone on without them.
-    #[test]
-    fn states_of_other_version_are_set_aside() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = |name: &str| folder.path().join(name);
-        let mut checkpoints = Checkpoints::of(folder.path(), 9);
-        let (own, mut newer) = (checkpoint(5, 0.9), checkpoint(10, 0.9));
-        newer.facts.recipe.settings["colour"] = "grey".into();
-        for written in [&own, &newer] {
-            checkpoints.save(written).expect("it can be written");
-        }
-        crate::journal::tests::write(folder.path(), &newer);
-        let journal = std::fs::read(path("journal/a.safetensors")).expect("a file");
-        let run = folder.path().display().to_string();
-        let flags = ["coordinator", "--launch", "external", "--wire", "grpc-bf16", "--resume", &run];
-        let config = config_of(flags).expect("a configuration");
-        let start = RunPlan::new(&config).expect("one can be read").start(&config, &own.facts.data_fingerprint);
-        assert_eq!(start.expect("it goes on").set_aside_steps, BTreeSet::from([10]));
-        assert_eq!(std::fs::read(path("set-aside/a.safetensors")).expect("a file"), journal);
-        assert_eq!(Checkpoint::read(&path("set-aside/step-00000010.safetensors")).expect("it is whole"), newer);
-        assert_eq!(Checkpoints::of(folder.path(), 9).by_age().len(), 1);
-        assert!(!path("journal/a.safetensors").exists());
+        check_error(&["a.safetensors", advice]);
+        std::fs::remove_file(path("checkpoints/step-00000005.safetensors")).expect("a file");
+        check_error(&["unknown field `colour`", "with version 7.1.2, which wrote it"]);
     }
 
     /// The goal: bits of two kinds never come into one run unnoticed.

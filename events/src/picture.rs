@@ -14,7 +14,7 @@ pub const PICTURE_BYTES_MAX: u64 = 1 << 24;
 /// Bytes of a name at most.
 const NAME_BYTES_MAX: usize = 32;
 /// Other folders that a run folder has, which no picture of a task may be named after.
-const RESERVED: [&str; 5] = ["checkpoints", "codes", "journal", "set-aside", "tensorboard"];
+const RESERVED: [&str; 4] = ["checkpoints", "codes", "journal", "tensorboard"];
 /// Folders in a run folder that are looked at; others than a task's may have names that a picture could have.
 const FOLDERS_MAX: usize = 32 * PICTURES_MAX;
 
@@ -209,9 +209,7 @@ mod tests {
     #[test]
     fn only_folders_that_may_hold_pictures_are_listed() {
         let folder = std::env::temp_dir().join(format!("telar-pictures-{}", std::process::id()));
-        for inside in
-            ["reconstructions", "codes", "checkpoints", "journal", "set-aside", "tensorboard", "Notes", "maps"]
-        {
+        for inside in ["reconstructions", "codes", "checkpoints", "journal", "tensorboard", "Notes", "maps"] {
             std::fs::create_dir_all(folder.join(inside)).expect("a folder");
         }
         std::fs::write(folder.join("file"), "").expect("a file");

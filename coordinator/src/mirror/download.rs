@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::store::PART_BYTES;
 use super::survey::on_own_runtime;
 use super::{MirrorError, RunFile, Store, StoreError, Survey};
-use crate::checkpoint::{Checkpoint, FILE_BYTES_MAX};
+use crate::checkpoint::{Checkpoint, CheckpointError, FILE_BYTES_MAX};
 use crate::location::Location;
 
 /// The folder that comes to its place last.
@@ -36,10 +36,11 @@ const N_LISTINGS: u32 = 5;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
 /// Downloads a run into a folder that holds none and that no other process uses. Returns the steps of newer checkpoints at the
-/// mirror that cannot be used. For a whole checkpoint, `unreadable` gives the reason why it cannot be used, if there is one.
+/// mirror that are damaged. For a whole checkpoint, `unreadable` gives the reason why this program cannot read it, if there is one.
 ///
 /// # Errors
-/// If there is no checkpoint that can be used, the store does not answer, or the folder cannot be written.
+/// If there is no whole checkpoint, the newest is another version's that cannot be read, the store does not answer, or the folder
+/// cannot be written.
 pub fn download(
     location: &Location,
     survey: &Survey,
@@ -64,6 +65,8 @@ enum Fetched {
     Whole(Box<Checkpoint>),
     /// Why it cannot be used.
     Unusable(String),
+    /// Another version wrote it, and why this one cannot read it.
+    Unreadable(String),
     /// It is not there any more.
     Gone,
 }
@@ -158,6 +161,7 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
                     warn!(from = %self.location, reason, "checkpoint skipped");
                     skipped.push(reason);
                 }
+                Fetched::Unreadable(reason) => return Err(self.other_version(&reason)),
                 Fetched::Gone => n_gone += 1,
             }
             let path = self.staging.join(file.path());
@@ -167,6 +171,7 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
             match self.fetch_checkpoint(file).await? {
                 Fetched::Whole(checkpoint) => return Ok(Some(*checkpoint)),
                 Fetched::Unusable(reason) => skipped.push(reason),
+                Fetched::Unreadable(reason) => return Err(self.other_version(&reason)),
                 Fetched::Gone => n_gone += 1,
             }
         }
@@ -176,7 +181,7 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
         Err(self.no_run(if skipped.is_empty() {
             "no checkpoint".to_owned()
         } else {
-            format!("only checkpoints that cannot be used: {}", skipped.join("; "))
+            format!("only damaged checkpoints: {}", skipped.join("; "))
         }))
     }
 
@@ -189,6 +194,7 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
                         Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.facts.run_id))
                     }
                     Ok(checkpoint) => Fetched::Whole(Box::new(checkpoint)),
+                    Err(error @ CheckpointError::Unreadable { .. }) => Fetched::Unreadable(error.to_string()),
                     Err(error) => Fetched::Unusable(error.to_string()),
                 })
             }
@@ -238,6 +244,12 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
         sync_folder(folder).map_err(WriteError::at(folder))?;
         fs::remove_dir_all(&self.staging).map_err(WriteError::at(&self.staging))?;
         Ok(())
+    }
+
+    /// A run that went on without it would upload other states of the same steps.
+    fn other_version(&self, reason: &str) -> MirrorError {
+        let advice = "resume it with the version that wrote it, or remove that object to go on from an older one";
+        self.no_run(format!("a checkpoint of another version: {reason}; {advice}"))
     }
 
     fn no_run(&self, found: String) -> MirrorError {
@@ -359,18 +371,18 @@ mod tests {
         assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
     }
 
-    /// The goal: a run is resumed from a checkpoint that this program can read, whichever version mirrored there last.
+    /// The goal: no run goes on beside states that another version would take for its newest ones.
     #[test]
-    fn checkpoint_of_other_version_is_skipped() {
+    fn checkpoint_of_other_version_is_error() {
         let (root, location) = mirror();
-        let run = root.path().join("run");
         let unreadable = |found: &Checkpoint| (found.state.step == 4).then(|| "settings of another kind".to_owned());
-        assert_eq!(fetch_unless(&location, &run, unreadable).expect("one can be read"), BTreeSet::from([4]));
-        assert_eq!(names(&run.join("checkpoints")), ["step-00000003.safetensors"]);
-        let error =
-            fetch_unless(&location, &root.path().join("other"), |_| Some("settings of another kind".to_owned()));
-        let text = error.expect_err("none can be read").to_string();
-        assert!(text.contains("found only checkpoints that cannot be used: expected a checkpoint that this"), "{text}");
+        let run = root.path().join("run");
+        let error = fetch_unless(&location, &run, unreadable).expect_err("another version's").to_string();
+        assert!(
+            error.contains("found settings of another kind in") && error.contains("or remove that object"),
+            "{error}"
+        );
+        assert!(names(&run).is_empty());
     }
 
     #[test]
@@ -421,7 +433,7 @@ mod tests {
                 fs::create_dir(mirror.join("checkpoints")).expect("a folder");
                 fs::write(mirror.join("checkpoints/step-00000009.safetensors"), b"torn").expect("a file");
             },
-            "found only checkpoints that cannot be used: expected a whole checkpoint",
+            "found only damaged checkpoints",
         );
         let (root, location) = mirror();
         remove(root.path().join("mirror/run.json"));

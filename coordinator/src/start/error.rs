@@ -18,6 +18,19 @@ pub enum ResumeError {
     /// It has no whole checkpoint.
     #[error(transparent)]
     NoCheckpoint(#[from] NoCheckpoint),
+    /// Its newest state is another version's.
+    #[error(
+        "{found}; resume it with {}, or move what this program cannot read out of the run folder to go on from step {step}",
+        version.as_ref().map_or("the version that wrote it".to_owned(), |version| format!("version {version}, which wrote it"))
+    )]
+    OtherVersion {
+        /// What cannot be read, and why.
+        found: String,
+        /// What wrote it, if that is known.
+        version: Option<String>,
+        /// The newest step that can be read.
+        step: u64,
+    },
     /// The flags ask for another recipe.
     #[error(transparent)]
     Recipe(#[from] RecipeError),

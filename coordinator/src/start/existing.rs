@@ -1,11 +1,10 @@
 //! A run that is in a folder: whether one can go on from it, and from which state.
 
-use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use engine::files::{WriteError, create_folder, sync_folder};
+use engine::files::WriteError;
 use engine::recipe::Recipe;
 use engine::report::RunFolder;
 use engine::task::TaskError;
@@ -13,23 +12,9 @@ use tracing::warn;
 
 use super::ResumeError;
 use crate::checkpoint::{Checkpoint, CheckpointError, FoundStates};
-use crate::checkpoints::{Checkpoints, NoCheckpoint, step_of};
+use crate::checkpoints::{Checkpoints, NoCheckpoint};
 use crate::config::{Config, RunChoice};
 use crate::journal::Journal;
-
-/// Where states are kept that this program cannot read.
-const SET_ASIDE: &str = "set-aside";
-
-/// A state to go on from.
-#[derive(Debug)]
-pub(super) struct NewestState {
-    /// Its file.
-    pub path: PathBuf,
-    /// What it holds.
-    pub checkpoint: Checkpoint,
-    /// Those that cannot be used.
-    pub others: Vec<CheckpointError>,
-}
 
 /// The folder of the run to go on with, if there is one.
 pub(crate) fn existing_run(config: &Config) -> Option<PathBuf> {
@@ -86,17 +71,19 @@ pub(crate) fn unreadable(config: &Config, checkpoint: &Checkpoint) -> Option<Str
     }
 }
 
-/// The newest state of a run that is whole and can be read, and where it is: a checkpoint, or what the journal has after it.
+/// The newest state of a run that is whole, and where it is: a checkpoint, or what the journal has after it. One that this program
+/// cannot read is an error: a run that goes on without it would come to other lines and states of the same steps, which the version
+/// that wrote it could not tell from its own.
 pub(super) fn newest_state(
     folder: &Path,
     n_kept: usize,
     unreadable: impl Fn(&Checkpoint) -> Option<String>,
-) -> Result<NewestState, NoCheckpoint> {
-    let FoundStates { newest: checkpoint, skipped: mut others } = Checkpoints::of(folder, n_kept).read(&unreadable);
-    let FoundStates { newest: journaled, skipped } = Journal::read(folder, &unreadable);
-    others.extend(skipped);
+) -> Result<(PathBuf, Checkpoint), ResumeError> {
+    let FoundStates { newest: checkpoint, mut skipped } = Checkpoints::of(folder, n_kept).read(&unreadable);
+    let FoundStates { newest: journaled, skipped: of_journal } = Journal::read(folder, &unreadable);
+    skipped.extend(of_journal);
     if checkpoint.is_none() && journaled.is_some() {
-        warn!(error = %NoCheckpoint::new(folder, &others), "the journal is all there is");
+        warn!("no checkpoint can be used; the run goes on from its journal");
     }
     let is_later = |(_, found): &(PathBuf, Checkpoint)| {
         let is_before = |(_, checkpoint): &(PathBuf, Checkpoint)| {
@@ -104,40 +91,19 @@ pub(super) fn newest_state(
         };
         checkpoint.as_ref().is_none_or(is_before)
     };
-    match journaled.filter(is_later).or(checkpoint) {
-        None => Err(NoCheckpoint::new(folder, &others)),
-        Some((path, checkpoint)) => {
-            for error in &others {
-                warn!(%error, "state skipped");
-            }
-            Ok(NewestState { path, checkpoint, others })
-        }
+    let Some((path, checkpoint)) = journaled.filter(is_later).or(checkpoint) else {
+        return Err(NoCheckpoint::new(folder, &skipped).into());
+    };
+    let other_versions = skipped.iter().filter(|error| matches!(error, CheckpointError::Unreadable { .. }));
+    let found: Vec<String> = other_versions.map(ToString::to_string).collect();
+    if !found.is_empty() {
+        let version = RunFolder::read_description(folder).and_then(|run| Some(run["version"].as_str()?.to_owned()));
+        return Err(ResumeError::OtherVersion { found: found.join("; "), version, step: checkpoint.state.step });
     }
-}
-
-/// Moves what this program cannot read out of the way, since the run goes on without it: the version that wrote it would take it for
-/// the run's newest state, whose lines are gone by then. Gives the steps of checkpoints among them.
-pub(super) fn set_aside(run_folder: &Path, skipped: &[CheckpointError]) -> Result<BTreeSet<u64>, WriteError> {
-    let unreadable = skipped.iter().filter_map(|error| match error {
-        CheckpointError::Unreadable { path, .. } => Some(path),
-        CheckpointError::Read { .. } | CheckpointError::Damaged { .. } => None,
-    });
-    let mut steps = BTreeSet::new();
-    for path in unreadable {
-        let folder = run_folder.join(SET_ASIDE);
-        create_folder(&folder)?;
-        let name = path.file_name().expect("a state is a file");
-        let to = folder.join(name);
-        std::fs::rename(path, &to).map_err(WriteError::at(path))?;
-        sync_folder(&folder).map_err(WriteError::at(&folder))?;
-        warn!(
-            from = %path.display(),
-            to = %to.display(),
-            "state of another version moved; to go on from it, move it back and resume with that version"
-        );
-        steps.extend(name.to_str().and_then(step_of));
+    for error in &skipped {
+        warn!(%error, "checkpoint skipped");
     }
-    Ok(steps)
+    Ok((path, checkpoint))
 }
 
 /// The run in `runs/` whose newest checkpoint is the newest, of the task asked for if one is.
