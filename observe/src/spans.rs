@@ -100,11 +100,7 @@ fn consecutive<const N: usize>(mut at: Duration, durations: [Duration; N]) -> [R
     })
 }
 
-/// By how much the clock was set forward, or the machine was asleep, at least: no recorder of events lags by as much.
-const CLOCK_JUMP_SECONDS: f64 = 60.0;
-
-/// When the coordinator's process started, in seconds since 1970. Each step's event gives an estimate, late by the lag of its
-/// recorder: so the earliest is taken.
+/// When the coordinator's process started, in seconds since 1970, by the newest event that says so.
 #[derive(Default)]
 pub struct ProcessStart(Option<f64>);
 
@@ -113,15 +109,9 @@ impl ProcessStart {
     pub fn apply(&mut self, recorded: &RecordedEvent) {
         match &recorded.event {
             RunEvent::Started { .. } => self.0 = Some(recorded.time),
-            RunEvent::Step(event) => self.apply_estimate(recorded.time - end_of(event).as_secs_f64()),
+            // Anew with each step: the coordinator's clock stops while its process is stalled.
+            RunEvent::Step(event) => self.0 = Some(recorded.time - end_of(event).as_secs_f64()),
             _ => {}
-        }
-    }
-
-    fn apply_estimate(&mut self, estimate: f64) {
-        let is_nearer = |start: f64| estimate < start || estimate > start + CLOCK_JUMP_SECONDS;
-        if self.0.is_none_or(is_nearer) {
-            self.0 = Some(estimate);
         }
     }
 
@@ -174,17 +164,5 @@ mod tests {
         assert_eq!((spans["journal"], spans["encode"], spans["send"]), ((100, 103), (103, 104), (104, 106)));
         let spans = spans_of(StepCosts { journal: Duration::ZERO, ..costs });
         assert_eq!((spans["update"], spans["encode"], spans["send"]), ((108, 110), (110, 111), (111, 113)));
-    }
-
-    #[test]
-    fn events_recorded_late_do_not_shift_process_start() {
-        let mut start = ProcessStart::default();
-        let mut after = |estimate| {
-            start.apply_estimate(estimate);
-            start.seconds()
-        };
-        assert_eq!([100.0, 99.5, 102.0, 99.75].map(&mut after), [100.0, 99.5, 99.5, 99.5].map(Some));
-        // The machine was asleep meanwhile.
-        assert_eq!([4_000.0, 4_001.0, 3_999.0].map(&mut after), [4_000.0, 4_000.0, 3_999.0].map(Some));
     }
 }
