@@ -71,8 +71,8 @@ impl Computer {
         Self { backend, newest, step, clock: Instant::now(), loaded: None }
     }
 
-    /// Whether a job is expected to take no longer than `limit`, by the time of the last shard, and cannot wait for places for
-    /// its results.
+    /// Whether a job is expected to take no longer than `limit`, if its shards take as long as the largest one, and cannot wait for
+    /// places for its results.
     pub fn is_short(&self, job: &Job, limit: Duration) -> bool {
         let Order::Update(Update { work: Some(Work { shards, batches, .. }), .. }) = &job.order else { return false };
         // A place for each result, and one for an error.
@@ -80,8 +80,8 @@ impl Computer {
             return false;
         }
         let n_shards = u32::try_from(shards.len()).expect("below a queue's capacity");
-        let time_of_shard = self.loaded.as_ref().and_then(|loaded| loaded.time_of_shard);
-        time_of_shard.is_some_and(|time| time.saturating_mul(n_shards) <= limit)
+        let largest_shard = self.loaded.as_ref().and_then(|loaded| loaded.largest_shard);
+        largest_shard.is_some_and(|(_, time)| time.saturating_mul(n_shards) <= limit)
     }
 
     pub fn handle(&mut self, job: Job) {
@@ -199,8 +199,8 @@ struct LoadedReplica {
     replica: Box<dyn Replica>,
     /// Of the parameters, once it was asked for.
     fingerprint: Option<u64>,
-    /// How long the last shard took.
-    time_of_shard: Option<Duration>,
+    /// The samples of the largest shard, and how long the last shard of this size took.
+    largest_shard: Option<(usize, Duration)>,
     /// The samples of the epoch last worked on.
     sampler: Option<(u32, Sampler)>,
     /// The shard that the next step will most probably want from this worker, and the step's place in the epoch.
@@ -219,7 +219,7 @@ impl LoadedReplica {
             rates: recipe.learning_rates(plan.task.n_samples(Split::Train).into()),
             replica: Arc::clone(&plan.task).replica(recipe.seed, &backend.device),
             fingerprint: None,
-            time_of_shard: None,
+            largest_shard: None,
             sampler: None,
             next: None,
             evaluator: None,
@@ -288,7 +288,10 @@ impl LoadedReplica {
             self.next = Some((ShardKey { step: self.step.saturating_add(1), ..key }, work.step_of_epoch as usize + 1));
         }
         let time = begun.elapsed();
-        self.time_of_shard = Some(time);
+        // The last step of an epoch may have smaller ones.
+        if self.largest_shard.is_none_or(|(n_samples, _)| samples.len() >= n_samples) {
+            self.largest_shard = Some((samples.len(), time));
+        }
         Ok(ShardDone {
             fence: Some(terms.fence.clone()),
             step: self.step,
