@@ -5,7 +5,7 @@
     cargo build --release && python3 bench/versions.py ../before/target/release        # 27 cells, a quarter of an hour
 
 Both coordinators have local workers of one thread each. All processes of one stand still (SIGSTOP) while those of the other compute,
-for half a second each, in an order that alternates: so whatever else the machine does slows both alike. Prints for each cell how much
+for half a second or ten steps each, in an order that alternates: so whatever else the machine does slows both alike. Prints for each cell how much
 faster a step of this build is, by the median of all steps, and the lowest and highest of four parts of the measurement: 1.00 means that
 nothing has changed, 0.97 that a step takes 3 % longer. Ends with code 1 if a ratio is below --at-least.
 """
@@ -25,13 +25,15 @@ from measure import Failure, Family, PausedRun, plain_environment, started, take
 
 N_SHARDS = 4
 SLICE_SECONDS = 0.5
+# Steps of a slice at least, so that those in which a run stood still are few.
+STEPS_PER_SLICE = 10
 PAIRS_PER_BLOCK = 4
 WARM_UP_SECONDS = 2.0
 BEGIN_SECONDS_MAX = 60
 # A cell is over after so many blocks, or once it has so many steps.
 N_BLOCKS_MIN = 4
 N_STEPS_MIN = 200
-N_BLOCKS_MAX = 20
+N_BLOCKS_MAX = 8
 
 
 def begin(stack, programs, cell, data, folder):
@@ -65,7 +67,7 @@ def begin(stack, programs, cell, data, folder):
 
 
 def milliseconds(run, n_before):
-    """How long each step took whose line was written after the first so many. Those in which the run stood still are few."""
+    """How long each step took whose line was written after the first so many."""
     lines = (run.folder / "steps.jsonl").read_text().splitlines()[n_before:]
     return [json.loads(line)["milliseconds"] for line in lines if line.endswith("}")]
 
@@ -75,9 +77,11 @@ def ratios(cell, builds, data, folder):
     with contextlib.ExitStack() as stack:
         runs = [begin(stack, programs, cell, data, folder / f"run-{number}") for number, programs in enumerate(builds)]
         n_before = [run.n_steps() for run in runs]
+        slowest = max(statistics.median(milliseconds(run, 0)) for run in runs) / 1e3
+        seconds = max(SLICE_SECONDS, STEPS_PER_SLICE * slowest)
         blocks = []
         while len(blocks) < N_BLOCKS_MIN or (len(blocks) < N_BLOCKS_MAX and min(map(sum, zip(*blocks))) < N_STEPS_MIN):
-            blocks.append(take_turns(runs, PAIRS_PER_BLOCK, SLICE_SECONDS))
+            blocks.append(take_turns(runs, PAIRS_PER_BLOCK, seconds))
         before, after = (milliseconds(run, n) for run, n in zip(runs, n_before))
     parts = zip(split(before), split(after))
     return statistics.median(before) / statistics.median(after), [statistics.median(a) / statistics.median(b) for a, b in parts]
