@@ -77,7 +77,7 @@ pub(super) fn put(
     });
     if let Some((start, range)) = target {
         assert_eq!(range.len(), n_values, "a gradient has the shape of its parameter");
-        #[expect(unsafe_code, reason = "the borrow of the vector is held by `with_destination`")]
+        #[expect(unsafe_code, reason = "the borrow of the vector is held by `with_grad_targets`")]
         // SAFETY: `with_grad_targets` holds the only borrow of the vector while its `work` runs, on this thread, and has the
         // pointer forgotten afterwards; the range is within the vector, and each is written once.
         write(unsafe { std::slice::from_raw_parts_mut(start.add(range.start), n_values) });
