@@ -194,7 +194,9 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
                         Fetched::Unusable(format!("{} is of run {}", file.path(), checkpoint.facts.run_id))
                     }
                     Ok(checkpoint) => Fetched::Whole(Box::new(checkpoint)),
-                    Err(error @ CheckpointError::Unreadable { .. }) => Fetched::Unreadable(error.to_string()),
+                    Err(CheckpointError::Unreadable { reason, .. }) => {
+                        Fetched::Unreadable(format!("{reason} in {}", file.path()))
+                    }
                     Err(error) => Fetched::Unusable(error.to_string()),
                 })
             }
@@ -249,7 +251,7 @@ impl<U: Fn(&Checkpoint) -> Option<String> + Sync> Download<'_, U> {
     /// A run that went on without it would upload other states of the same steps.
     fn other_version(&self, reason: &str) -> MirrorError {
         let advice = "resume it with the version that wrote it, or remove that object to go on from an older one";
-        self.no_run(format!("a checkpoint of another version: {reason}; {advice}"))
+        self.no_run(format!("a checkpoint that this program cannot read: {reason}; {advice}"))
     }
 
     fn no_run(&self, found: String) -> MirrorError {
@@ -379,7 +381,8 @@ mod tests {
         let run = root.path().join("run");
         let error = fetch_unless(&location, &run, unreadable).expect_err("another version's").to_string();
         assert!(
-            error.contains("found settings of another kind in") && error.contains("or remove that object"),
+            error.contains("cannot read: settings of another kind in checkpoints/")
+                && error.contains("or remove that object"),
             "{error}"
         );
         assert!(names(&run).is_empty());
