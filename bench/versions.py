@@ -5,9 +5,9 @@
     cargo build --release && python3 bench/versions.py ../before/target/release        # 27 cells, a quarter of an hour
 
 Both coordinators have local workers of one thread each. All processes of one stand still (SIGSTOP) while those of the other compute,
-for half a second or ten steps each, in an order that alternates: so whatever else the machine does slows both alike. Prints for each cell how much
-faster a step of this build is, by the median of all steps, and the lowest and highest of four parts of the measurement: 1.00 means that
-nothing has changed, 0.97 that a step takes 3 % longer. Ends with code 1 if a ratio is below --at-least.
+for half a second or ten steps each, in an order that alternates: so whatever else the machine does slows both alike. Prints for each
+cell how much faster a step of this build is, by the median of all steps, and the lowest and highest of four parts of the measurement:
+1.00 means that nothing has changed, 0.97 that a step takes 3 % longer. Ends with code 1 if a ratio is below --at-least.
 """
 
 import argparse
