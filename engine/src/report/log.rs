@@ -8,12 +8,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use clap::ValueEnum;
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{Filtered, LevelFilter};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::layer::{Layer, Layered, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
 
 use super::bar;
 use super::log_limit::LogLimit;
@@ -75,7 +76,7 @@ fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogG
     let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX);
     let (lines, thread) = lines.finish(BesideBar { is_text: format == LogFormat::Text });
     LINES.get_or_init(|| lines.clone());
-    let filter = |level: &str| EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let shown_filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
     // That a line cannot be written would otherwise be written, and panic if it cannot.
     let shown = fmt::layer().with_writer(lines).log_internal_errors(false);
     let is_terminal = std::io::stderr().is_terminal();
@@ -86,11 +87,24 @@ fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogG
     };
     let kept = run_level.map(|level| {
         let file = fmt::layer().with_writer(|| RunLogWriter).log_internal_errors(false);
-        file.with_ansi(false).with_target(false).with_filter(EnvFilter::new(run_level_of(level)))
+        (file.with_ansi(false).with_target(false), EnvFilter::new(run_level_of(level)))
     });
-    let shown = shown.with_filter(filter(default_level));
-    tracing_subscriber::registry().with(shown).with(kept).with(LogLimit::default()).init();
+    limited((shown, shown_filter), kept).init();
     LogGuard { _thread: thread }
+}
+
+/// What writes the lines that pass its filter to standard error, and perhaps what writes others to a file, both limited.
+fn limited<S, K>(shown: (S, EnvFilter), kept: Option<(K, EnvFilter)>) -> impl Subscriber + Send + Sync
+where
+    S: Layer<Registry> + Send + Sync,
+    K: for<'a> Layer<Layered<Filtered<S, EnvFilter, Registry>, Registry>> + Send + Sync,
+{
+    // A layer without a level would have HTTP/2 make a span for each of its frames, which take 4 % of a small step.
+    let level = [Some(&shown.1), kept.as_ref().map(|(_, filter)| filter)].into_iter().flatten();
+    let level = level.map(|filter| filter.max_level_hint().unwrap_or(LevelFilter::TRACE)).max();
+    let limit = LogLimit::default().with_filter(level.unwrap_or(LevelFilter::OFF));
+    let kept = kept.map(|(kept, filter)| kept.with_filter(filter));
+    tracing_subscriber::registry().with(shown.0.with_filter(shown.1)).with(kept).with(limit)
 }
 
 /// The run's level, with what `$RUST_LOG` asks for besides: its directives come later, and count where they say more.
@@ -224,5 +238,30 @@ impl Write for BesideBar {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(()) // standard error keeps nothing back
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::subscriber::with_default;
+    use tracing::{Level, enabled};
+    use tracing_subscriber::layer::Layer;
+    use tracing_subscriber::{EnvFilter, fmt};
+
+    use super::limited;
+
+    /// Goal: spans and lines that nobody sees cost nothing, such as those of HTTP/2 for each frame.
+    #[test]
+    fn levels_beyond_both_filters_are_off() {
+        let filter = EnvFilter::new;
+        let log = |shown, kept: Option<&str>| {
+            limited((fmt::layer().boxed(), filter(shown)), kept.map(|level| (fmt::layer(), filter(level))))
+        };
+        with_default(log("warn", Some("info")), || {
+            assert!(enabled!(Level::INFO) && !enabled!(Level::DEBUG));
+        });
+        with_default(log("debug", None), || {
+            assert!(enabled!(Level::DEBUG) && !enabled!(Level::TRACE));
+        });
     }
 }
