@@ -28,8 +28,8 @@ use crate::training::{Event, Profile, WorkerId};
 
 /// How long a worker may take to read the close message and close its side.
 const FAREWELL_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Results of a worker that wait for the driver: as many as it has slots, and two more.
-const RESULTS_WAITING_MAX: usize = RESULT_SLOTS as usize + 2;
+/// Results of a worker that wait for the driver: as many as it has slots.
+const RESULTS_WAITING_MAX: usize = RESULT_SLOTS as usize;
 /// How often a worker may send what carries no result.
 const SMALL_MESSAGES: BucketRate =
     BucketRate { n_max: SMALL_MESSAGES_AT_ONCE_MAX, per_second: SMALL_MESSAGES_PER_SECOND_MAX };

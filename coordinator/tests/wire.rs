@@ -438,7 +438,7 @@ async fn invalid_slot_claim_ends_session() {
         })
         .await;
     };
-    check(|_, done| done.slot = Some(RESULT_SLOTS), "expected a slot below 2, found 2").await;
+    check(|_, done| done.slot = Some(RESULT_SLOTS), "expected a slot below 4, found 4").await;
     check(|_, done| done.slot = Some(u32::MAX), "found 4294967295").await;
     check(|_, done| done.slot = Some(1), "expected slot 1 to be full").await;
     let both = |worker: &Worker, done: &mut ShardDone| {

@@ -8,10 +8,9 @@ use proto::limits::{RESULT_SLOTS, UPDATE_SLOTS};
 use proto::shared::{ResultSlots, Results, UpdateSlots};
 use proto::v1::Region;
 
-/// Values of a gradient, so that a region of results is as long as one of updates.
-const N_RESULT_VALUES: usize = 2048;
-const N_UPDATE_VALUES: usize = 1024;
-const _: () = assert!(RESULT_SLOTS as usize * N_RESULT_VALUES == UPDATE_SLOTS as usize * N_UPDATE_VALUES);
+/// Values of a gradient.
+const N_VALUES: usize = 1024;
+const _: () = assert!(RESULT_SLOTS == UPDATE_SLOTS, "a region of results is as long as one of updates");
 
 /// Bytes of the token. An input begins with the token, slot and step that are sent; the rest is the content of the memory.
 const N_TOKEN: usize = 16;
@@ -24,7 +23,7 @@ const N_TOKEN: usize = 16;
 pub fn take(input: &[u8]) -> bool {
     let Some((token, input)) = input.split_at_checked(N_TOKEN) else { return false };
     let Some((&[slot, step], memory)) = input.split_first_chunk::<2>() else { return false };
-    let (results, handle) = Results::create(N_RESULT_VALUES).expect("the system has such memory");
+    let (results, handle) = Results::create(N_VALUES).expect("the system has such memory");
     let Region { descriptor, .. } = handle.message();
     let file = File::options().write(true).open(format!("/proc/self/fd/{descriptor}")).expect("the offer's file");
     // What is beyond the end cannot be written.
@@ -35,17 +34,17 @@ pub fn take(input: &[u8]) -> bool {
     let slot = u32::from(slot);
     let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
     let mut is_open = false;
-    if let Ok(updates) = UpdateSlots::open(process::id(), &sent, N_UPDATE_VALUES) {
+    if let Ok(updates) = UpdateSlots::open(process::id(), &sent, N_VALUES) {
         is_open = true;
         let _ = updates.read(slot, step.into(), |_, values| assert!(is_finite(values)));
     }
-    if let Ok(slots) = ResultSlots::open(process::id(), &sent, N_RESULT_VALUES)
+    if let Ok(slots) = ResultSlots::open(process::id(), &sent, N_VALUES)
         && let Some(mut free) = slots.free()
     {
         free.values().fill(1.0);
         assert!(free.fill() < RESULT_SLOTS);
     }
-    let mut values = vec![0.0; N_RESULT_VALUES];
+    let mut values = vec![0.0; N_VALUES];
     for slot in [slot, 0, 1] {
         if let Ok(square_sum) = results.take(slot, &mut values) {
             assert!(is_finite(&values) && square_sum.is_finite());

@@ -26,8 +26,9 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 pub const FRAME_BYTES: u32 = 1 << 20;
 /// Messages that wait for a worker before it is taken for one that does not keep up.
 pub const OUTBOX_MESSAGES_MAX: usize = 64;
-/// Slots of a worker's shared memory for results: one is filled while the other one is read.
-pub const RESULT_SLOTS: u32 = 2;
+/// Slots of a worker's shared memory for results: with fewer, a worker of four short shards sends some of them through the socket,
+/// which makes a step of 1.4 ms longer by a tenth.
+pub const RESULT_SLOTS: u32 = 4;
 /// Slots of the shared memory for averaged gradients: a worker that is so many steps behind has lost one.
 pub const UPDATE_SLOTS: u32 = 4;
 /// How often a worker sends a heartbeat at least.

@@ -253,7 +253,7 @@ fn invalid_region_is_not_opened() {
     let sent = handle.message();
     check_closed(&v1::Region { token: vec![7; 16].into(), ..sent.clone() }, 2_000, "found another one");
     check_closed(&v1::Region { token: vec![].into(), ..sent.clone() }, 2_000, "found another one");
-    check_closed(&sent, 4_000, "expected a file of 36864 bytes"); // 4096 + 2 * 16384
+    check_closed(&sent, 4_000, "expected a file of 69632 bytes"); // 4096 + 4 * 16384
     check_closed(&v1::Region { descriptor: u32::MAX, ..sent.clone() }, 2_000, "cannot open /proc/");
     let of = |file: &File| v1::Region { descriptor: u32::try_from(file.as_raw_fd()).expect("a file"), ..sent.clone() };
     check_closed(&of(&File::open("/dev/null").expect("a device")), 2_000, "found something else");
