@@ -8,16 +8,15 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use clap::ValueEnum;
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{Filtered, LevelFilter};
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::{Layer, Layered, SubscriberExt};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry};
 
 use super::bar;
-use super::log_limit::LogLimit;
+use super::log_limit::Limited;
 use super::terminal::{drawing_size, has_colours, wrapped};
 use crate::files::WriteError;
 
@@ -76,35 +75,40 @@ fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogG
     let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX);
     let (lines, thread) = lines.finish(BesideBar { is_text: format == LogFormat::Text });
     LINES.get_or_init(|| lines.clone());
-    let shown_filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-    // That a line cannot be written would otherwise be written, and panic if it cannot.
-    let shown = fmt::layer().with_writer(lines).log_internal_errors(false);
-    let is_terminal = std::io::stderr().is_terminal();
-    let shown = match format {
-        LogFormat::Text if is_terminal => shown.with_ansi(has_colours()).event_format(LevelAndFields).boxed(),
-        LogFormat::Text => shown.with_ansi(false).with_target(false).without_time().boxed(),
-        LogFormat::Json => shown.with_target(false).json().with_current_span(false).with_span_list(true).boxed(),
-    };
-    let kept = run_level.map(|level| {
-        let file = fmt::layer().with_writer(|| RunLogWriter).log_internal_errors(false);
-        (file.with_ansi(false).with_target(false), EnvFilter::new(run_level_of(level)))
-    });
-    limited((shown, shown_filter), kept).init();
+    let shown = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
+    let kept = run_level.map(|level| EnvFilter::new(run_level_of(level)));
+    subscriber(format, lines, shown, kept).init();
     LogGuard { _thread: thread }
 }
 
-/// What writes the lines that pass its filter to standard error, and perhaps what writes others to a file, both limited.
-fn limited<S, K>(shown: (S, EnvFilter), kept: Option<(K, EnvFilter)>) -> impl Subscriber + Send + Sync
-where
-    S: Layer<Registry> + Send + Sync,
-    K: for<'a> Layer<Layered<Filtered<S, EnvFilter, Registry>, Registry>> + Send + Sync,
-{
-    // A layer without a level would have HTTP/2 make a span for each of its frames, which take 4 % of a small step.
-    let level = [Some(&shown.1), kept.as_ref().map(|(_, filter)| filter)].into_iter().flatten();
-    let level = level.map(|filter| filter.max_level_hint().unwrap_or(LevelFilter::TRACE)).max();
-    let limit = LogLimit::default().with_filter(level.unwrap_or(LevelFilter::OFF));
-    let kept = kept.map(|(kept, filter)| kept.with_filter(filter));
-    tracing_subscriber::registry().with(shown.0.with_filter(shown.1)).with(kept).with(limit)
+/// What writes events that pass `shown` to `lines`, and those that pass `kept` to the run's log. A layer without a filter would ask
+/// for everything, and have HTTP/2 make spans for each of its frames: 4 % of a step of 1 ms.
+fn subscriber(
+    format: LogFormat,
+    lines: NonBlocking,
+    shown: EnvFilter,
+    kept: Option<EnvFilter>,
+) -> impl Subscriber + Send + Sync {
+    // That a line cannot be written would otherwise be written, and panic if it cannot.
+    let layer = fmt::layer().with_writer(lines).log_internal_errors(false);
+    let is_terminal = std::io::stderr().is_terminal();
+    let layer = match format {
+        LogFormat::Text if is_terminal => {
+            layer.with_ansi(has_colours()).event_format(Limited::new(LevelAndFields)).boxed()
+        }
+        LogFormat::Text => {
+            layer.with_ansi(false).with_target(false).without_time().map_event_format(Limited::new).boxed()
+        }
+        LogFormat::Json => {
+            let layer = layer.with_target(false).json().with_current_span(false).with_span_list(true);
+            layer.map_event_format(Limited::new).boxed()
+        }
+    };
+    let kept = kept.map(|filter| {
+        let file = fmt::layer().with_writer(|| RunLogWriter).log_internal_errors(false);
+        file.with_ansi(false).with_target(false).map_event_format(Limited::new).with_filter(filter)
+    });
+    tracing_subscriber::registry().with(layer.with_filter(shown)).with(kept)
 }
 
 /// The run's level, with what `$RUST_LOG` asks for besides: its directives come later, and count where they say more.
@@ -243,25 +247,71 @@ impl Write for BesideBar {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::thread::sleep;
+    use std::time::Duration;
+
     use tracing::subscriber::with_default;
-    use tracing::{Level, enabled};
-    use tracing_subscriber::layer::Layer;
-    use tracing_subscriber::{EnvFilter, fmt};
+    use tracing::{enabled, info, warn};
 
-    use super::limited;
+    use super::*;
 
-    /// Goal: spans and lines that nobody sees cost nothing, such as those of HTTP/2 for each frame.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is shown of what is logged meanwhile.
+    fn shown(format: LogFormat, filters: [&str; 2], log: impl FnOnce()) -> String {
+        let written = Lines::default();
+        let (lines, guard) = NonBlockingBuilder::default().lossy(false).finish(written.clone());
+        let [shown, kept] = filters.map(EnvFilter::new);
+        with_default(subscriber(format, lines, shown, Some(kept)), log);
+        drop(guard);
+        let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    /// The goal: spans and lines that nobody sees cost nothing, such as those of HTTP/2 for each frame.
     #[test]
     fn levels_beyond_both_filters_are_off() {
-        let filter = EnvFilter::new;
-        let log = |shown, kept: Option<&str>| {
-            limited((fmt::layer().boxed(), filter(shown)), kept.map(|level| (fmt::layer(), filter(level))))
-        };
-        with_default(log("warn", Some("info")), || {
-            assert!(enabled!(Level::INFO) && !enabled!(Level::DEBUG));
-        });
-        with_default(log("debug", None), || {
-            assert!(enabled!(Level::DEBUG) && !enabled!(Level::TRACE));
-        });
+        shown(LogFormat::Text, ["warn", "info"], || assert!(enabled!(Level::INFO) && !enabled!(Level::DEBUG)));
+        shown(LogFormat::Text, ["debug", "info"], || assert!(enabled!(Level::DEBUG) && !enabled!(Level::TRACE)));
+    }
+
+    /// The goal: a peer cannot fill the log, nor hide a warning among lines that are left out.
+    #[test]
+    fn lines_about_peers_are_limited_and_hide_no_others() {
+        let refused = || warn!(peer = "somebody", "refused");
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = shown(format, ["warn", "info"], || {
+                for number in 0..1000 {
+                    info!(peer = "somebody", number, "joined");
+                    refused();
+                    warn!(number, "of nobody");
+                }
+                // Room for another one, which comes after the count.
+                sleep(Duration::from_millis(200));
+                refused();
+            });
+            let n_with = |part: &str| text.lines().filter(|line| line.contains(part)).count();
+            assert_eq!([n_with("joined"), n_with("of nobody")], [0, 1000]);
+            assert!((100..1000).contains(&n_with("refused")), "{}", n_with("refused"));
+            let counted: Vec<&str> = text.lines().filter(|line| line.contains("were left out")).collect();
+            let count = counted.last().expect("lines were left out");
+            assert!(count.contains("WARN") && count.contains("n_left_out"), "{count}");
+            if format == LogFormat::Json {
+                let is_object = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+                assert!(text.lines().all(is_object), "{text}");
+            }
+        }
     }
 }

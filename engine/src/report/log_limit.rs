@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use tracing::callsite::Identifier;
-use tracing::field::FieldSet;
-use tracing::{Event, Subscriber, warn};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::Context;
+use tracing::callsite::{Callsite, DefaultCallsite, Identifier};
+use tracing::field::{FieldSet, Value};
+use tracing::metadata::Kind;
+use tracing::{Event, Level, Metadata, Subscriber, metadata};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::bucket::{Bucket, BucketRate};
 
@@ -18,9 +20,29 @@ const RATE: BucketRate = BucketRate { n_max: 100, per_second: 10 };
 /// A line with one of these fields is about a peer, which can cause it as often as it likes.
 const PEER_FIELDS: [&str; 2] = ["peer", "worker"];
 
-/// Leaves out what goes beyond the bound.
+/// The line that counts those left out.
+static LEFT_OUT: DefaultCallsite = {
+    static METADATA: Metadata<'static> = metadata! {
+        name: "lines left out",
+        target: "log",
+        level: Level::WARN,
+        fields: &["message", "n_left_out"],
+        callsite: &LEFT_OUT,
+        kind: Kind::EVENT
+    };
+    DefaultCallsite::new(&METADATA)
+};
+
+/// Formats lines, and leaves out what goes beyond the bound. Not a layer or filter: where an event is refused before it is
+/// written, tracing-subscriber keeps what each layer made of it, and takes it for the next event's.
+#[derive(Debug)]
+pub(super) struct Limited<F> {
+    format: F,
+    limit: LogLimit,
+}
+
 #[derive(Debug, Default)]
-pub(super) struct LogLimit {
+struct LogLimit {
     /// By the place in the code; there are as many as the program has.
     kinds: Mutex<HashMap<Identifier, LineKind>>,
 }
@@ -41,6 +63,44 @@ enum Line {
     },
 }
 
+impl<F> Limited<F> {
+    /// Nothing was left out so far.
+    pub fn new(format: F) -> Self {
+        Self { format, limit: LogLimit::default() }
+    }
+}
+
+impl<S, N, F> FormatEvent<S, N> for Limited<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let metadata = event.metadata();
+        if is_about_peer(metadata.fields()) {
+            match self.limit.line(metadata.callsite(), Instant::now()) {
+                Line::LeftOut => return Ok(()),
+                Line::Written { n_left_out: 0 } => {}
+                Line::Written { n_left_out } => {
+                    with_count(n_left_out, |event| self.format.format_event(context, out.by_ref(), event))?
+                }
+            }
+        }
+        self.format.format_event(context, out, event)
+    }
+}
+
+/// Calls `format` with an event that says how many lines were left out.
+fn with_count(n_left_out: u64, format: impl FnOnce(&Event<'_>) -> std::fmt::Result) -> std::fmt::Result {
+    let metadata = LEFT_OUT.metadata();
+    let fields = metadata.fields();
+    let [message, count] = ["message", "n_left_out"].map(|name| fields.field(name).expect("it is named above"));
+    let text = format_args!("lines like the next one were left out: there were too many");
+    let values = [(&message, Some(&text as &dyn Value)), (&count, Some(&n_left_out as &dyn Value))];
+    format(&Event::new(metadata, &fields.value_set(&values)))
+}
+
 impl LogLimit {
     fn line(&self, kind: Identifier, now: Instant) -> Line {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,82 +117,17 @@ fn is_about_peer(fields: &FieldSet) -> bool {
     PEER_FIELDS.iter().any(|name| fields.field(name).is_some())
 }
 
-impl<S: Subscriber> Layer<S> for LogLimit {
-    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        let metadata = event.metadata();
-        if !is_about_peer(metadata.fields()) {
-            return true;
-        }
-        match self.line(metadata.callsite(), Instant::now()) {
-            Line::LeftOut => false,
-            Line::Written { n_left_out: 0 } => true,
-            Line::Written { n_left_out } => {
-                // Of no peer, so that it is not counted itself.
-                warn!(n_left_out, "lines like the next one were left out: there were too many");
-                true
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
-    use tracing::callsite::{Callsite, DefaultCallsite};
-    use tracing::metadata::Kind;
-    use tracing::{Level, Metadata, info, metadata};
-    use tracing_subscriber::layer::SubscriberExt;
-
-    use super::{Line, LogLimit, Mutex, PoisonError};
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// The goal: a peer cannot fill the log, and lines that name no peer are never left out.
-    #[test]
-    fn log_lines_about_peers_are_limited_by_kind() {
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
-        tracing::subscriber::with_default(log.with(LogLimit::default()), || {
-            for number in 0..10_000 {
-                info!(peer = "somebody", number, "refused");
-                if number < 1000 {
-                    info!(number, "checkpoint");
-                }
-            }
-            info!(worker = 1, "joined");
-        });
-        let text = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
-        let n_with = |part: &str| text.lines().filter(|line| line.contains(part)).count();
-        assert!((100..1000).contains(&n_with("refused")), "{}", n_with("refused"));
-        assert_eq!([n_with("checkpoint"), n_with("joined")], [1000, 1]);
-    }
+    use super::*;
 
     #[test]
     fn suppressed_log_lines_are_counted() {
-        static CALLSITE: DefaultCallsite = {
-            static METADATA: Metadata<'static> = metadata! {
-                name: "a kind", target: "test", level: Level::INFO, fields: &[], callsite: &CALLSITE, kind: Kind::EVENT
-            };
-            DefaultCallsite::new(&METADATA)
-        };
         let limit = LogLimit::default();
         let begun = Instant::now();
-        let kind = CALLSITE.metadata().callsite();
+        let kind = LEFT_OUT.metadata().callsite();
         let found: Vec<Line> = (0..150).map(|_| limit.line(kind.clone(), begun)).collect();
         let written = Line::Written { n_left_out: 0 };
         assert_eq!(found, [vec![written; 100], vec![Line::LeftOut; 50]].concat());
