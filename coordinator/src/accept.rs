@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use proto::limits::{FIRST_MESSAGE_WAIT_MAX, UNADMITTED_BYTES_MAX};
+use proto::tls::SEND_BYTES;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -196,9 +197,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Counts bytes that came in, as long as no worker has joined.
+    /// Counts bytes that came in, as long as no worker has joined. Once one has, more is encrypted at a time.
     fn count_unadmitted(&mut self, n_bytes: usize) -> std::io::Result<()> {
         if self.lease.handle().is_admitted() {
+            if let Either::Right(tls) = &mut self.io {
+                tls.get_mut().1.set_buffer_limit(Some(SEND_BYTES));
+            }
             return Ok(());
         }
         self.n_unadmitted += n_bytes;

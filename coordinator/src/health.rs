@@ -123,11 +123,12 @@ pub async fn check(address: &ListenAddress, tls: Option<TlsFiles>) -> Result<(),
         (None, _) => innermost(error),
     };
     let ask = async {
-        let mut endpoint = Endpoint::from_shared(uri).map_err(|error| words(&error))?;
-        if let Some(tls) = &tls {
-            endpoint = endpoint.tls_config(tls.config.clone()).map_err(|error| words(&error))?;
-        }
-        let channel = endpoint.connect().await.map_err(|error| words(&error))?;
+        let endpoint = Endpoint::from_shared(uri).map_err(|error| words(&error))?;
+        let connected = match (&tls, address) {
+            (Some(tls), ListenAddress::Tcp(place)) => endpoint.connect_with_connector(tls.connector(place)).await,
+            _ => endpoint.connect().await,
+        };
+        let channel = connected.map_err(|error| words(&error))?;
         let request = HealthCheckRequest { service: String::new() };
         let answer = HealthClient::new(channel).check(request).await.map_err(|status| match status.code() {
             Code::PermissionDenied => {

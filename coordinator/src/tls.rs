@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::tls::{Credentials, Reloaded, TlsError, TlsFiles, day, name, provider};
+use proto::tls::{ALPN, Credentials, READ_BYTES, Reloaded, TlsError, TlsFiles, day, name, provider};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{AlertDescription, CertificateError, InvalidMessage, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -17,8 +17,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::info;
 
-/// HTTP/2 over TLS (RFC 9113, section 3.3).
-const ALPN: &[u8] = b"h2";
 /// HTTP/1.1 over TLS (RFC 7301, section 6).
 const PAGE_ALPN: &[u8] = b"http/1.1";
 /// The first byte of a TLS connection: a record with a handshake (RFC 8446, section 5.1).
@@ -30,9 +28,6 @@ const REFUSAL_WAIT_MAX: Duration = Duration::from_secs(1);
 const TLS_ONLY: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0c";
 /// What a client with TLS is answered where there is none. A client of TLS knows by the first byte that it found none.
 pub const PLAINTEXT_ONLY: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-
-/// Bytes that are read from a socket at a time. rustls asks for 4 KiB, which would take 160 calls of the system for a gradient.
-const READ_BYTES: usize = 64 << 10;
 
 /// A connection after its handshake.
 pub type TlsConnection = TlsStream<BufReader<TcpStream>>;

@@ -22,7 +22,14 @@ use x509_parser::prelude::FromDer;
 
 use crate::token::warn_if_readable_by_others;
 
-pub use client::{Client, OwnFault, TlsRefusal};
+pub use client::{Client, Connector, OwnFault, TlsRefusal};
+
+/// HTTP/2 over TLS (RFC 9113, section 3.3).
+pub const ALPN: &[u8] = b"h2";
+/// Bytes that are read from a socket at a time. rustls asks for 4 KiB, which would take 160 calls of the system for a gradient.
+pub const READ_BYTES: usize = 64 << 10;
+/// Bytes that are encrypted and handed to a socket at a time. rustls takes 64 KiB, and would have the peer woken for each.
+pub const SEND_BYTES: usize = 1 << 20;
 
 /// Bytes of the largest file: hundreds of certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -62,8 +69,6 @@ pub struct Credentials {
     pub last_day: String,
     /// Whether that day is over, or the first one has not come.
     pub is_valid_now: bool,
-    /// The files as they are: certificate, key, CAs.
-    pub pem: [Vec<u8>; 3],
 }
 
 /// Flags that name one or two of the files.
@@ -177,7 +182,7 @@ impl TlsFiles {
         let name = name_of_parsed(&certificate);
         let last_day = day(certificate.validity().not_after.timestamp());
         let is_valid_now = certificate.validity().is_valid();
-        Ok(Credentials { roots: Arc::new(roots), name, last_day, is_valid_now, key, chain, pem })
+        Ok(Credentials { roots: Arc::new(roots), name, last_day, is_valid_now, key, chain })
     }
 
     fn stamps(&self) -> [Option<Stamp>; 3] {

@@ -2,17 +2,11 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use prost::bytes::Bytes;
-use tokio::io::BufReader;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codegen::http::Uri;
-use tonic::codegen::{BoxFuture, Service};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tracing::info;
@@ -32,10 +26,6 @@ use crate::config::{Access, Address};
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Silence after which HTTP/2 asks whether the peer is there, and how long it waits for the answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-
-/// Bytes that are read from a socket below TLS at a time. rustls asks for 4 KiB, which would take 160 calls of the system for a
-/// gradient.
-const READ_BYTES: usize = 64 << 10;
 
 /// Gradients on their way out, and some to come, that are kept for the next ones.
 const GRADIENTS_FREE_MAX: usize = 4;
@@ -135,12 +125,12 @@ impl Link {
     pub async fn connect(address: &Address, access: &Access, wait_max: Duration) -> Result<Self, LinkError> {
         let wait_max = wait_max.min(CONNECT_WAIT_MAX);
         let tls = access.tls.as_ref().map(|tls| tls.current());
-        let failed = |error| LinkError::of(address, tls.as_deref(), &error);
-        let mut endpoint = Endpoint::from_shared(address.to_string()).map_err(failed)?;
-        if let Some(tls) = &tls {
-            endpoint = endpoint.tls_config(tls.config.clone()).map_err(failed)?;
+        if matches!(address, Address::Tls(_)) && tls.is_none() {
+            return Err(LinkError::Unreachable("expected a certificate to connect with TLS, found none".to_owned()));
         }
-        let endpoint = endpoint
+        let failed = |error| LinkError::of(address, tls.as_deref(), &error);
+        let endpoint = Endpoint::from_shared(address.to_string())
+            .map_err(failed)?
             .connect_timeout(wait_max)
             .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -151,9 +141,9 @@ impl Link {
             .keep_alive_while_idle(true);
         // The endpoint's own time limit ends with the connection of a socket, before names and HTTP/2.
         let connected = async {
-            match address {
-                Address::Tls(place) => endpoint.connect_with_connector(BufferedTcp { place: place.clone() }).await,
-                Address::Tcp(_) | Address::Unix(_) => endpoint.connect().await,
+            match (address, &tls) {
+                (Address::Tls(place), Some(tls)) => endpoint.connect_with_connector(tls.connector(place)).await,
+                _ => endpoint.connect().await,
             }
         };
         let channel = match timeout(wait_max, connected).await {
@@ -188,30 +178,6 @@ impl Link {
     pub async fn fetch_dataset(&self, data_fingerprint: String) -> Result<Messages<DatasetPiece>, Status> {
         let request = tokio_stream::once(FetchDatasetRequest { data_fingerprint });
         call(self.channel.clone(), call::FETCH_DATASET, self.token.as_ref(), request, MESSAGE_BYTES_MAX).await
-    }
-}
-
-/// Makes TCP connections from which much is read at a time.
-struct BufferedTcp {
-    place: String,
-}
-
-impl Service<Uri> for BufferedTcp {
-    type Response = TokioIo<BufReader<TcpStream>>;
-    type Error = std::io::Error;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let place = self.place.clone();
-        Box::pin(async move {
-            let stream = TcpStream::connect(place).await?;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(BufReader::with_capacity(READ_BYTES, stream)))
-        })
     }
 }
 

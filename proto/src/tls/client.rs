@@ -1,34 +1,90 @@
-//! The end that connects: its settings, and why a connection was refused.
+//! The end that connects: its settings, its connections, and why one was refused.
 
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use rustls::{AlertDescription, CertificateError, InvalidMessage};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage};
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::http::Uri;
+use tonic::codegen::{BoxFuture, Service};
 
-use super::{Credentials, TlsError, TlsFiles, day, provider};
+use super::{ALPN, Credentials, READ_BYTES, SEND_BYTES, TlsError, TlsFiles, day, provider};
 
 /// What a client has to prove itself with.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The settings of its connections.
-    pub config: ClientTlsConfig,
+    config: Arc<ClientConfig>,
     /// The day on which its certificate expires.
     pub last_day: String,
+}
+
+/// Makes connections to one server, for an endpoint of tonic. tonic's own would hand on 64 KiB at a time.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    config: Arc<ClientConfig>,
+    /// Host and port.
+    place: String,
 }
 
 impl Client {
     /// Settings of these credentials. An own certificate that is out of date is the other side's to refuse.
     ///
     /// # Errors
-    /// None, by now.
-    pub fn new(_: &TlsFiles, credentials: Credentials) -> Result<Self, TlsError> {
-        // tonic takes the process' provider. One that is installed already stays: the versions are the other side's choice too.
-        let _ = provider().install_default();
-        let Credentials { last_day, pem: [chain, key, ca], .. } = credentials;
-        let config =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).identity(Identity::from_pem(chain, key));
-        Ok(Self { config, last_day })
+    /// If the certificate cannot be used.
+    pub fn new(files: &TlsFiles, credentials: Credentials) -> Result<Self, TlsError> {
+        let Credentials { chain, key, roots, last_day, .. } = credentials;
+        let refused = |source| TlsError::Refused { path: files.certificate.clone(), source };
+        let versions = ClientConfig::builder_with_provider(Arc::new(provider()));
+        let versions = versions.with_protocol_versions(&[&rustls::version::TLS13]).map_err(refused)?;
+        let mut config = versions.with_root_certificates(roots).with_client_auth_cert(chain, key).map_err(refused)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Self { config: Arc::new(config), last_day })
+    }
+
+    /// What connects to the server at `HOST:PORT`.
+    pub fn connector(&self, place: &str) -> Connector {
+        Connector { config: Arc::clone(&self.config), place: place.to_owned() }
+    }
+}
+
+impl Connector {
+    async fn connect(self) -> io::Result<TokioIo<TlsStream<BufReader<TcpStream>>>> {
+        let host = self.place.rsplit_once(':').map_or(self.place.as_str(), |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = ServerName::try_from(host).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let stream = TcpStream::connect(self.place).await?;
+        stream.set_nodelay(true)?;
+        let stream = BufReader::with_capacity(READ_BYTES, stream);
+        let mut stream = TlsConnector::from(self.config).connect(host, stream).await?;
+        let session = stream.get_mut().1;
+        if session.alpn_protocol() != Some(ALPN) {
+            return Err(io::Error::other("expected a server of HTTP/2, found one of something else"));
+        }
+        session.set_buffer_limit(Some(SEND_BYTES));
+        Ok(TokioIo::new(stream))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TlsStream<BufReader<TcpStream>>>;
+    type Error = io::Error;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        Box::pin(self.clone().connect())
     }
 }
 
@@ -82,7 +138,7 @@ impl TlsRefusal {
 
     fn of_cause(cause: &(dyn Error + 'static)) -> Option<Self> {
         // An error of the system's kind does not give what is in it as its source.
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         let tls = inner.and_then(|inner| inner.downcast_ref()).or_else(|| cause.downcast_ref::<rustls::Error>());
         match tls {
             Some(rustls::Error::AlertReceived(alert)) => Self::of_alert(*alert),
