@@ -83,7 +83,7 @@ where
                 Line::LeftOut => return Ok(()),
                 Line::Written { n_left_out: 0 } => {}
                 Line::Written { n_left_out } => {
-                    with_count(n_left_out, |event| self.format.format_event(context, out.by_ref(), event))?
+                    with_count(n_left_out, |event| self.format.format_event(context, out.by_ref(), event))?;
                 }
             }
         }
