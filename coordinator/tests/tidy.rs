@@ -95,12 +95,24 @@ fn crates_depend_only_on_allowed_crates() {
             .collect();
         assert!(found.is_empty(), "{crate_name} depends on {found:?}");
     };
-    check("proto", &["engine", "model", "coordinator", "worker", "burn", "tokio"]);
+    check("proto", &["engine", "model", "coordinator", "worker", "burn"]);
     check("engine", &["proto", "model", "coordinator", "worker", "telar", "tokio", "tonic"]);
     check("model", &["proto", "coordinator", "worker", "telar", "tokio", "tonic"]);
     check("coordinator", &["worker", "telar"]);
     check("worker", &["coordinator", "telar"]);
     check("telar", &["model"]);
+}
+
+/// The goal: what both programs agree on needs no runtime, but where either makes a connection with TLS.
+#[test]
+fn protocol_has_no_io_but_connector() {
+    let source = project().join("proto/src");
+    let connector = source.join("tls/client.rs");
+    let words = ["tokio", "tokio_rustls", "hyper_util"];
+    assert!(!lines_with(&connector, &words).is_empty(), "the connector has moved");
+    let files = sources(&source).into_iter().filter(|path| *path != connector);
+    let found: Vec<String> = files.flat_map(|path| lines_before_tests_with(&path, &words)).collect();
+    assert!(found.is_empty(), "the protocol knows of a runtime:\n{}", found.join("\n"));
 }
 
 /// The goal: the engine trains any network, and knows none.
