@@ -354,12 +354,20 @@ async fn local_worker_uses_slots_for_results_and_updates() {
     let (recipe, mut params) = (recipe(), initial_params(Architecture::Denoising, recipe().seed));
     let mut slots = recipe.optimizer.slots(params.len());
     let rates = recipe.learning_rates(peers::N_TRAIN.into());
-    peer.say(state(0, &params, work(0, &[0, 1, 0], &[]))).await;
+    // One more than there are slots.
+    let shards: Vec<u32> = (0..=limits::RESULT_SLOTS).map(|number| number % 2).collect();
+    peer.say(state(0, &params, work(0, &shards, &[]))).await;
     let alone = gradients_alone(&coordinator.data, &params, 0);
-    let [first, second, third] =
-        [receive_shard(&mut peer).await, receive_shard(&mut peer).await, receive_shard(&mut peer).await];
-    assert_eq!((third.slot, &third.gradient_sum), (None, &values::encode(Encoding::F32, &alone[0])), "no slot is free");
-    assert_eq!([memory.take(&first), memory.take(&second)], alone);
+    let mut results = Vec::new();
+    for _ in &shards {
+        results.push(receive_shard(&mut peer).await);
+    }
+    let last = results.pop().expect("there are more than slots");
+    let of_last = values::encode(Encoding::F32, &alone[last.shard as usize]);
+    assert_eq!((last.slot, &last.gradient_sum), (None, &of_last), "no slot is free");
+    for done in &results {
+        assert_eq!(memory.take(done), alone[done.shard as usize]);
+    }
 
     let update = |step, slot| Update { step, gradient: Bytes::new(), work: Some(work(step, &[0], &[])), slot };
     let slot = memory.updates.write(1, &alone[0]);
