@@ -280,7 +280,7 @@ mod tests {
         String::from_utf8(bytes).expect("text")
     }
 
-    /// The goal: spans and lines that nobody sees cost nothing, such as those of HTTP/2 for each frame.
+    /// The goal: spans and lines of levels that no output has cost nothing, such as those of HTTP/2 for each frame.
     #[test]
     fn levels_beyond_both_filters_are_off() {
         shown(LogFormat::Text, ["warn", "info"], || assert!(enabled!(Level::INFO) && !enabled!(Level::DEBUG)));
@@ -296,14 +296,14 @@ mod tests {
                 for number in 0..1000 {
                     info!(peer = "somebody", number, "joined");
                     refused();
-                    warn!(number, "of nobody");
+                    warn!(number, "without a peer");
                 }
                 // Room for another one, which comes after the count.
                 sleep(Duration::from_millis(200));
                 refused();
             });
             let n_with = |part: &str| text.lines().filter(|line| line.contains(part)).count();
-            assert_eq!([n_with("joined"), n_with("of nobody")], [0, 1000]);
+            assert_eq!([n_with("joined"), n_with("without a peer")], [0, 1000]);
             assert!((100..1000).contains(&n_with("refused")), "{}", n_with("refused"));
             let counted: Vec<&str> = text.lines().filter(|line| line.contains("were left out")).collect();
             let count = counted.last().expect("lines were left out");

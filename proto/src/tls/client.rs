@@ -27,7 +27,7 @@ pub struct Client {
     pub last_day: String,
 }
 
-/// Makes connections to one server, for an endpoint of tonic. tonic's own would hand on 64 KiB at a time.
+/// Makes connections to one server, for an endpoint of tonic. tonic's own connector encrypts 64 KiB at a time.
 #[derive(Clone, Debug)]
 pub struct Connector {
     config: Arc<ClientConfig>,
