@@ -81,8 +81,8 @@ fn init(format: LogFormat, default_level: &str, run_level: Option<&str>) -> LogG
     LogGuard { _thread: thread }
 }
 
-/// What writes events that pass `shown` to `lines`, and those that pass `kept` to the run's log. A layer without a filter would ask
-/// for everything, and have HTTP/2 make spans for each of its frames: 4 % of a step of 1 ms.
+/// The subscriber: events that pass `shown` go to `lines`, and those that pass `kept` to the run's log. A layer without a filter
+/// would ask for everything, and have HTTP/2 make spans for each of its frames: 4 % of a step of 1 ms.
 fn subscriber(
     format: LogFormat,
     lines: NonBlocking,
